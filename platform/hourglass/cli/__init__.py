@@ -1,0 +1,96 @@
+"""The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from hourglass import __version__
+from hourglass.cli import cluster, data, models, runs, serve
+from hourglass.errors import HourglassError
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hourglass {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Distributed autoencoders: Parquet shards in, registered models and scores out."""
+
+
+app = typer.Typer(
+    name="hourglass",
+    callback=options,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (
+    runs.demo,
+    runs.check,
+    runs.train,
+    runs.score,
+    serve.serve,
+    cluster.submit,
+    cluster.render,
+    models.ui,
+    runs.schema,
+):
+    app.command()(command)
+
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "data": ("Look at Parquet shards.", {"inspect": data.inspect, "manifest": data.manifest}),
+    "models": (
+        "The registry.",
+        {
+            "list": models.list_models,
+            "show": models.show,
+            "promote": models.promote,
+            "sync": models.sync,
+        },
+    ),
+    "jobs": (
+        "Jobs on a cluster.",
+        {"list": cluster.list_jobs, "logs": cluster.logs, "stop": cluster.stop_job},
+    ),
+    "cluster": (
+        "A secure Ray head on this machine.",
+        {"start": cluster.start, "stop": cluster.stop, "status": cluster.status},
+    ),
+}
+for group, (about, members) in GROUPS.items():
+    typed = typer.Typer(help=about, no_args_is_help=True)
+    app.add_typer(typed, name=group)
+    for name, member in members.items():
+        typed.command(name)(member)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our own warnings as plain lines; those of libraries about their own future stay silent."""
+    if category is UserWarning:
+        typer.echo(f"warning: {message}", err=True)
+
+
+def main() -> None:
+    """Run the command line: exit 2 on what the user can mend, 1 on failures, 0 otherwise."""
+    warnings.showwarning = _warn
+    try:
+        app()
+    except HourglassError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,5 @@
+"""`python -m hourglass.cli` is `hourglass`."""
+
+from hourglass.cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""Commands on clusters and the jobs they run."""
+
+from typing import Annotated
+
+import typer
+
+from hourglass.cli.arguments import Address, File, JobName, Overrides
+
+
+def start(
+    cpus: Annotated[int | None, typer.Option(min=0, help="Logical CPUs [all].")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs [all].")] = None,
+    port: Annotated[int, typer.Option(help="Port of the head.")] = 6379,
+    dashboard_port: Annotated[int, typer.Option(help="Port of the dashboard and jobs.")] = 8265,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No token; loopback only.")] = False,
+) -> None:
+    """Start a head on loopback, with a token, and say how to use it."""
+    from hourglass.cluster import start
+    from hourglass.settings import Settings
+
+    head = start.start(
+        Settings(),
+        cpus=cpus,
+        gpus=gpus,
+        port=port,
+        dashboard_port=dashboard_port,
+        insecure=insecure,
+    )
+    typer.echo(start.describe(head, Settings()))
+
+
+def stop() -> None:
+    """Stop the head of this project, with its jobs, and nothing else."""
+    from hourglass.cluster import start
+    from hourglass.settings import Settings
+
+    head = start.stop(Settings())
+    typer.echo("no cluster of this project" if head is None else f"stopped {head.dashboard}")
+
+
+def status() -> None:
+    """Say whether the head of this project is up; exit 1 when it is not."""
+    from hourglass.cluster import start
+    from hourglass.settings import Settings
+
+    head = start.find(Settings())
+    if head is None:
+        typer.echo("down: no cluster of this project; `hourglass cluster start` starts one")
+        raise typer.Exit(1)
+    if head.dead:
+        names = ", ".join(sorted({daemon.name for daemon in head.dead}))
+        typer.echo(f"damaged: {names} ended; run `hourglass cluster stop`, then `start`")
+        raise typer.Exit(1)
+    typer.echo(start.describe(head, Settings()))
+
+
+def submit(
+    file: File,
+    address: Address = None,
+    overrides: Overrides = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the name and leave.")] = False,
+    job: Annotated[
+        str | None, typer.Option("--id", metavar="JOB", help="Name; again is the same job.")
+    ] = None,
+) -> None:
+    """Run a job file on a cluster, follow its log and exit with its code."""
+    from hourglass.cluster import submit as jobs
+    from hourglass.settings import Settings
+
+    settings = Settings()
+    plan = jobs.plan(file, overrides or (), settings=settings, job=job)
+    client = jobs.open_client(address, settings)
+    name = jobs.send(client, plan)
+    typer.echo(name)
+    if not no_wait:
+        raise typer.Exit(jobs.follow(client, name))
+
+
+def list_jobs(address: Address = None) -> None:
+    """List the jobs of a cluster, the newest last."""
+    from hourglass.cluster import submit as jobs
+    from hourglass.settings import Settings
+
+    for row in jobs.table(jobs.open_client(address, Settings())):
+        typer.echo(row)
+
+
+def logs(
+    job: JobName,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
+) -> None:
+    """Print the log of a job; with --follow until its end, and exit with its code."""
+    from hourglass.cluster import submit as jobs
+    from hourglass.settings import Settings
+
+    client = jobs.open_client(address, Settings())
+    jobs.info(client, job)
+    if follow:
+        raise typer.Exit(jobs.follow(client, job))
+    typer.echo(client.get_job_logs(job), nl=False)
+
+
+def stop_job(job: JobName, address: Address = None) -> None:
+    """End a job and wait until it has ended."""
+    from hourglass.cluster import submit as jobs
+    from hourglass.settings import Settings
+
+    details = jobs.stop_job(jobs.open_client(address, Settings()), job)
+    typer.echo(f"{job} {details.status.value.lower()}")
+
+
+def render(
+    file: File,
+    overrides: Overrides = None,
+    image: Annotated[str, typer.Option(help="Image of the pods.")] = "hourglass:local",
+    namespace: Annotated[str | None, typer.Option(help="Namespace of the objects.")] = None,
+    memory_gib: Annotated[int, typer.Option(min=1, help="Memory of a worker's pod.")] = 8,
+) -> None:
+    """Print the Kubernetes objects that run a job file with KubeRay."""
+    import math
+
+    import yaml
+
+    from hourglass import spec
+    from hourglass.cluster import render as objects
+
+    job = spec.load(file, overrides or ())
+    workers = job.scale.workers if job.kind == "train" else job.workers
+    cpus = job.scale.cpus_per_worker if job.kind == "train" else 1
+    accelerator = job.scale.accelerator if job.kind == "train" else job.accelerator
+    found = objects.manifests(
+        yaml.safe_dump(spec.dump(job), sort_keys=False),
+        job.name or "job",
+        image=image,
+        workers=1 if workers == "auto" else workers,
+        cpus_per_worker=1 if cpus == "auto" else math.ceil(cpus),
+        gpus_per_worker=1 if accelerator == "gpu" else 0,
+        memory_gib_per_worker=memory_gib,
+        namespace=namespace,
+    )
+    typer.echo(objects.to_yaml(found), nl=False)

@@ -1,0 +1,31 @@
+"""Commands that look at shards."""
+
+from typing import Annotated
+
+import typer
+
+Uris = Annotated[list[str], typer.Argument(metavar="URI...", help="Folder, glob, file or s3://.")]
+
+
+def inspect(uris: Uris) -> None:
+    """Print shards, rows, types and figures of each column."""
+    from hourglass.data.inspect import inspect, lines
+    from hourglass.progress import bar
+
+    with bar("shards") as shown:
+        report = inspect(uris, shown.to)
+    for line in lines(report):
+        typer.echo(line)
+
+
+def manifest(
+    uris: Uris,
+    out: Annotated[str, typer.Option("--out", help="Where to write it.")] = "manifest.json",
+) -> None:
+    """Write a manifest that a job can pin: size, rows and digest of every shard."""
+    from hourglass.data.manifest import save_manifest, scan
+
+    manifest, _ = scan(uris, content=True)
+    save_manifest(out, manifest)
+    size = f"{len(manifest.shards)} shards, {manifest.rows} rows"
+    typer.echo(f"{out}: {size}, digest {manifest.digest[:12]}")

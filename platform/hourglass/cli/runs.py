@@ -1,0 +1,104 @@
+"""Commands on job files: check, schema, train, score, and the demo."""
+
+from typing import Annotated
+
+import typer
+
+from hourglass.cli.arguments import File, Overrides
+
+
+def check(
+    file: File,
+    overrides: Overrides = None,
+) -> None:
+    """Validate a job file and print what it resolves to; reports every mistake at once."""
+    import yaml
+
+    from hourglass.spec import dump, load
+
+    typer.echo(yaml.safe_dump(dump(load(file, overrides or ())), sort_keys=False), nl=False)
+
+
+def schema(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where to.")] = "docs/schema",
+) -> None:
+    """Write the JSON Schemas of job and serve files, for editors to complete and check them."""
+    import json
+    from typing import Any
+
+    from pydantic import TypeAdapter
+
+    from hourglass import spec, storage
+    from hourglass.serving import schemas
+
+    every: dict[str, TypeAdapter[Any]] = {
+        "train": spec.TRAIN,
+        "score": spec.SCORE,
+        "serve": schemas.SERVE,
+    }
+    for name, adapter in every.items():
+        content = json.dumps(adapter.json_schema(by_alias=True), indent=1) + "\n"
+        storage.write(storage.join(folder, f"{name}.json"), content.encode())
+        typer.echo(storage.join(folder, f"{name}.json"))
+
+
+def train(
+    file: File,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the run did before.")] = False,
+) -> None:
+    """Train the model of a job file; the same command again resumes, or finds it finished."""
+    from hourglass.spec import TrainJob, load_kind
+
+    job = load_kind(TrainJob, file, overrides or ())
+    from hourglass import run
+    from hourglass.cluster.connect import connection
+    from hourglass.settings import Settings
+
+    settings = Settings()
+    with connection(settings=settings):
+        trained = run.train(job, settings, fresh)
+    found = trained.outcome
+    if found.already:
+        typer.echo(f"run {job.run_name} was finished before; --fresh trains it anew")
+    for name in ("train_mse", "holdout_mse", "holdout_fvu"):
+        if name in found.manifest.metrics:
+            typer.echo(f"{name:<12} {found.manifest.metrics[name]:.6f}")
+    typer.echo(f"threshold    {found.manifest.calibration.threshold:.6f}")
+    typer.echo(f"artifact     {found.uri} ({found.digest[:12]})")
+    if trained.record is not None:
+        typer.echo(f"tracking     {trained.record.note}")
+        if trained.record.version is not None:
+            typer.echo(f"registered   {job.track.register_as} version {trained.record.version}")
+
+
+def score(
+    file: File,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what the output holds.")] = False,
+) -> None:
+    """Write codes, hashes and anomaly scores of every row; the same command again finishes it."""
+    from hourglass.spec import ScoreJob, load_kind
+
+    job = load_kind(ScoreJob, file, overrides or ())
+    from hourglass import run
+    from hourglass.cluster.connect import connection
+    from hourglass.settings import Settings
+
+    settings = Settings()
+    with connection(settings=settings):
+        model, done = run.score(job, settings, fresh)
+    share = done.anomalies / max(1, done.rows)
+    typer.echo(f"model        {model.name} {model.version or ''} ({model.digest[:12]})")
+    typer.echo(f"rows         {done.rows} scored, {done.dropped} dropped")
+    typer.echo(f"anomalies    {done.anomalies} ({share:.2%}) above {done.threshold:.6f}")
+    typer.echo(f"mse          {done.mse:.6f} in model space, {done.range_mse:.6f} in range space")
+    typer.echo(f"output       {done.uri}: {done.parts} parts, {done.written} written now")
+
+
+def demo() -> None:
+    """Go the whole way on real data: shards, two workers, registry, scores, endpoints."""
+    from hourglass.demo import demo as show
+    from hourglass.settings import Settings
+
+    show(Settings())

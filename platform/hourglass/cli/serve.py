@@ -1,0 +1,44 @@
+"""The command that starts the endpoints."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from hourglass.cli.arguments import File, Overrides
+
+if TYPE_CHECKING:
+    from hourglass.settings import Settings
+
+
+def serve(
+    file: File,
+    overrides: Overrides = None,
+) -> None:
+    """Start the endpoints of a serve file; runs until Ctrl-C."""
+    from hourglass.serving import auth, schemas
+    from hourglass.settings import Settings
+
+    settings = Settings()
+    spec = schemas.load(file, overrides or ())
+    token = _serve_token(settings)
+    auth.read_token(settings)
+    from hourglass.cluster.connect import connection
+    from hourglass.serving import run
+
+    with connection(settings=settings), run.deployed(spec, settings) as url:
+        names = ", ".join(model.name for model in spec.spec.models)
+        typer.echo(f"endpoints  {url}/models/NAME/encode|hash|anomaly|reconstruct ({names})")
+        typer.echo(f"docs       {url}/docs")
+        typer.echo(f"token      {token}")
+        run.until_stopped(lambda: typer.echo("ready; Ctrl-C stops"))
+
+
+def _serve_token(settings: "Settings") -> str:
+    """Where the endpoints' token is; made there first when it is ours to make."""
+    from hourglass.cluster import tokens
+
+    if settings.serve_token is not None:
+        return "in HOURGLASS_SERVE_TOKEN"
+    path = settings.root / tokens.SERVE_TOKEN
+    tokens.ensure_token(path)
+    return f"in {path}"

@@ -1,0 +1,122 @@
+"""Who answers at an address, and does it take our token? Asked here, for Ray retries for long."""
+
+import importlib
+import json
+import logging
+import os
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hourglass.cluster import tokens
+from hourglass.errors import ClusterError
+
+REACH_S = 3.0
+ANSWER_S = 8.0
+LOOPBACK = "127.0.0.1"
+
+
+def is_loopback(address: str) -> bool:
+    """True when `address` (with or without a scheme) is on this machine's loopback."""
+    host = urlsplit(address if "://" in address else f"//{address}").hostname
+    return host in (LOOPBACK, "localhost", "::1")
+
+
+def check_head(address: str) -> None:
+    """Raise ClusterError unless a Ray head at `address` (`host:port`) takes our token."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ClusterError(
+            f"address {address}: expected host:port of a Ray head (port 6379 by default); to reach "
+            "a cluster through its http(s):// dashboard use `hourglass submit FILE --address URL`"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"address {address}: nobody answers ({error.strerror or error}); is the cluster up "
+            "(`hourglass cluster status`) and the port open to this machine? To run on this "
+            "machine, unset HOURGLASS_ADDRESS and RAY_ADDRESS"
+        ) from None
+    _refuse(address, _greet(address), "a Ray head (port 6379 by default, not the dashboard's)")
+
+
+def check_dashboard(url: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise ClusterError unless a Ray dashboard at `url` takes the token that `environ` names."""
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ClusterError(
+            f"address {url}: expected the http(s):// URL of a Ray dashboard, such as "
+            "http://127.0.0.1:8265"
+        )
+    _refuse(url, _version(url, environ), "a Ray dashboard (port 8265 by default)")
+
+
+def _refuse(address: str, answer: str, wanted: str) -> None:
+    """Raise ClusterError for every answer but `ok`."""
+    if answer == "refused":
+        raise ClusterError(
+            f"address {address}: the cluster refused {_token_source()}; put the cluster's own "
+            "token there (mode 0600)"
+        )
+    if answer != "ok":
+        raise ClusterError(
+            f"address {address}: {answer}; expected {wanted}; is the cluster up, and its port open "
+            "to this machine?"
+        )
+
+
+def _greet(address: str) -> str:
+    """`ok`, `refused` or what was found at `address` when greeted as a Ray head."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    from ray.exceptions import AuthenticationError
+
+    answer = ["something listens, but does not answer as a Ray head"]
+
+    def ask() -> None:
+        try:
+            raylet.GcsClient(address=address)
+            answer[0] = "ok"
+        except AuthenticationError:
+            answer[0] = "refused"
+        except Exception as error:  # Ray's RPC errors share no base; all of them mean no answer
+            logging.getLogger(__name__).debug("%s: %s", address, error)
+
+    # Ray gives up after 40 s only; nobody waits for this thread at exit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return answer[0]
+
+
+def _version(url: str, environ: Mapping[str, str]) -> str:
+    """`ok`, `refused` or what was found at `url` when asked for Ray's version."""
+    request = urllib.request.Request(f"{url.rstrip('/')}/api/version", headers=_headers(environ))
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+            return "ok" if "ray_version" in json.loads(response.read(65536)) else "not a dashboard"
+    except urllib.error.HTTPError as error:
+        return "refused" if error.code in (401, 403) else f"HTTP status {error.code}"
+    except (OSError, ValueError) as error:
+        return f"nobody answers ({getattr(error, 'reason', error)})"
+
+
+def _headers(environ: Mapping[str, str]) -> dict[str, str]:
+    """The header that carries our token, if there is one."""
+    token, path = environ.get("RAY_AUTH_TOKEN"), environ.get("RAY_AUTH_TOKEN_PATH")
+    if environ.get("RAY_AUTH_MODE") != "token" or not (token or path):
+        return {}
+    return {"Authorization": f"Bearer {token or tokens.read_token(Path(str(path)))}"}
+
+
+def _token_source() -> str:
+    """Where this process takes Ray's token from, in words."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return "us, because RAY_AUTH_MODE=disabled sends no token: unset it"
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "the token in RAY_AUTH_TOKEN"
+    return f"the token in {os.environ.get('RAY_AUTH_TOKEN_PATH')}"

@@ -1,0 +1,258 @@
+"""A Ray head on this machine for submitted jobs: on loopback, with a token, ended by its pids."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+from pydantic import ValidationError
+
+from hourglass import storage
+from hourglass.cluster import tokens
+from hourglass.cluster.connect import ray_environment, temp_dir
+from hourglass.cluster.probe import LOOPBACK, check_dashboard
+from hourglass.errors import ClusterError
+from hourglass.settings import Settings
+from hourglass.strict import Strict
+
+START_S = 120.0
+STOP_S = 5.0
+_WORKER_PORTS = range(10002, 20000)  # Ray hands these out to workers
+
+
+class Daemon(Strict):
+    """One process of the head; its start time tells it from a later process with the same pid."""
+
+    pid: int
+    started: float
+    name: str
+
+
+class Head(Strict):
+    """A head started by us, as recorded in `<home>/cluster.json`."""
+
+    address: str
+    dashboard: str
+    secure: bool
+    daemons: tuple[Daemon, ...]
+
+    @property
+    def dead(self) -> tuple[Daemon, ...]:
+        """The daemons that no longer run."""
+        return tuple(daemon for daemon in self.daemons if _process(daemon) is None)
+
+
+def start(
+    settings: Settings,
+    *,
+    cpus: int | None = None,
+    gpus: int | None = None,
+    port: int = 6379,
+    dashboard_port: int = 8265,
+    insecure: bool = False,
+) -> Head:
+    """Start a head on this machine and wait until it takes jobs.
+
+    Raises ClusterError when it would run open without `insecure`, when one is up already, when a
+    port is taken, or when Ray does not start.
+    """
+    known = find(settings)
+    if known is not None and len(known.dead) < len(known.daemons):
+        raise ClusterError(
+            f"a cluster of {settings.root} is up already at {known.dashboard}; "
+            "end it with `hourglass cluster stop` first"
+        )
+    _check_port("--port", port)
+    _check_port("--dashboard-port", dashboard_port)
+    environment = _environment(settings, insecure)
+    tokens.private_folder(settings.root)
+    folder = temp_dir(settings)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head"]
+    command += [f"--node-ip-address={LOOPBACK}", f"--port={port}", f"--temp-dir={folder}"]
+    command += [f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
+    command += ["--include-dashboard=true", "--disable-usage-stats"]
+    # Ray's fixed defaults for these two would stop a second head on this machine.
+    command += [f"--ray-client-server-port={_free_port()}"]
+    command += [f"--dashboard-agent-listen-port={_free_port()}"]
+    command += [f"--num-cpus={cpus}"] if cpus is not None else []
+    command += [f"--num-gpus={gpus}"] if gpus is not None else []
+    daemons = _launch(command, environment, folder.parent / "start.log")
+    head = Head(
+        address=f"{LOOPBACK}:{port}",
+        dashboard=f"http://{LOOPBACK}:{dashboard_port}",
+        secure=not insecure,
+        daemons=daemons,
+    )
+    storage.write(str(_record(settings)), head.model_dump_json(indent=1).encode())
+    _record(settings).chmod(0o600)  # `stop` ends the processes that it names
+    try:
+        _await_dashboard(head, environment, folder)
+    except BaseException:
+        stop(settings)
+        raise
+    return head
+
+
+def stop(settings: Settings) -> Head | None:
+    """End the recorded head with all it started, and nothing else; None when there is none."""
+    head = find(settings)
+    if head is None:
+        return None
+    roots = [process for daemon in head.daemons if (process := _process(daemon))]
+    family = set(roots)
+    for process in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family.update(process.children(recursive=True))
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=STOP_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_S)
+    _record(settings).unlink(missing_ok=True)
+    return head
+
+
+def find(settings: Settings) -> Head | None:
+    """The head recorded in the project folder, running or not. Raises ClusterError."""
+    try:
+        return Head.model_validate_json(_record(settings).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise ClusterError(
+            f"{_record(settings)}: not a record of a cluster ({str(error).splitlines()[0]}); "
+            "end the head's processes by hand and remove the file"
+        ) from None
+
+
+def describe(head: Head, settings: Settings) -> str:
+    """How to use a head that is up."""
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(settings.root / tokens.RAY_TOKEN)
+    safety = f"token in {token}" if head.secure else "OPEN: every user of this machine can use it"
+    return "\n".join(
+        [
+            f"up: dashboard {head.dashboard}, head {head.address}, loopback only",
+            safety,
+            f"submit: hourglass submit FILE --address {head.dashboard}",
+            "stop:   hourglass cluster stop",
+        ]
+    )
+
+
+def _record(settings: Settings) -> Path:
+    return settings.root / "cluster.json"
+
+
+def _environment(settings: Settings, insecure: bool) -> dict[str, str]:
+    """The head's environment, which its jobs inherit. Raises ClusterError when it would be open."""
+    environment = {**os.environ, **ray_environment(settings, None, insecure=insecure)}
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "HOURGLASS_ADDRESS"):
+        environment.pop(name, None)
+    # A job starts in a folder of its own with the head's PATH: it must find this `hourglass` and
+    # this project folder.
+    binaries = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
+    environment["HOURGLASS_HOME"] = str(settings.root)
+    return environment
+
+
+def _launch(command: list[str], environment: dict[str, str], log: Path) -> tuple[Daemon, ...]:
+    """Run `ray start` in a session of its own; the daemons it left there. Raises ClusterError."""
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=log.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(timeout=START_S)
+        except subprocess.TimeoutExpired:
+            status = -1
+    members = _session(process.pid)
+    if status != 0:
+        for member in members:
+            member.kill()
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1].strip() if lines else "no output"
+        raise ClusterError(f"Ray did not start: {last}; the rest is in {log}")
+    ids = {member.pid for member in members}
+    roots = [member for member in members if member.ppid() not in ids]
+    return tuple(
+        Daemon(pid=root.pid, started=root.create_time(), name=root.name()) for root in roots
+    )
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    """The processes of the session that `leader` opened."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == leader:
+                members.append(process)
+    return members
+
+
+def _process(daemon: Daemon) -> psutil.Process | None:
+    """The running process of `daemon`, or None."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(daemon.pid)
+        if (
+            abs(process.create_time() - daemon.started) < 0.1
+            and process.status() != psutil.STATUS_ZOMBIE
+        ):
+            return process
+    return None
+
+
+def _await_dashboard(head: Head, environment: dict[str, str], folder: Path) -> None:
+    """Wait until the dashboard answers. Raises ClusterError."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return check_dashboard(head.dashboard, environment)
+        except ClusterError as error:
+            if time.monotonic() > deadline or head.dead:
+                raise ClusterError(
+                    f"the head did not come up ({error}); its logs are in "
+                    f"{folder}/session_latest/logs"
+                ) from None
+        time.sleep(0.3)
+
+
+def _check_port(option: str, port: int) -> None:
+    """Raise ClusterError unless `port` can be had."""
+    if not 1024 <= port <= 65535 or port in _WORKER_PORTS:
+        raise ClusterError(
+            f"{option} {port}: allowed are 1024 to 10001 and 20000 to 65535 "
+            "(Ray keeps 10002 to 19999 for its workers)"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ClusterError(
+                f"{option} {port}: taken by another process ({error.strerror}); "
+                f"choose another one with {option}"
+            ) from None
+
+
+def _free_port() -> int:
+    """A port that is free on loopback now, outside the workers' range."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _WORKER_PORTS:
+            return port

@@ -1,0 +1,268 @@
+"""Job files sent to a cluster through Ray Jobs: a YAML goes, its logs and exit code come back."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from hourglass import spec
+from hourglass.cluster import start
+from hourglass.cluster.connect import ray_environment, refresh_ray
+from hourglass.cluster.probe import check_dashboard, is_loopback
+from hourglass.errors import ClusterError, nearest
+from hourglass.settings import Settings
+
+DETACHED = 130
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+_PATHS = ("uri", "manifest", "output", "model")
+"""Fields of a score job that may hold a local path."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that travels to the cluster: a command, the job.yaml it finds, and plain variables."""
+
+    job: str
+    command: str
+    content: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """What makes two plans the same."""
+        whole = json.dumps([self.command, self.content, self.environment], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def plan(
+    file: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    settings: Settings,
+    job: str | None = None,
+) -> Plan:
+    """What to send for a job file, checked with its overrides. Raises SpecError, ClusterError."""
+    loaded = spec.load(file, overrides)
+    name = job or f"{loaded.kind}-{secrets.token_hex(4)}"
+    if not _NAME.fullmatch(name):
+        raise ClusterError(
+            f"--id {name}: allowed are up to 64 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    content = yaml.safe_dump(_rooted(spec.dump(loaded)), sort_keys=False)
+    return Plan(name, f"hourglass {loaded.kind} job.yaml", content, job_environment(settings))
+
+
+def _rooted(job: dict[str, Any]) -> dict[str, Any]:
+    """The job with its local paths made absolute: on the cluster it runs in another folder."""
+    for section, names in ((job.get("data", {}), _PATHS[:2]), (job, _PATHS)):
+        for name in names:
+            if isinstance(section.get(name), str | list):
+                section[name] = _absolute(section[name])
+    return job
+
+
+def _absolute(uri: Any) -> Any:
+    if isinstance(uri, list):
+        return [_absolute(each) for each in uri]
+    return uri if ":" in uri else os.path.abspath(uri)
+
+
+def send(client: Any, plan: Plan) -> str:
+    """Start the job, unless the same plan is there already; its name. Raises ClusterError."""
+    with tempfile.TemporaryDirectory(prefix="hourglass-") as folder:
+        Path(folder, "job.yaml").write_text(plan.content)
+        try:
+            client.submit_job(
+                entrypoint=plan.command,
+                submission_id=plan.job,
+                runtime_env={"working_dir": folder, "env_vars": plan.environment},
+                metadata={"hourglass_sha256": plan.digest},
+            )
+            return plan.job
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise ClusterError(f"job {plan.job} was not taken: {_sentence(error)}") from error
+    if (info(client, plan.job).metadata or {}).get("hourglass_sha256") != plan.digest:
+        raise ClusterError(f"--id {plan.job}: another job has this name; choose another one")
+    return plan.job
+
+
+def job_environment(settings: Settings) -> dict[str, str]:
+    """What a job must know of this machine's settings; never a secret, for Ray shows it to all.
+
+    Raises ClusterError when the MLflow URI holds a password.
+    """
+    given = settings.model_fields_set
+    environment = {}
+    if "home" in given:
+        environment["HOURGLASS_HOME"] = str(settings.root)
+    if settings.runs is not None:
+        environment["HOURGLASS_RUNS"] = settings.runs_uri
+    if settings.tracking_uri is not None:
+        if urlsplit(settings.tracking_uri).password:
+            raise ClusterError(
+                "MLFLOW_TRACKING_URI holds a password, and Ray shows the environment of jobs to "
+                "all who see the dashboard; set it where the cluster starts, and unset it here"
+            )
+        environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
+    return environment
+
+
+def open_client(address: str | None, settings: Settings) -> Any:
+    """A client of `address`, else HOURGLASS_ADDRESS, else the local head. Raises ClusterError."""
+    url = (address or _default_address(settings)).rstrip("/")
+    os.environ.update(ray_environment(settings, url))
+    refresh_ray()
+    check_dashboard(url)
+    if urlsplit(url).scheme == "http" and not is_loopback(url):
+        print(
+            f"warning: the token travels to {urlsplit(url).hostname} unencrypted; "
+            "use https:// or a port-forward",
+            file=sys.stderr,
+        )
+    # Ray lets its own variables win over the address it is given.
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return JobSubmissionClient(url)
+
+
+def follow(client: Any, job: str) -> int:
+    """Print the job's log until it ends; its exit code. Ctrl-C detaches and leaves it running."""
+    try:
+        asyncio.run(_print_log(client, job))
+        details = _await_end(client, job)
+    except KeyboardInterrupt:
+        where = f"{shlex.quote(job)} --address {client.get_address()}"
+        print(
+            f"\ndetached: job {job} goes on; follow it with `hourglass jobs logs --follow {where}`,"
+            f" end it with `hourglass jobs stop {where}`",
+            file=sys.stderr,
+        )
+        return DETACHED
+    if details.status != "SUCCEEDED":
+        # Ray's message repeats the log, which has just been printed.
+        reason = (details.message or "").split(", last available logs", 1)[0].strip()
+        print(f"job {job} {str(details.status.value).lower()}: {reason}", file=sys.stderr)
+    return exit_code(details)
+
+
+def exit_code(details: Any) -> int:
+    """0 for a job that succeeded, else the code of its process as a shell tells it, else 1."""
+    if details.status == "SUCCEEDED":
+        return 0
+    code = details.driver_exit_code or 1
+    return 128 - code if code < 0 else int(code)
+
+
+def info(client: Any, job: str) -> Any:
+    """Ray's details of one job. Raises ClusterError for a name that is not there."""
+    try:
+        return client.get_job_info(job)
+    except OSError as error:
+        raise ClusterError(
+            f"job {job}: the cluster at {client.get_address()} does not answer any more"
+        ) from error
+    except RuntimeError as error:
+        if "does not exist" not in str(error):
+            raise ClusterError(f"job {job}: {_sentence(error)}") from error
+        names = [str(details.submission_id) for details in jobs(client)]
+        raise ClusterError(
+            f"job {job}: not on this cluster{nearest(job, names)}; "
+            "`hourglass jobs list` shows those that are"
+        ) from None
+
+
+def jobs(client: Any) -> list[Any]:
+    """Submitted jobs, the newest last."""
+    found = [details for details in client.list_jobs() if details.submission_id]
+    return sorted(found, key=lambda details: details.start_time or 0)
+
+
+def table(client: Any) -> list[str]:
+    """A line for each job: name, status, exit code, start and command."""
+    rows = [("JOB", "STATUS", "EXIT", "STARTED", "COMMAND")]
+    for details in jobs(client):
+        status = str(details.status.value).lower()
+        code = str(exit_code(details)) if details.status in _ENDED else "-"
+        when = datetime.fromtimestamp((details.start_time or 0) / 1000).strftime("%Y-%m-%d %H:%M")
+        rows.append((details.submission_id, status, code, when, details.entrypoint))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
+
+
+def stop_job(client: Any, job: str) -> Any:
+    """End a job and wait for its end; its details. Raises ClusterError."""
+    if info(client, job).status not in _ENDED:
+        client.stop_job(job)
+    return _await_end(client, job)
+
+
+async def _print_log(client: Any, job: str) -> None:
+    """Print each line of the job's log once, over as many connections as it takes."""
+    from aiohttp import ClientError
+
+    printed = 0
+    while True:
+        seen = 0
+        try:
+            async for chunk in client.tail_job_logs(job):
+                fresh = chunk[max(0, printed - seen) :]
+                seen += len(chunk)
+                printed = max(printed, seen)
+                print(fresh, end="", flush=True)
+            return
+        except (RuntimeError, OSError, ClientError):
+            if info(client, job).status in _ENDED:
+                return
+            await asyncio.sleep(1.0)
+
+
+def _await_end(client: Any, job: str) -> Any:
+    """The details of the job once it has ended."""
+    while (details := info(client, job)).status not in _ENDED:
+        time.sleep(0.3)
+    return details
+
+
+def _default_address(settings: Settings) -> str:
+    """The cluster to talk to when none is given. Raises ClusterError when there is none."""
+    if settings.address is not None:
+        return settings.address
+    head = start.find(settings)
+    if head is None:
+        raise ClusterError(
+            "no cluster given: say --address URL, set HOURGLASS_ADDRESS, "
+            "or start one on this machine with `hourglass cluster start`"
+        )
+    return head.dashboard
+
+
+def _sentence(error: Exception) -> str:
+    """The line of Ray's answer that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Shards: listing, verifying, planning, reading and measuring them."""

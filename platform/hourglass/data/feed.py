@@ -1,0 +1,199 @@
+"""Feeds: what the training loop draws batches from, one worker's part of each planned step.
+
+Shapes: B rows of this worker, C columns.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hourglass.data import plan
+from hourglass.data.plan import GroupCount, Slice
+from hourglass.errors import DataError
+
+Features = NDArray[Any]
+HOLDOUT_ROWS = 1024
+
+
+class Batch(NamedTuple):
+    """This worker's rows (B, C) of one step, and the rows of that step on all workers together."""
+
+    rows: Features
+    total: int
+
+
+class Feed(Protocol):
+    """A planned source of batches: the same arguments give the same rows, always."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch."""
+        ...
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of `epoch` from `first_step` on."""
+        ...
+
+    def holdout(self) -> Iterator[Features]:
+        """This worker's share of the held-out rows."""
+        ...
+
+
+class MemoryFeed:
+    """All rows in memory; each epoch is an exact permutation of all training rows."""
+
+    def __init__(
+        self,
+        features: Features,
+        held: NDArray[np.bool_],
+        *,
+        batch_rows: int,
+        seed: int,
+        worker: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self._rows = features[~held] if held.any() else features
+        self._held = features[held]
+        self._batch_rows, self._seed = batch_rows, seed
+        self._worker, self._workers = worker, workers
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch."""
+        return -(-len(self._rows) // self._batch_rows)
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of `epoch` from `first_step` on."""
+        batches = plan.memory_batches(len(self._rows), self._batch_rows, self._seed, epoch)
+        for batch in batches[first_step:]:
+            mine = plan.share_of(batch, self._worker, self._workers)
+            yield Batch(self._rows[mine], len(batch))
+
+    def holdout(self) -> Iterator[Features]:
+        """This worker's share of the held-out rows."""
+        cuts = plan.bounds(len(self._held), self._workers)
+        for start in range(cuts[self._worker], cuts[self._worker + 1], HOLDOUT_ROWS):
+            yield self._held[start : min(start + HOLDOUT_ROWS, cuts[self._worker + 1])]
+
+
+class StreamFeed:
+    """Row groups permuted and dealt to workers, then shuffled exactly inside windows of rows.
+
+    `read` streams the features of slices in order; it is Ray Data's part, given by the worker.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[GroupCount],
+        read: Callable[[Sequence[Slice]], Iterator[Features]],
+        *,
+        columns: int,
+        batch_rows: int,
+        seed: int,
+        window_rows: int,
+        epochs: int = 1,
+        keep_bytes: int = 0,
+        worker: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self._counts, self._read = counts, read
+        self._epochs, self._keep_bytes = epochs, keep_bytes
+        self._kept: list[Features] | None = None
+        self._opener = ThreadPoolExecutor(1, "hourglass-feed")
+        self._opened: dict[int, Future[Iterator[Features]]] = {}
+        self._columns, self._seed, self._window = columns, seed, window_rows
+        self._worker, self._workers = worker, workers
+        self._batch_rows = batch_rows
+        rows = sum(count.train for count in counts)
+        self._step_rows = plan.stream_step_rows(rows, batch_rows, workers)
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch."""
+        return len(self._step_rows)
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of `epoch` from `first_step` on; windows before it are not read again."""
+        taken = sum(step[self._worker] for step in self._step_rows[:first_step])
+        window = taken // self._window
+        stream = _Rows(self._shuffled(epoch, window), self._columns)
+        stream.take(taken - window * self._window)
+        for step in self._step_rows[first_step:]:
+            yield Batch(stream.take(step[self._worker]), sum(step))
+
+    def holdout(self) -> Iterator[Features]:
+        """This worker's share of the held-out rows; kept from the first time if `keep_bytes` allow.
+
+        Held-out rows lie in every row group, so reading them again means decoding everything again.
+        """
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Features] = []
+        size = 0
+        for features in self._read_holdout():
+            size += features.nbytes
+            if size <= self._keep_bytes:
+                kept.append(features.copy())
+            yield features
+        self._kept = kept if size <= self._keep_bytes else None
+
+    def _read_holdout(self) -> Iterator[Features]:
+        cuts = plan.bounds(sum(count.holdout for count in self._counts), self._workers)
+        slices = plan.stream_slices(self._counts, "holdout", cuts)[self._worker]
+        for features in self._read(slices):
+            for start in range(0, len(features), HOLDOUT_ROWS):
+                yield features[start : start + HOLDOUT_ROWS]
+
+    def _mine(self, epoch: int) -> list[Slice]:
+        dealt = plan.epoch_slices(self._counts, self._seed, epoch, self._batch_rows, self._workers)
+        return dealt[self._worker]
+
+    def _shuffled(self, epoch: int, window: int) -> Iterator[Features]:
+        slices = plan.skip_rows(self._mine(epoch), window * self._window)
+        opened = self._opened.pop(epoch, None) if window == 0 else None
+        stream = _Rows(opened.result() if opened else self._read(slices), self._columns)
+        left = sum(part.stop - part.start for part in slices)
+        while left:
+            rows = stream.take(min(self._window, left))
+            left -= len(rows)
+            if not left and epoch + 1 < self._epochs:
+                self._opened = {epoch + 1: self._opener.submit(self._open, epoch + 1)}
+            yield rows[plan.permutation(len(rows), self._seed, epoch, self._worker, window)]
+            window += 1
+
+    def _open(self, epoch: int) -> Iterator[Features]:
+        """The stream of an epoch with its first rows read, while the epoch before is computed."""
+        stream = self._read(self._mine(epoch))
+        first = next(stream, None)
+        return chain([] if first is None else [first], stream)
+
+
+class _Rows:
+    """Takes exactly as many rows as asked from a stream of arrays of any length."""
+
+    def __init__(self, arrays: Iterator[Features], columns: int) -> None:
+        self._arrays = arrays
+        self._current: Features = np.empty((0, columns))
+
+    def take(self, rows: int) -> Features:
+        """The next `rows` rows, in order. Raises DataError when the stream ends before."""
+        parts: list[Features] = []
+        while rows:
+            if not len(self._current):
+                following = next(self._arrays, None)
+                if following is None:
+                    raise DataError(
+                        f"the shards changed while they were read: {rows} rows are missing"
+                    )
+                self._current = following
+            parts.append(self._current[:rows])
+            self._current = self._current[len(parts[-1]) :]
+            rows -= len(parts[-1])
+        if not parts:
+            return self._current[:0]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,276 @@
+"""Shards as Ray Data streams: one read task for a run of row groups, one table row for a chunk.
+
+A chunk travels as bytes of one contiguous matrix, viewed on both sides without a copy.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from hourglass.data import plan
+from hourglass.data.decode import read_chunks
+from hourglass.data.footer import first_line
+from hourglass.data.manifest import Manifest, Shard
+from hourglass.data.plan import GroupCount, Slice
+from hourglass.data.schema import FeatureSchema, Missing
+from hourglass.data.stats import Stats, measure, merge_all
+from hourglass.errors import DataError
+
+TASK_BYTES = 8 * 2**20
+"""Decoded features of one read task: small row groups are read together."""
+
+READ_CPUS = 0.5
+_TRACEBACKS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+"""Loggers that print every error of a task, with all of Ray's frames, before it is raised."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows are read: which shards, which features, what becomes of missing cells."""
+
+    shards: tuple[Shard, ...]
+    schema: FeatureSchema
+    missing: Missing
+    holdout: float
+
+    def chunks(
+        self, shard: int, group: int
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[np.bool_], int]]:
+        """Start, whole rows' features, their holdout mask and the count of dropped rows."""
+        source = self.shards[shard]
+        footer = source.digest if source.digest.startswith("footer-") else None
+        for chunk in read_chunks(source.path, group, self.schema, self.missing, digest=footer):
+            rows = len(chunk.whole)
+            held = plan.holdout_mask(source.name, group, chunk.start, rows, self.holdout)
+            if chunk.whole.all():
+                yield chunk.start, chunk.features, held, 0
+            else:
+                kept = chunk.features[chunk.whole]
+                yield chunk.start, kept, held[chunk.whole], rows - len(kept)
+
+    def read_slice(self, part: Slice) -> Iterator[NDArray[Any]]:
+        """The features of one slice, chunk by chunk."""
+        offset = 0
+        for _, features, held, _ in self.chunks(part.shard, part.group):
+            mask = held if part.split == "holdout" else ~held
+            chosen = features if mask.all() else features[mask]
+            low, high = max(part.start - offset, 0), min(part.stop - offset, len(chosen))
+            if low < high:
+                yield chosen[low:high]
+            offset += len(chosen)
+            if offset >= part.stop:
+                return
+
+
+def groups(shards: Sequence[Shard]) -> list[tuple[int, int]]:
+    """(shard, row group) of every row group that has rows, in order."""
+    return [(s, g) for s, shard in enumerate(shards) for g, rows in enumerate(shard.rows) if rows]
+
+
+class TaskSource(Datasource):  # type: ignore[misc]
+    """Read tasks that yield tables: `read(items)` for each of `tasks`, in that order."""
+
+    def __init__(
+        self, tasks: Sequence[Sequence[Any]], read: Callable[[Sequence[Any]], Iterable[pa.Table]]
+    ):
+        super().__init__()
+        self._tasks, self._read = tasks, read
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One Ray Data read task for each run of items."""
+        meta = BlockMetadata(
+            num_rows=None, size_bytes=TASK_BYTES, input_files=None, exec_stats=None
+        )
+        return [ReadTask(_Call(self._read, items), meta) for items in self._tasks]
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes in memory, as far as known."""
+        return TASK_BYTES * len(self._tasks)
+
+
+@dataclass(frozen=True)
+class _Call:
+    read: Callable[[Sequence[Any]], Iterable[pa.Table]]
+    items: Sequence[Any]
+
+    def __call__(self) -> Iterable[pa.Table]:
+        return self.read(self.items)
+
+
+def stream(
+    tasks: Sequence[Sequence[Any]],
+    read: Callable[[Sequence[Any]], Iterable[pa.Table]],
+    cpus: float = READ_CPUS,
+) -> "ray.data.Dataset":
+    """A Ray Data dataset of the tasks' tables, in the order of the tasks."""
+    for name in _TRACEBACKS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    dataset = ray.data.read_datasource(
+        TaskSource(tasks, read), override_num_blocks=len(tasks), num_cpus=cpus
+    )
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+def pack(items: Sequence[Any], size: Callable[[Any], int]) -> list[list[Any]]:
+    """Runs of consecutive items of about TASK_BYTES each."""
+    runs: list[list[Any]] = []
+    filled = TASK_BYTES
+    for item in items:
+        if filled >= TASK_BYTES:
+            runs.append([])
+            filled = 0
+        runs[-1].append(item)
+        filled += size(item)
+    return runs
+
+
+@dataclass(frozen=True)
+class Census:
+    """Every row accounted for: figures of the training rows, and counts for each row group."""
+
+    stats: Stats
+    counts: tuple[GroupCount, ...]
+
+    def rows(self, split: plan.Split) -> int:
+        """Rows of one split."""
+        return sum(count.of(split) for count in self.counts)
+
+    @property
+    def dropped(self) -> int:
+        """Rows dropped for missing cells."""
+        return sum(count.dropped for count in self.counts)
+
+
+def load(rows: Rows, keep_features: bool) -> tuple[Census, list[Any]]:
+    """One distributed pass over all rows: the census, and with `keep_features` the chunks as refs.
+
+    Raises DataError with the file, row group and column of the first damaged or missing cell.
+    """
+    items = groups(rows.shards)
+    tasks = pack(items, lambda item: rows.shards[item[0]].rows[item[1]] * rows.schema.row_bytes)
+    if not tasks:
+        raise DataError("no rows: every shard is empty")
+    dataset = stream(tasks, _ReadAll(rows, keep_features), cpus=1.0)
+    with _plain_errors():
+        dataset = dataset.materialize()
+        figures = dataset.drop_columns(["features", "held"]).take_all()
+    refs = list(dataset.to_arrow_refs()) if keep_features else []
+    return _census(figures), refs
+
+
+@dataclass(frozen=True)
+class _ReadAll:
+    rows: Rows
+    keep_features: bool
+
+    def __call__(self, items: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
+        for shard, group in items:
+            for _, features, held, dropped in self.rows.chunks(shard, group):
+                stats = measure(features[~held] if held.any() else features)
+                content = features if self.keep_features else features[:0]
+                mask = held if self.keep_features else held[:0]
+                yield pa.table(
+                    {
+                        "features": _cell(content),
+                        "held": _cell(mask),
+                        "shard": [shard],
+                        "group": [group],
+                        "train": [int((~held).sum())],
+                        "holdout": [int(held.sum())],
+                        "dropped": [dropped],
+                        **{
+                            name: pa.array([value.tobytes()], pa.binary())
+                            for name, value in stats.arrays().items()
+                        },
+                    }
+                )
+
+
+def _cell(array: NDArray[Any]) -> pa.Array:
+    """The bytes of `array` as one table cell."""
+    whole = np.ascontiguousarray(array)
+    offsets = pa.py_buffer(np.array([0, whole.nbytes], dtype=np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(whole)])
+
+
+def _census(figures: list[dict[str, Any]]) -> Census:
+    parts = [
+        Stats(**{name: np.frombuffer(row[name]) for name in Stats.__dataclass_fields__})
+        for row in figures
+    ]
+    totals: dict[tuple[int, int], list[int]] = {}
+    for row in figures:
+        total = totals.setdefault((row["shard"], row["group"]), [0, 0, 0])
+        for index, name in enumerate(("train", "holdout", "dropped")):
+            total[index] += row[name]
+    counts = tuple(GroupCount(shard, group, *total) for (shard, group), total in totals.items())
+    return Census(merge_all(parts), counts)
+
+
+def fetch(refs: Sequence[Any], schema: FeatureSchema) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """All chunks as one contiguous matrix (B, C) in this process, with the holdout mask (B,)."""
+    features: list[NDArray[Any]] = []
+    held: list[NDArray[np.bool_]] = []
+    for ref in refs:
+        table = ray.get(ref)
+        for chunk in table.column("features"):
+            flat = np.frombuffer(chunk.as_buffer(), dtype=schema.dtype)
+            features.append(flat.reshape(-1, schema.width))
+        held += [np.frombuffer(mask.as_buffer(), dtype=np.bool_) for mask in table.column("held")]
+    return np.concatenate(features), np.concatenate(held)
+
+
+@dataclass(frozen=True)
+class _ReadSlices:
+    rows: Rows
+
+    def __call__(self, items: Sequence[Slice]) -> Iterator[pa.Table]:
+        for part in items:
+            for features in self.rows.read_slice(part):
+                yield pa.table({"features": _cell(features)})
+
+
+def stream_features(rows: Rows, slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
+    """The features of `slices`, in order, as Ray Data reads ahead of the consumer."""
+    if not slices:
+        return
+    tasks = pack(slices, lambda part: (part.stop - part.start) * rows.schema.row_bytes)
+    dataset = stream(tasks, _ReadSlices(rows))
+    batches = dataset.iterator().iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=1
+    )
+    with _plain_errors():
+        for table in batches:
+            for chunk in table.column("features"):
+                flat = np.frombuffer(chunk.as_buffer(), dtype=rows.schema.dtype)
+                yield flat.reshape(-1, rows.schema.width)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the DataError that a read task raised, without Ray's frames around it."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, DataError):
+            raise DataError(first_line(cause)) from None  # below it Ray adds advice of its own
+        raise DataError(f"reading failed: {error}") from error
+
+
+def of(manifest: Manifest, schema: FeatureSchema, missing: Missing, holdout: float) -> Rows:
+    """The rows of a dataset."""
+    return Rows(manifest.shards, schema, missing, holdout)

@@ -1,0 +1,177 @@
+"""The whole way in one command: shards, training, registry, scoring, endpoints, on real data."""
+
+import json
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.table import Table
+
+from hourglass import run
+from hourglass.cluster import tokens
+from hourglass.cluster.connect import connection
+from hourglass.data.demo import write_digits
+from hourglass.data.manifest import scan
+from hourglass.data.reading import groups, of
+from hourglass.errors import RegistryError, SpecError
+from hourglass.inference.predictor import Predictor
+from hourglass.progress import console
+from hourglass.serving import schemas
+from hourglass.serving.run import deployed
+from hourglass.settings import Settings
+from hourglass.spec import ScoreJob, TrainJob, load_kind
+from hourglass.tracking import registry
+
+TRAIN, SCORE, SERVE = "jobs/digits/train.yaml", "jobs/digits/score.yaml", "serve/local.yaml"
+SHADES = " .:-=+*#%@"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the demo shows at its end."""
+
+    holdout_mse: float
+    pca_mse: float
+    width: int
+    endpoint_scores: NDArray[np.float64]
+    scores: pa.Table
+
+
+def demo(settings: Settings) -> None:
+    """Digits to shards to a registered champion to scored Parquet to live endpoints.
+
+    Raises: SpecError outside a clone of hourglass, and whatever the parts raise.
+    """
+    started = time.perf_counter()
+    folder = settings.root / "demo"
+    digits, output = str(folder / "digits"), str(folder / "scores")
+    if not Path(TRAIN).exists():
+        raise SpecError(f"{TRAIN}: no such file; run the demo in a clone of hourglass")
+    train = load_kind(TrainJob, TRAIN, [f"data.uri={digits}"])
+    score = load_kind(ScoreJob, SCORE, [f"uri={digits}", f"output={output}"])
+    say = console().print
+    say(f"[bold]1 data[/]      {write_digits(digits)} digits as Parquet shards in {digits}")
+    with connection(settings=settings):
+        say(f"[bold]2 train[/]     hourglass train {TRAIN}")
+        trained = run.train(train, settings, fresh=True)
+        version = trained.record.version if trained.record else None
+        if version is None:
+            note = trained.record.note if trained.record else "nothing was recorded"
+            raise RegistryError(f"the model was not registered: {note}")
+        say(f"[bold]3 promote[/]   hourglass models promote digits {version}")
+        registry.promote(settings, "digits", version)
+        say(f"[bold]4 score[/]     hourglass score {SCORE}")
+        run.score(score, settings, fresh=True)
+        scores = _read(output)
+        predictor = Predictor.load(trained.outcome.uri)
+        say(f"[bold]5 serve[/]     hourglass serve {SERVE}")
+        answered = _call_endpoints(settings, _worst_images(scores, digits), say)
+    found = Found(
+        holdout_mse=trained.outcome.manifest.metrics["holdout_mse"],
+        pca_mse=_pca_mse(train, predictor),
+        width=predictor.code_width,
+        endpoint_scores=answered,
+        scores=scores,
+    )
+    _show(found, predictor, digits)
+    say(f"artifact    {trained.outcome.uri}")
+    say(f"scores      {output}")
+    say("registry    hourglass models show digits   (in a browser: hourglass ui)")
+    say(f"[bold green]done[/] in {time.perf_counter() - started:.0f} s")
+
+
+def _read(output: str) -> pa.Table:
+    """The scored rows, highest score first."""
+    return pq.read_table(output).sort_by([("score", "descending")])
+
+
+def _images(digits: str) -> NDArray[np.uint8]:
+    table = pq.read_table(digits, columns=["image", "row_id"]).sort_by("row_id")
+    flat = table.column("image").combine_chunks().flatten().to_numpy()
+    return np.asarray(flat, dtype=np.uint8).reshape(-1, 64)
+
+
+def _worst_images(scores: pa.Table, digits: str) -> NDArray[np.uint8]:
+    worst: list[int] = scores.column("row_id").to_pylist()[:3]
+    return _images(digits)[worst]
+
+
+def _call_endpoints(
+    settings: Settings, rows: NDArray[np.uint8], say: Callable[..., None]
+) -> NDArray[np.float64]:
+    """Start the endpoints, ask for the anomaly scores of `rows` over HTTP, stop them."""
+    file = schemas.load(SERVE, [f"http_options.port={_free_port()}"])
+    path = settings.root / tokens.SERVE_TOKEN
+    token = tokens.ensure_token(path)
+    if settings.serve_token is not None:
+        token = settings.serve_token.get_secret_value()
+    with deployed(file, settings) as url:
+        request = urllib.request.Request(
+            f"{url}/models/digits/anomaly",
+            data=json.dumps({"rows": rows.tolist()}).encode(),
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            body = json.load(answer)
+        model = f"version {body['version']}, digest {body['digest'][:12]}"
+        say(f"            POST {url}/models/digits/anomaly -> {answer.status}, {model}")
+    return np.asarray(body["scores"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _pca_mse(job: TrainJob, predictor: Predictor) -> float:
+    """Holdout error of PCA with as many components as the code has units, on the same rows."""
+    import torch
+    from sklearn.decomposition import PCA
+
+    manifest, _ = scan(job.data.uri)
+    rows = of(manifest, predictor.features, job.data.missing, job.data.holdout)
+    chunks = [chunk for item in groups(manifest.shards) for chunk in rows.chunks(*item)]
+    features = np.concatenate([features for _, features, _, _ in chunks])
+    held = np.concatenate([held for _, _, held, _ in chunks])
+    model_space = predictor.module.preprocessing(torch.from_numpy(features)).numpy()
+    pca = PCA(predictor.code_width).fit(model_space[~held])
+    back = pca.inverse_transform(pca.transform(model_space[held]))
+    return float(np.square(back - model_space[held]).mean())
+
+
+def _show(found: Found, predictor: Predictor, digits: str) -> None:
+    say = console().print
+    ratio = found.pca_mse / found.holdout_mse
+    ours = f"holdout MSE {found.holdout_mse:.4f} with {found.width} code units"
+    say(f"\n{ours}; PCA with {found.width} components {found.pca_mse:.4f} ({ratio:.1f} times more)")
+    table = Table("row", "label", "score", "endpoint", "hash", title="most anomalous rows")
+    for index, row in enumerate(found.scores.slice(0, 3).to_pylist()):
+        bits = "".join(f"{byte:08b}" for byte in row["hash"])[: found.width]
+        endpoint = f"{found.endpoint_scores[index]:.4f}"
+        table.add_row(str(row["row_id"]), str(row["label"]), f"{row['score']:.4f}", endpoint, bits)
+    say(table)
+    worst = found.scores.slice(0, 3).to_pylist()
+    images = _images(digits)
+    pictures: list[Any] = []
+    for row in worst:
+        pictures += [images[row["row_id"]], np.asarray(row["reconstruction"])]
+    say("\n".join(_side_by_side(pictures)), markup=False)
+    say("            (each beside its reconstruction)")
+
+
+def _side_by_side(images: list[NDArray[Any]]) -> list[str]:
+    """8 x 8 pictures as text, two characters to a pixel."""
+    lines = []
+    for y in range(8):
+        rows = [image.reshape(8, 8)[y].clip(0, 16) / 16 * (len(SHADES) - 1) for image in images]
+        lines.append("   ".join("".join(SHADES[int(v)] * 2 for v in row) for row in rows))
+    return lines

@@ -1,0 +1,42 @@
+"""Errors say where, what was found beside what is allowed, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HourglassError(Exception):
+    """Base of every error hourglass raises on purpose; the CLI prints it and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class SpecError(HourglassError):
+    """A job file or an override is wrong; the message lists every mistake at once."""
+
+
+class DataError(HourglassError):
+    """Shards, columns or values are not what the job says; names file, column and row group."""
+
+
+class ArtifactError(HourglassError):
+    """An artifact is missing, damaged, hostile or does not fit this version."""
+
+
+class RegistryError(HourglassError):
+    """A registered model, version or alias does not exist or cannot be changed."""
+
+
+class ClusterError(HourglassError):
+    """A cluster is out of reach, too small, open without a token, or a job on it failed."""
+
+
+class TrainingError(HourglassError):
+    """Training stopped: a value became non-finite, or the workers failed more often than allowed."""
+
+    exit_code = 1
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for the closest allowed word, or a full stop where none is close."""
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else "."

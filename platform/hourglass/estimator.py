@@ -1,0 +1,480 @@
+"""The notebook face: an autoencoder by scikit-learn's conventions, in this process, without Ray.
+
+It is the same spec, loop, calibration and artifact as a run on a cluster, so what it saves is
+scored, registered and served like any other model.
+Shapes: B rows, C columns, K code units.
+"""
+
+import copy
+import glob
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from hourglass import artifact, spec, storage
+from hourglass.artifact import Artifact
+from hourglass.data import plan
+from hourglass.data.decode import chunk_rows, to_matrix
+from hourglass.data.feed import MemoryFeed
+from hourglass.data.schema import FeatureSchema, is_list
+from hourglass.data.stats import Stats, measure, merge_all
+from hourglass.errors import ArtifactError, DataError, SpecError
+from hourglass.inference.predictor import Predictor
+from hourglass.spec import TrainJob
+from hourglass.training import loop, state
+from hourglass.training.build import build, feature_record
+from hourglass.training.calibrate import calibrate
+from hourglass.training.collective import Alone
+from hourglass.training.state import Record
+
+Rows = NDArray[Any]
+Kind = TypeVar("Kind", bound=np.generic)
+VECTOR = "x"
+"""Name of the vector column that rows without column names are."""
+
+
+class InputError(DataError, ValueError):
+    """A DataError about an argument: scikit-learn's callers expect a ValueError."""
+
+
+class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """An autoencoder of rows: `fit`, then `encode`, `hash`, `anomaly`, `reconstruct`, `decode`.
+
+    Parameters have the names and values of a job file (docs/notebook.md): a part is its kind, such
+    as "bce", or a mapping, such as {"kind": "gaussian", "sd": 0.1}. They are checked by `fit`,
+    which raises SpecError listing every mistake.
+
+    Rows are arrays, lists, pandas, polars or Arrow tables of numeric columns, or a table with one
+    column of equally long lists.
+
+    Attributes: `predictor_` (what answers), `history_` (one record for each epoch), `dataset_`
+    (rows trained on, held out, dropped; cells imputed; constant columns), `threshold_` (score above
+    which a row is an anomaly), `n_features_in_`, `feature_names_in_` where columns have names.
+    """
+
+    def __init__(
+        self,
+        widths: Any = (32,),
+        *,
+        decoder: Any = None,
+        activation: str = "tanh",
+        code_activation: str | None = None,
+        output_activation: str = "auto",
+        corruption: Any = "none",
+        code: Any = "plain",
+        loss: Any = "mse",
+        penalties: Any = (),
+        scaling: Any = "range",
+        constant: str = "keep",
+        missing: str = "error",
+        holdout: float = 0.1,
+        epochs: int = 10,
+        batch_rows: int = 256,
+        optimizer: Any = "adam",
+        lr: float | None = None,
+        schedule: Any = "constant",
+        clip_norm: float | None = None,
+        early_stop: Any = None,
+        quantile: float = 0.99,
+        accelerator: str = "auto",
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.widths = widths
+        self.decoder = decoder
+        self.activation = activation
+        self.code_activation = code_activation
+        self.output_activation = output_activation
+        self.corruption = corruption
+        self.code = code
+        self.loss = loss
+        self.penalties = penalties
+        self.scaling = scaling
+        self.constant = constant
+        self.missing = missing
+        self.holdout = holdout
+        self.epochs = epochs
+        self.batch_rows = batch_rows
+        self.optimizer = optimizer
+        self.lr = lr
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.early_stop = early_stop
+        self.quantile = quantile
+        self.accelerator = accelerator
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Train on the rows of `X` (B, C); the same rows and `random_state` give the same bits.
+
+        Raises: SpecError for wrong parameters, InputError (a ValueError) for rows that do not fit,
+        TrainingError when a value becomes non-finite.
+        """
+        rows, vector = self._rows(X, reset=True)
+        job = self._job(vector)
+        names = None if vector else getattr(self, "feature_names_in_", None)
+        schema = _schema(rows, vector or VECTOR, names, job)
+        features, held, dropped = _split(rows, schema, job)
+        stats = _measure(features[~held], schema)
+        self.dataset_ = _account(job, schema, features, held, dropped, stats)
+        device = _device(job)
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+            module = build(job, stats).to(device)
+        feed = MemoryFeed(features, held, batch_rows=job.train.batch_rows, seed=job.train.seed)
+        now = state.fresh(module, job.train)
+        say = print if self.verbose else _silent
+        say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
+            "{imputed_cells} cells imputed".format(**self.dataset_))  # fmt: skip
+        loop.fit(
+            now,
+            module,
+            feed,
+            job.train,
+            Alone(),
+            report=lambda record: say(_line(record, job.train.epochs)),
+            commit=_nothing,
+            device=device,
+        )
+        calibration, golden = calibrate(module, feed, Alone(), job.quantile, device)
+        best = now.history[now.best_epoch if now.best_weights else -1]
+        manifest = artifact.Manifest(
+            format=artifact.FORMAT,
+            name="autoencoder",
+            model=job.model,
+            unit_data=job.unit_data,
+            features=feature_record(job, schema, module),
+            calibration=calibration,
+            metrics=best,
+            job=spec.dump(job),
+            provenance={**_provenance(self.dataset_), "history": now.history},
+            files={},
+        )
+        module.eval().requires_grad_(False)
+        return self._adopt(Predictor(Artifact(manifest, module, ""), str(device)), golden)
+
+    def encode(self, X: Any) -> NDArray[np.float32]:
+        """Codes (B, K)."""
+        return self._ask(Predictor.encode, X)
+
+    def hash(self, X: Any) -> NDArray[np.uint8]:
+        """Hashes (B, ceil(K / 8)): one bit for each code unit, the first in the highest bit."""
+        return self._ask(Predictor.hash, X)
+
+    def anomaly(self, X: Any) -> NDArray[np.float64]:
+        """Scores (B,), the mean squared error in model space; higher = more abnormal."""
+        return self._ask(Predictor.anomaly, X)
+
+    def reconstruct(self, X: Any) -> NDArray[np.float32]:
+        """Reconstructions (B, C), in the units of the rows."""
+        return self._ask(Predictor.reconstruct, X)
+
+    def decode(self, code: Any) -> NDArray[np.float32]:
+        """Rows (B, C) from codes (B, K). Raises InputError on a wrong width."""
+        predictor = self._fitted
+        try:
+            return predictor.decode(check_array(code, dtype=np.float32, input_name="code"))
+        except DataError as error:
+            raise InputError(str(error)) from None
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """scikit-learn's word for `encode`."""
+        return self.encode(X)
+
+    def inverse_transform(self, X: Any) -> NDArray[np.float32]:
+        """scikit-learn's word for `decode`."""
+        return self.decode(X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the mean score of the rows: higher is better, as model selection expects."""
+        return -float(self.anomaly(X).mean())
+
+    def save(self, path: str, name: str = "autoencoder") -> str:
+        """Write the artifact, as a run does, to a folder or s3:// URI; returns its digest."""
+        predictor = self._fitted
+        manifest = predictor.artifact.manifest
+        return artifact.save(
+            str(path),
+            module=copy.deepcopy(predictor.module),
+            features=manifest.features,
+            calibration=manifest.calibration,
+            golden_rows=self._golden,
+            name=name,
+            metrics=manifest.metrics,
+            job=manifest.job,
+            provenance=manifest.provenance,
+        )
+
+    @classmethod
+    def load(cls, path: str) -> Self:
+        """The estimator of a saved artifact, a run's included, fitted. Raises ArtifactError."""
+        path = str(path)
+        loaded = artifact.load(path)
+        golden = storage.join(path, artifact.GOLDEN)
+        rows = artifact.parse_tensors(golden, storage.read(golden))["rows"]
+        try:
+            job = spec.parse(loaded.manifest.job)
+        except SpecError as error:
+            raise ArtifactError(f"{path}: its job does not fit this version\n{error}") from None
+        if not isinstance(job, TrainJob):
+            raise ArtifactError(f"{path}: its job is a {job.kind} job, needed is train")
+        made = cls(**_parameters(job))
+        made.dataset_ = loaded.manifest.provenance.get("dataset", {})
+        return made._adopt(Predictor(loaded), rows)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "mean"
+        tags.transformer_tags.preserves_dtype = []  # codes are float32
+        return tags
+
+    @property
+    def _fitted(self) -> Predictor:
+        check_is_fitted(self, "predictor_")
+        predictor: Predictor = self.predictor_
+        return predictor
+
+    def _ask(self, what: Callable[[Predictor, Rows], NDArray[Kind]], X: Any) -> NDArray[Kind]:
+        rows, _ = self._rows(X)
+        try:
+            return what(self.predictor_, rows)
+        except DataError as error:
+            raise InputError(str(error)) from None
+
+    def _adopt(self, predictor: Predictor, golden: Tensor) -> Self:
+        manifest = predictor.artifact.manifest
+        self.predictor_ = predictor
+        self.threshold_ = predictor.threshold
+        self.history_: list[Record] = manifest.provenance.get("history", [])
+        self.n_features_in_ = manifest.features.width
+        if manifest.features.columns:
+            self.feature_names_in_ = np.array(manifest.features.columns, dtype=object)
+        self._n_features_out = predictor.code_width
+        self._golden = golden
+        return self
+
+    def _rows(self, X: Any, reset: bool = False) -> tuple[Rows, str | None]:
+        """Rows (B, C) as numbers, and the name of the vector column they came from, if they did."""
+        if not reset:
+            check_is_fitted(self, "predictor_")
+        X, vector = _vectors(X)
+        rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+        policy = self.missing if reset else self.predictor_.missing
+        bad = np.empty(0) if policy == "mean" or rows.dtype.kind != "f" else ~np.isfinite(rows)
+        if bad.any() and not (reset and policy == "drop_row"):
+            row, column = np.argwhere(bad)[0]
+            names = getattr(self, "feature_names_in_", None)
+            where = f"{vector or VECTOR}[{column}]" if names is None or vector else names[column]
+            raise InputError(
+                f"row {row}, '{where}': found {rows[row, column]} "
+                f"({int(bad.any(axis=1).sum())} such rows); missing='{policy}' allows no NaN or "
+                "infinity here: fit with missing='mean', or clean the rows"
+            )
+        return rows, vector
+
+    def _job(self, vector: str | None) -> TrainJob:
+        """The parameters as a validated job. Raises SpecError."""
+        optimizer = _part(self.optimizer)
+        if self.lr is not None:
+            if isinstance(optimizer, dict) and "lr" in optimizer:
+                raise SpecError("lr is given twice: as lr and in optimizer; keep one")
+            optimizer = {**optimizer, "lr": self.lr}
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        names = None if vector else getattr(self, "feature_names_in_", None)
+        features = {"vector": vector or VECTOR} if names is None else {"columns": _exactly(names)}
+        tree = {
+            "kind": "train",
+            "data": {
+                "uri": "in memory",
+                "features": features,
+                "scaling": _part(self.scaling),
+                "constant": self.constant,
+                "missing": self.missing,
+                "holdout": self.holdout,
+            },
+            "model": {
+                "network": {
+                    "widths": [self.widths] if np.isscalar(self.widths) else self.widths,
+                    "decoder": self.decoder,
+                    "activation": self.activation,
+                    "code_activation": self.code_activation,
+                    "output_activation": self.output_activation,
+                },
+                "corruption": _part(self.corruption),
+                "code": _part(self.code),
+                "loss": _part(self.loss),
+                "penalties": [_part(penalty) for penalty in self.penalties],
+            },
+            "train": {
+                "epochs": self.epochs,
+                "batch_rows": self.batch_rows,
+                "optimizer": optimizer,
+                "schedule": _part(self.schedule),
+                "clip_norm": self.clip_norm,
+                "early_stop": self.early_stop,
+                "seed": seed,
+            },
+            "scale": {"accelerator": self.accelerator},
+            "quantile": self.quantile,
+        }
+        job = spec.parse(_plain(tree))
+        assert isinstance(job, TrainJob)
+        return job
+
+
+def _parameters(job: TrainJob) -> dict[str, Any]:
+    """The estimator's parameters of a job; the inverse of `Autoencoder._job`."""
+    tree = job.model_dump(mode="json")
+    data, model, train = tree["data"], tree["model"], tree["train"]
+    network = {name: value for name, value in model.pop("network").items() if name != "kind"}
+    return {
+        **network,
+        **model,
+        **{name: data[name] for name in ("scaling", "constant", "missing", "holdout")},
+        **{name: train[name] for name in ("epochs", "batch_rows", "optimizer", "schedule")},
+        **{name: train[name] for name in ("clip_norm", "early_stop")},
+        "quantile": job.quantile,
+        "accelerator": job.scale.accelerator,
+        "random_state": job.train.seed,
+    }
+
+
+def _exactly(names: Any) -> Any:
+    """Globs that match these column names and no others."""
+    return [glob.escape(name) for name in names]
+
+
+def _part(value: Any) -> Any:
+    """A part by its kind alone, or as it is."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers, arrays and other sequences as Python's: parameter grids are full of them."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _vectors(X: Any) -> tuple[Any, str | None]:
+    """The matrix in a table's only column, when that holds lists, or in an Arrow array; its name.
+
+    Anything else comes back as it is. Raises InputError for vectors of unequal lengths.
+    """
+    if isinstance(X, pa.RecordBatch):
+        X = pa.Table.from_batches([X])
+    column, name = X, VECTOR
+    if hasattr(X, "columns") and len(X.columns) == 1:
+        name = str(getattr(X, "column_names", X.columns)[0])
+        column = X[name] if name in getattr(X, "column_names", X.columns) else X
+    if hasattr(column, "to_arrow") and not hasattr(column, "columns"):  # a polars Series
+        column = column.to_arrow()
+    elif getattr(column, "ndim", 0) == 1 and column.dtype == object:  # a pandas Series
+        column = pa.array(column)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if not isinstance(column, pa.Array) or not is_list(column.type):
+        return X, None
+    values = column.flatten()
+    width = len(values) // max(1, len(column) - column.null_count)
+    whole = column.null_count + values.null_count == 0
+    kind = np.dtype(values.type.to_pandas_dtype()).str if whole else "float64"
+    schema = FeatureSchema(name, (), width, "uint8" if kind == "|b1" else kind)
+    try:
+        return to_matrix(pa.table({name: column}), schema, "X")[0], name
+    except DataError as error:
+        raise InputError(str(error)) from None
+
+
+def _schema(rows: Rows, vector: str, names: Any, job: TrainJob) -> FeatureSchema:
+    """What a row is, as shards of these rows would say."""
+    whole = rows.dtype in (np.uint8, np.bool_) and job.data.missing == "error"
+    small = np.can_cast(rows.dtype, np.float32)
+    dtype = "uint8" if whole else "float32" if small else "float64"
+    if names is None:
+        return FeatureSchema(vector, (), rows.shape[1], dtype)
+    return FeatureSchema(None, tuple(names), rows.shape[1], dtype)
+
+
+def _split(rows: Rows, schema: FeatureSchema, job: TrainJob) -> tuple[Rows, NDArray[np.bool_], int]:
+    """Features, which of them are held out (by row number, whatever the seed), and rows dropped."""
+    features = rows.astype(schema.dtype, copy=False)
+    held = plan.holdout_mask("", 0, 0, len(rows), job.data.holdout)
+    if job.data.missing != "drop_row":
+        return features, held, 0
+    whole = np.isfinite(features).all(axis=1)
+    return features[whole], held[whole], int((~whole).sum())
+
+
+def _measure(features: Rows, schema: FeatureSchema) -> Stats:
+    size = chunk_rows(schema)
+    starts = range(0, max(1, len(features)), size)
+    return merge_all(measure(features[start : start + size]) for start in starts)
+
+
+def _account(
+    job: TrainJob,
+    schema: FeatureSchema,
+    features: Rows,
+    held: NDArray[np.bool_],
+    dropped: int,
+    stats: Stats,
+) -> dict[str, Any]:
+    """Nothing silent: rows and cells that did not go through untouched, counted."""
+    constant = [schema.feature_names[i] for i in stats.constant.nonzero()[0]]
+    return {
+        "rows": len(features) + dropped,
+        "train_rows": int((~held).sum()),
+        "holdout_rows": int(held.sum()),
+        "dropped_rows": dropped,
+        "imputed_cells": int(stats.missing.sum()) if job.data.missing == "mean" else 0,
+        "constant_columns": len(constant),
+        "constant_policy": job.data.constant,
+        "constant_names": constant[:100],
+    }
+
+
+def _device(job: TrainJob) -> torch.device:
+    """Raises SpecError when a GPU is asked for and there is none."""
+    found = torch.cuda.is_available()
+    if job.scale.accelerator == "gpu" and not found:
+        raise SpecError("accelerator: gpu; PyTorch sees none on this machine")
+    return torch.device("cuda" if found and job.scale.accelerator != "cpu" else "cpu")
+
+
+def _provenance(dataset: dict[str, Any]) -> dict[str, Any]:
+    packages = ("hourglass", "torch", "pyarrow", "numpy", "safetensors", "scikit-learn")
+    return {
+        "dataset": dataset,
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _line(record: Record, epochs: int) -> str:
+    held = f"  holdout {record['holdout_mse']:.5f}" if "holdout_mse" in record else ""
+    return f"epoch {record['epoch']:g}/{epochs}  loss {record['loss']:.5f}{held}"
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""
+
+
+def _nothing(state: state.State) -> None:
+    """Commits nothing: a notebook's run starts anew."""

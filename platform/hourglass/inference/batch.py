@@ -1,0 +1,328 @@
+"""Batch scoring: Ray Data hands (shard, row groups) to a pool of actors that each hold the model.
+
+What travels is work, not rows: an actor reads, scores and writes its part, so rows cross no process
+border and a part is written by one writer. The output is there once `_COMMIT.json` is.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from typing import Any, Protocol
+
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from hourglass import storage
+from hourglass.artifact import Artifact, load
+from hourglass.data.manifest import Manifest, describe
+from hourglass.data.prepare import open_dataset
+from hourglass.data.schema import check_column
+from hourglass.errors import ClusterError, DataError
+from hourglass.inference import parts
+from hourglass.inference.parts import Item, Options, Tally
+from hourglass.inference.predictor import Predictor
+from hourglass.spec import ScoreJob
+
+COMMIT = "_COMMIT.json"
+
+
+class Model(Protocol):
+    """A model resolved to an artifact folder, with the name and version it is known by."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str | None: ...
+    @property
+    def digest(self) -> str: ...
+
+
+class Listener(Protocol):
+    """Hears how scoring goes."""
+
+    def scoring(self, rows: int, parts: int, done: int) -> None:
+        """It starts: all rows, all parts, parts found finished."""
+        ...
+
+    def scored(self, tally: Tally) -> None:
+        """A part was written."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A committed output: totals, and how many parts this run wrote."""
+
+    uri: str
+    rows: int
+    dropped: int
+    anomalies: int
+    mse: float
+    range_mse: float
+    threshold: float
+    parts: int
+    written: int
+
+
+def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) -> Scored:
+    """Score every row of `job.uri` with `model` into `job.output`; the same job again finishes it.
+
+    Raises: DataError, ArtifactError, ClusterError.
+    """
+    job = _absolute(job)
+    manifest, schema = open_dataset(job.uri, job.manifest)
+    _output_elsewhere(job)
+    loaded = load(model.path, model.digest)
+    features = loaded.manifest.features.schema_
+    first = manifest.shards[0].path
+    for name in [*features.source_columns, *job.passthrough]:
+        check_column(first, schema, name)
+    _no_clash(job)
+    options = Options(
+        outputs=job.outputs,
+        passthrough=job.passthrough,
+        threshold=_threshold(job, loaded),
+        missing=loaded.manifest.features.missing if job.missing == "auto" else job.missing,
+        model=model.name,
+        version=model.version or "",
+        digest=model.digest,
+    )
+    if fresh:
+        _clear(job.output)
+    committed = _committed(job.output, options, manifest)
+    if committed is not None:
+        return committed
+    work = parts.items(manifest, features.row_bytes)
+    return _run(job, options, manifest, work, loaded, listener)
+
+
+def _run(
+    job: ScoreJob,
+    options: Options,
+    manifest: Manifest,
+    work: Sequence[Item],
+    loaded: Artifact,
+    listener: Listener,
+) -> Scored:
+    _sweep(job.output)
+    names = [item.name(options.key) for item in work]
+    _no_strangers(job.output, names)
+    found = {name: parts.existing(storage.join(job.output, name)) for name in names}
+    done = {name: tally for name, tally in found.items() if tally is not None}
+    todo = [index for index, name in enumerate(names) if name not in done]
+    listener.scoring(manifest.rows, len(names), len(done))
+    for tally in done.values():
+        listener.scored(tally)
+    if todo:
+        with closing(_pool(job, options, work, todo, loaded)) as results:
+            for name, tally in results:
+                done[name] = tally
+                listener.scored(tally)
+    total = sum((done[name] for name in names), Tally())
+    scored = Scored(
+        uri=job.output,
+        rows=total.rows,
+        dropped=total.dropped,
+        anomalies=total.anomalies,
+        mse=total.score / max(1, total.rows),
+        range_mse=total.range_mse / max(1, total.rows),
+        threshold=options.threshold,
+        parts=len(names),
+        written=len(todo),
+    )
+    record = {
+        "format": 1,
+        "options": asdict(options),
+        "input": describe(manifest),
+        "parts": list(names),
+        "scored": asdict(scored),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    _sweep(job.output)
+    storage.write(storage.join(job.output, COMMIT), json.dumps(record, indent=1).encode())
+    return scored
+
+
+def _pool(
+    job: ScoreJob, options: Options, work: Sequence[Item], todo: Sequence[int], loaded: Artifact
+) -> Generator[tuple[str, Tally], None, None]:
+    """Score the items `todo` of `work`; yields each part's name and tally as it is finished."""
+    gpu, workers = _workers(job)
+    workers = min(workers, len(todo))
+    dataset = ray.data.from_items(
+        [{"index": index} for index in todo], override_num_blocks=min(len(todo), 100 * workers)
+    ).map_batches(
+        _Scorer,
+        fn_constructor_args=(loaded, options, list(work), job.output, gpu),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=1,
+        num_gpus=1 if gpu else 0,
+    )
+    try:
+        # Closed now and not when forgotten: after a shutdown that would start Ray anew.
+        with closing(iter(dataset.iter_rows())) as results:
+            with _native_stderr_aside():  # until the pool has started
+                head = list(islice(results, 1))
+            for row in chain(head, results):
+                if row["error"]:
+                    raise DataError(row["error"])
+                yield row["name"], Tally(**json.loads(row["tally"]))
+    except ray.exceptions.RayError as error:
+        cause = str(error).split("\n\nThe above exception was the direct cause")[0]
+        raise ClusterError(
+            f"scoring failed: {cause.strip().splitlines()[-1]}. What was written is kept; the same "
+            "command finishes it"
+        ) from error
+
+
+@contextmanager
+def _native_stderr_aside() -> Iterator[None]:
+    """Ray's C++ part writes errors to its log file and again to our stderr, and it calls every pool
+    of Ray Data an error: keep these copies off the screen, and what Python says on it.
+    """
+    shown = sys.stderr
+    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    plain = shown is sys.__stderr__
+    if plain:
+        shown.flush()
+        sys.stderr = os.fdopen(os.dup(screen), "w", buffering=1)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        if sys.stderr is not shown:
+            sys.stderr.close()
+            sys.stderr = shown
+        os.close(screen)
+        os.close(nowhere)
+
+
+class _Scorer:
+    """One actor of the pool: it holds the model and writes parts."""
+
+    def __init__(
+        self, loaded: Artifact, options: Options, work: Sequence[Item], output: str, gpu: bool
+    ) -> None:
+        torch.set_num_threads(1)
+        self._predictor = Predictor(loaded, "cuda" if gpu else "cpu", options.missing)
+        self._options, self._work, self._output = options, work, output
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Write the parts of `batch`; what is wrong with the rows comes back as a sentence."""
+        written: dict[str, list[str]] = {"name": [], "tally": [], "error": []}
+        for index in batch["index"]:
+            item = self._work[int(index)]
+            name = item.name(self._options.key)
+            uri = storage.join(self._output, name)
+            tally, error = Tally(), ""
+            try:
+                tally = parts.write(uri, item, self._options, self._predictor)
+            except DataError as found:
+                error = str(found)
+            written["name"].append(name)
+            written["tally"].append(json.dumps(asdict(tally)))
+            written["error"].append(error)
+        return written
+
+
+def _workers(job: ScoreJob) -> tuple[bool, int]:
+    total = ray.cluster_resources()
+    cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
+    gpu = job.accelerator == "gpu" or (job.accelerator == "auto" and gpus > 0)
+    most = min(cpus, gpus) if gpu else cpus
+    if job.workers == "auto":
+        return gpu, max(1, most)
+    if job.workers > most:
+        kind = "GPUs" if gpu else "CPUs"
+        raise ClusterError(f"workers: {job.workers}, the cluster has {most} {kind}; ask for fewer")
+    return gpu, job.workers
+
+
+def _threshold(job: ScoreJob, loaded: Artifact) -> float:
+    return loaded.manifest.calibration.threshold if job.threshold == "auto" else job.threshold
+
+
+def _no_clash(job: ScoreJob) -> None:
+    taken = parts.reserved(job.outputs)
+    clash = [name for name in job.passthrough if name in taken]
+    if clash:
+        raise DataError(
+            f"passthrough: the output has a column '{clash[0]}' of its own; "
+            f"names taken: {', '.join(sorted(taken))}"
+        )
+
+
+def _committed(output: str, options: Options, manifest: Manifest) -> Scored | None:
+    """The output that the same job committed. Raises DataError when another job's is there."""
+    uri = storage.join(output, COMMIT)
+    if not storage.exists(uri):
+        return None
+    try:
+        record = json.loads(storage.read(uri))
+        same = record["options"] == json.loads(json.dumps(asdict(options)))
+        same = same and record["input"] == describe(manifest)
+        committed = Scored(**{**record["scored"], "written": 0})
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{uri}: damaged; score anew with --fresh") from None
+    if not same:
+        raise DataError(
+            f"{output}: holds scores of model {record['options']['model']} "
+            f"{record['options']['digest'][:12]} on other rows or with other options; "
+            "choose another output, or replace it with --fresh"
+        )
+    return committed
+
+
+def _absolute(job: ScoreJob) -> ScoreJob:
+    """The job with an output that means the same in every process, whatever its folder."""
+    if "://" in job.output:
+        return job
+    return ScoreJob.model_validate({**job.model_dump(), "output": os.path.abspath(job.output)})
+
+
+def _output_elsewhere(job: ScoreJob) -> None:
+    """Raise DataError when the parts would be found among the shards by the next run."""
+    for uri in [job.uri] if isinstance(job.uri, str) else job.uri:
+        folder = (uri if "://" in uri else os.path.abspath(uri)).rstrip("/")
+        if f"{job.output.rstrip('/')}/".startswith(f"{folder}/"):
+            raise DataError(
+                f"output: {job.output} lies in {folder}, whose files are the rows to score; "
+                "choose a folder elsewhere"
+            )
+
+
+def _clear(output: str) -> None:
+    """Remove an earlier job's commit, then its parts, and nothing else."""
+    storage.remove(storage.join(output, COMMIT))
+    for name in storage.names(output):
+        if parts.NAME.search(name):
+            storage.remove(storage.join(output, name))
+
+
+def _no_strangers(output: str, names: Sequence[str]) -> None:
+    """Raise DataError for files that a reader of the folder would take for rows of this job."""
+    mine = {*names, COMMIT}
+    others = [n for n in storage.names(output) if n not in mine and not n.startswith((".", "_"))]
+    if others:
+        raise DataError(
+            f"{output}: holds '{others[0]}', which is not of this job (another model, other "
+            "options or rows?); choose another output, or replace earlier scores with --fresh"
+        )
+
+
+def _sweep(output: str) -> None:
+    """Remove what a killed writer left half-written: names with a dot in front, never read."""
+    for name in storage.names(output):
+        if name.startswith(".part-") and name.endswith(".tmp"):
+            storage.remove(storage.join(output, name))

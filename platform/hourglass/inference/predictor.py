@@ -1,0 +1,211 @@
+"""The predictor: arrays in, arrays out; one answer in a notebook, a batch job and an endpoint.
+
+Every forward pass runs on tiles of exactly `TILE` rows (the last one padded), because a matrix
+product may round a row differently with its neighbours' number. So one row alone, in a batch of 7
+or in a shard of a million, gives the same bits.
+Shapes: B rows, C raw columns, K code units.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from hourglass.artifact import Artifact, load
+from hourglass.data.schema import FeatureSchema, Missing
+from hourglass.errors import DataError
+from hourglass.model.autoencoder import Pass
+
+Array = NDArray[Any]
+TILE = 64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything one pass tells about B rows; higher `score` = more abnormal.
+
+    `score` is the mean squared error in model space, and `feature_errors` (B, F) its additive
+    parts. `range_mse` is the same error in h2o's range space, over all C columns.
+    """
+
+    code: NDArray[np.float32]
+    hash: NDArray[np.uint8]
+    score: NDArray[np.float64]
+    is_anomaly: NDArray[np.bool_]
+    range_mse: NDArray[np.float64]
+    reconstruction: NDArray[np.float32] | None
+    feature_errors: NDArray[np.float32] | None
+
+
+class Predictor:
+    """A loaded artifact that answers for raw rows; `missing` replaces the policy of training."""
+
+    def __init__(
+        self, artifact: Artifact, device: str = "cpu", missing: Missing | None = None
+    ) -> None:
+        self.artifact = artifact
+        self.device = torch.device(device)
+        self.module = artifact.module.to(self.device)
+        manifest = artifact.manifest
+        self.features: FeatureSchema = manifest.features.schema_
+        self.missing = missing or manifest.features.missing
+        self.threshold = manifest.calibration.threshold
+        self.hash_threshold = torch.tensor(manifest.calibration.hash_threshold, device=self.device)
+
+    @classmethod
+    def load(cls, uri: str, digest: str | None = None, device: str = "cpu") -> "Predictor":
+        """Load and verify the artifact at `uri`. Raises ArtifactError."""
+        return cls(load(uri, digest), device)
+
+    @property
+    def code_width(self) -> int:
+        """K, units of the code."""
+        return self.artifact.manifest.model.network.code_width
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the F features kept, in the order of `feature_errors`."""
+        names = self.features.feature_names
+        return [names[i] for i in self.module.preprocessing.kept_F.tolist()]
+
+    def encode(self, rows: Array) -> NDArray[np.float32]:
+        """Codes (B, K) of raw rows (B, C)."""
+        code: NDArray[np.float32]
+        (code,) = self._tiles(self._rows(rows), lambda tile: (self.module.encode(tile),))
+        return code
+
+    def hash(self, rows: Array) -> NDArray[np.uint8]:
+        """Hashes (B, ceil(K / 8)): one bit per code unit, packed, first unit in the highest bit."""
+        return self.pack(self.encode(rows))
+
+    def pack(self, code: Array) -> NDArray[np.uint8]:
+        """Codes (B, K) to hashes (B, ceil(K / 8))."""
+        return np.packbits(code > self.hash_threshold.cpu().numpy(), axis=1)
+
+    def decode(self, code: Array) -> NDArray[np.float32]:
+        """Raw rows (B, C) from codes (B, K). Raises DataError on a wrong width."""
+        code = np.ascontiguousarray(code, dtype=np.float32)
+        if code.ndim != 2 or code.shape[1] != self.code_width:
+            raise DataError(
+                f"codes of shape {code.shape}, the model needs (rows, {self.code_width})"
+            )
+        rows: NDArray[np.float32]
+        (rows,) = self._tiles(code, lambda tile: (self.module.decode(tile),))
+        return rows
+
+    def reconstruct(self, rows: Array) -> NDArray[np.float32]:
+        """Reconstructions (B, C) of raw rows (B, C), in their units."""
+        inverse = self.module.preprocessing.inverse
+        made: NDArray[np.float32]
+        (made,) = self._tiles(self._rows(rows), lambda tile: [inverse(self.module(tile).output_BF)])
+        return made
+
+    def anomaly(self, rows: Array) -> NDArray[np.float64]:
+        """Scores (B,) of raw rows: mean squared error in model space; higher = more abnormal."""
+        score: NDArray[np.float64]
+        (score,) = self._tiles(self._rows(rows), lambda tile: (_score(self.module(tile)),))
+        return score
+
+    def score(
+        self,
+        rows: Array,
+        *,
+        threshold: float | None = None,
+        reconstruction: bool = False,
+        feature_errors: bool = False,
+    ) -> Scores:
+        """Code, hash and score of raw rows in one pass, with the larger parts where asked for."""
+        preprocessing = self.module.preprocessing
+        ratio_F1 = preprocessing.range_ratio_F.square()[:, None] / preprocessing.columns
+
+        def forward(tile: Tensor) -> Iterable[Tensor]:
+            result = self.module(tile)
+            error_BF = (result.output_BF - result.clean_BF).square()
+            yield result.code_BK
+            yield error_BF.mean(dim=1, dtype=torch.float64)
+            yield (error_BF @ ratio_F1)[:, 0]
+            if reconstruction:
+                yield preprocessing.inverse(result.output_BF)
+            if feature_errors:
+                yield error_BF / error_BF.shape[1]
+
+        code, score, range_mse, *more = self._tiles(self._rows(rows), forward)
+        limit = self.threshold if threshold is None else threshold
+        return Scores(
+            code=code,
+            hash=self.pack(code),
+            score=score,
+            is_anomaly=score > limit,
+            range_mse=range_mse.astype(np.float64),
+            reconstruction=more.pop(0) if reconstruction else None,
+            feature_errors=more.pop(0) if feature_errors else None,
+        )
+
+    def from_columns(self, columns: Mapping[str, Any]) -> Array:
+        """Raw rows (B, C) from named columns. Raises DataError for missing columns, ragged rows."""
+        names = self.features.source_columns
+        absent = [name for name in names if name not in columns]
+        if absent:
+            raise DataError(
+                f"column '{absent[0]}' is missing; the model needs {', '.join(names[:12])}"
+            )
+        try:
+            if self.features.vector is not None:
+                return np.asarray(columns[self.features.vector])
+            return np.column_stack([np.asarray(columns[name]) for name in names])
+        except ValueError:
+            raise DataError(f"rows of unequal lengths in {', '.join(names[:12])}") from None
+
+    def _rows(self, rows: Array) -> Array:
+        try:
+            rows = np.asarray(rows)
+        except ValueError:
+            width = self.features.width
+            raise DataError(f"rows of unequal lengths, the model needs (rows, {width})") from None
+        if rows.ndim != 2 or rows.shape[1] != self.features.width:
+            raise DataError(
+                f"rows of shape {rows.shape}, the model needs (rows, {self.features.width})"
+            )
+        if rows.dtype.kind not in "buif":
+            raise DataError(f"rows of type {rows.dtype}, the model needs numbers")
+        wide = self.features.dtype == "float64"
+        if rows.dtype == np.uint8 and not wide:
+            return rows
+        with np.errstate(over="ignore"):  # the dtype of training: no consumer rounds differently
+            exact = rows.astype("float64" if wide else "float32", copy=False)
+        if self.missing != "mean":
+            bad = np.argwhere(~np.isfinite(exact))
+            if len(bad):
+                row, column = bad[0]
+                name = self.features.feature_names[column]
+                raise DataError(
+                    f"row {row}, '{name}': found {rows[row, column]}; the model was trained with "
+                    f"`missing: {self.missing}`, so every cell must be a finite number"
+                )
+        return exact
+
+    @torch.inference_mode()
+    def _tiles(self, rows: Array, forward: Callable[[Tensor], Iterable[Tensor]]) -> list[Any]:
+        """`forward` over tiles of exactly TILE rows; float outputs as numpy, one array each."""
+        every = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
+        parts: list[list[Array]] = []
+        for start in range(0, max(len(every), 1), TILE):
+            count = len(every[start : start + TILE])
+            outputs = forward(_tile(every[start : start + TILE]).to(self.device))
+            parts.append([output[:count].cpu().numpy() for output in outputs])
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _tile(rows: Tensor) -> Tensor:
+    """A copy of at most TILE rows, padded to TILE: its place in memory changes no bit either."""
+    missing = TILE - len(rows)
+    return functional.pad(rows, (0, 0, 0, missing)) if missing else rows.clone()
+
+
+def _score(result: Pass) -> Tensor:
+    return (result.output_BF - result.clean_BF).square().mean(dim=1, dtype=torch.float64)

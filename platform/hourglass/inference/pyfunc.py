@@ -1,0 +1,44 @@
+"""What MLflow loads a registered model with: `mlflow.pyfunc.load_model("models:/NAME@champion")`.
+
+MLflow imports this module by its name in the model's `MLmodel`; it needs nothing of MLflow itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hourglass.errors import DataError, nearest
+from hourglass.inference.predictor import Array, Predictor
+
+OUTPUTS = ("encode", "hash", "anomaly", "reconstruct")
+
+
+class Pyfunc:
+    """MLflow's `predict` on top of a predictor."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Array:
+        """The output named by `params["output"]` for an array (B, C), or columns by name.
+
+        Raises: DataError for another output, a missing column or rows that do not fit.
+        """
+        output = str((params or {}).get("output", OUTPUTS[0]))
+        if output not in OUTPUTS:
+            raise DataError(
+                f"params['output']: found '{output}', allowed are {', '.join(OUTPUTS)}"
+                f"{nearest(output, OUTPUTS)}"
+            )
+        answer: Array = getattr(self.predictor, output)(self._rows(model_input))
+        return answer
+
+    def _rows(self, data: Any) -> Array:
+        named = isinstance(data, Mapping) or hasattr(data, "columns")
+        return self.predictor.from_columns(data) if named else np.asarray(data)
+
+
+def _load_pyfunc(path: str) -> Pyfunc:
+    """MLflow's entry point: load and verify the artifact folder at `path`."""
+    return Pyfunc(Predictor.load(path))

@@ -1,0 +1,73 @@
+"""The autoencoder: one module made of the parts a ModelSpec names.
+
+Shapes: B rows, C raw columns, F features in model space, K code units.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hourglass.model.activations import FUNCTIONS
+from hourglass.model.networks import DenseNetwork
+from hourglass.model.penalties import BatchMean
+from hourglass.model.preprocessing import Preprocessing
+from hourglass.model.spec import CODE_LOW, ModelSpec
+
+
+class Pass(NamedTuple):
+    """Everything a loss may read from one forward pass."""
+
+    clean_BF: Tensor
+    code_BK: Tensor
+    pre_BF: Tensor
+    output_BF: Tensor
+
+
+class AutoencoderModule(nn.Module):
+    """Raw rows to code and back, as `spec` says; `unit_data` is true when model space is [0, 1]."""
+
+    def __init__(self, spec: ModelSpec, preprocessing: Preprocessing, unit_data: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        self.unit_data = unit_data
+        self.preprocessing = preprocessing
+        self.network = DenseNetwork(spec.network, len(preprocessing.kept_F))
+        self._code_activation = FUNCTIONS[spec.code_activation]
+        self._output_activation = FUNCTIONS[spec.output_activation(unit_data)]
+
+    def forward(self, rows_BC: Tensor, rng: torch.Generator | None = None) -> Pass:
+        """One pass over raw rows (B, C); with `rng` the training noise is on, without it is off."""
+        clean_BF = self.preprocessing(rows_BC)
+        seen_BF = clean_BF
+        if rng is not None:
+            low_F, high_F = self.preprocessing.low_F, self.preprocessing.high_F
+            seen_BF = self.spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
+        pre_BK = self.network.encode(seen_BF)
+        code_BK = self.spec.code.code(pre_BK, self._code_activation, rng)
+        pre_BF = self.network.decode(code_BK)
+        return Pass(clean_BF, code_BK, pre_BF, self._output_activation(pre_BF))
+
+    def encode(self, rows_BC: Tensor) -> Tensor:
+        """Raw rows (B, C) to codes (B, K)."""
+        pre_BK = self.network.encode(self.preprocessing(rows_BC))
+        return self.spec.code.code(pre_BK, self._code_activation, None)
+
+    def decode(self, code_BK: Tensor) -> Tensor:
+        """Codes (B, K) to raw rows (B, C)."""
+        return self.preprocessing.inverse(self._output_activation(self.network.decode(code_BK)))
+
+    def row_losses(self, result: Pass) -> Tensor:
+        """The reconstruction loss of each row, shape (B,)."""
+        return self.spec.loss.per_row(result.output_BF, result.pre_BF, result.clean_BF)
+
+    def penalties(self, result: Pass, batch_mean: BatchMean) -> dict[str, Tensor]:
+        """Each weighted penalty by its kind, a scalar each."""
+        low = CODE_LOW.get(self.spec.code_activation, 0.0)
+        return {p.kind: p.value(result.code_BK, low, batch_mean) for p in self.spec.penalties}
+
+    @property
+    def default_hash_threshold(self) -> float | None:
+        """The middle of a bounded code (0.5 logistic, 0 tanh); None where the code is unbounded."""
+        low = CODE_LOW.get(self.spec.code_activation)
+        return None if low is None else (low + 1.0) / 2.0

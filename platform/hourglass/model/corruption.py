@@ -1,0 +1,67 @@
+"""Corruption: the row the encoder sees, while the loss compares with the clean row.
+
+Source: Vincent et al. 2010, "Stacked Denoising Autoencoders", section 3.3. Off at inference.
+Shapes: B rows, F features; `low_F`, `high_F` bound each feature in model space.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hourglass.strict import Strict
+
+Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class NoCorruption(Strict):
+    """The encoder sees the clean row."""
+
+    kind: Literal["none"] = "none"
+
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+        """The row itself."""
+        return x_BF
+
+
+class GaussianNoise(Strict):
+    """Adds N(0, sd^2) to every feature, in model space."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    sd: float = Field(gt=0.0, description="Standard deviation of the noise, in model space.")
+
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+        """x + sd * N(0, 1)."""
+        noise_BF = torch.randn(x_BF.shape, generator=rng, device=x_BF.device, dtype=x_BF.dtype)
+        return x_BF + self.sd * noise_BF
+
+
+class Zeros(Strict):
+    """Masking: each feature becomes 0 (in model space) with probability p."""
+
+    kind: Literal["zeros"] = "zeros"
+    p: Probability = Field(description="Share of features masked.")
+
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+        """x where a uniform draw is >= p, else 0."""
+        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device)
+        return torch.where(draw_BF < self.p, torch.zeros_like(x_BF), x_BF)
+
+
+class SaltPepper(Strict):
+    """Each feature becomes its smallest or its largest value, p/2 each."""
+
+    kind: Literal["salt_pepper"] = "salt_pepper"
+    p: Probability = Field(description="Share of features replaced.")
+
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+        """low where a uniform draw is < p/2, high where it is < p, else x."""
+        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device)
+        salted_BF = torch.where(draw_BF < self.p, high_F.to(x_BF.dtype), x_BF)
+        return torch.where(draw_BF < self.p / 2, low_F.to(x_BF.dtype), salted_BF)
+
+
+Corruption = Annotated[
+    NoCorruption | GaussianNoise | Zeros | SaltPepper, Field(discriminator="kind")
+]

@@ -1,0 +1,112 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hourglass.inference.parts import Tally
+from hourglass.spec import TrainJob
+from hourglass.training.state import Record
+
+
+def console() -> Console:
+    """Standard output; without a terminal, lines are as long as they are."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def bar(unit: str) -> Iterator["Bar"]:
+    """A bar for the length of a block, or plain lines where there is no terminal."""
+    screen = console()
+    if not screen.is_terminal:
+        yield Bar(screen, None, unit)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen) as progress:
+        yield Bar(screen, progress, unit)
+
+
+class Bar:
+    """Counts done of total, with a line about the last step."""
+
+    def __init__(self, screen: Console, progress: Progress | None, unit: str) -> None:
+        self._screen, self._progress, self._unit = screen, progress, unit
+        self._task = progress.add_task("", total=None) if progress else None
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._screen.print(text, markup=False)
+        sys.stdout.flush()
+
+    def to(self, done: float, total: float, text: str) -> None:
+        """Move the bar; a log gets a line instead."""
+        if self._progress is None or self._task is None:
+            self.say(f"{self._unit} {done:g}/{total:g}  {text}")
+        else:
+            self._progress.update(self._task, completed=done, total=total, description=text)
+
+
+class TrainProgress:
+    """Tells how training goes."""
+
+    def __init__(self, shown: Bar) -> None:
+        self._bar = shown
+        self._epochs = 0
+
+    def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
+        """The rows that will be trained on, and what was done to them."""
+        self._epochs = job.train.epochs
+        self._bar.say(
+            f"{dataset['rows']} rows in {dataset['shards']} shards: {dataset['train_rows']} to"
+            f" train on, {dataset['holdout_rows']} held out, {dataset['dropped_rows']} dropped,"
+            f" {dataset['imputed_cells']} cells imputed"
+        )
+        if dataset["constant_columns"]:
+            verb = "dropped" if job.data.constant == "drop" else "kept"
+            self._bar.say(f"{dataset['constant_columns']} constant columns, {verb}")
+        where = "cached in memory" if dataset["cached"] else "streamed"
+        self._bar.say(f"{job.scale.workers} workers, rows {where}; they take some seconds to start")
+
+    def note(self, text: str) -> None:
+        """A sentence worth knowing."""
+        self._bar.say(text)
+
+    def epoch(self, record: Record) -> None:
+        """One epoch: loss, holdout error, speed."""
+        held = f"holdout {record['holdout_mse']:.5f}  " if "holdout_mse" in record else ""
+        text = f"loss {record['loss']:.5f}  {held}{record['rows_per_s']:,.0f} rows/s"
+        self._bar.to(record["epoch"], self._epochs, text)
+
+
+class ScoreProgress:
+    """Tells how scoring goes."""
+
+    def __init__(self, shown: Bar) -> None:
+        self._bar = shown
+        self._rows = self._done = self._anomalies = 0
+        self._started = time.perf_counter()
+
+    def scoring(self, rows: int, parts: int, done: int) -> None:
+        """What there is to do, and what an earlier run did already."""
+        self._rows = rows
+        already = f", {done} of them done already" if done else ""
+        self._bar.say(f"{rows} rows in {parts} parts{already}")
+        self._started = time.perf_counter()
+
+    def scored(self, tally: Tally) -> None:
+        """A part was written."""
+        self._done += tally.rows + tally.dropped
+        self._anomalies += tally.anomalies
+        rate = self._done / max(time.perf_counter() - self._started, 1e-3)
+        self._bar.to(self._done, self._rows, f"{self._anomalies} anomalies  {rate:,.0f} rows/s")

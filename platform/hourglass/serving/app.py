@@ -1,0 +1,201 @@
+"""The Ray Serve application: one deployment per model, and an ingress that checks and decodes.
+
+`build` is what a Serve config file imports. Aliases are resolved there, once: every replica of a
+deployment loads the same digest, so no two answers of one deployment come from two versions.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from hourglass import storage
+from hourglass.artifact import MANIFEST
+from hourglass.inference.predictor import Predictor
+from hourglass.serving import auth
+from hourglass.serving.answers import Arrays, Ask, Card, answer_all
+from hourglass.serving.http import create_app
+from hourglass.serving.limits import RETRY_AFTER_S, RequestError
+from hourglass.serving.schemas import ServeSpec
+from hourglass.settings import Settings
+
+CONSTRUCTOR_TRIES = 2
+READY_TIMEOUT_S = 1.0
+OTHER_REQUESTS = 16
+"""Room in the ingress for requests that ask no model: lists, cards, health."""
+
+
+def build(args: ServeSpec) -> serve.Application:
+    """The application of a spec: the builder that Serve config files name.
+
+    Raises: RegistryError or ArtifactError for a missing model, ClusterError with no token.
+    """
+    from hourglass.tracking.registry import resolve  # replicas import this file, not the registry
+
+    settings = Settings()
+    token = auth.read_token(settings)
+    models = {}
+    for model in args.models:
+        found = resolve(model.uri, settings)
+        # Replicas run in other folders than this process.
+        path = found.path if "://" in found.path else str(Path(found.path).absolute())
+        options = _model_options(args)
+        deployment = MODEL.options(name=f"model-{model.name}", **options)
+        models[model.name] = deployment.bind(
+            model.name,
+            path,
+            f"models:/{found.name}/{found.version}" if found.version else path,
+            found.version,
+            found.digest,
+            args.max_batch_rows,
+            args.batch_wait_s,
+            args.num_cpus,
+        )
+    ingress: serve.Application = INGRESS.options(**_ingress_options(args)).bind(
+        args, models, auth.fingerprint(token)
+    )
+    return ingress
+
+
+def _model_options(spec: ServeSpec) -> dict[str, Any]:
+    unbounded = spec.max_queued_requests == "unbounded"
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": spec.num_cpus},
+        "max_ongoing_requests": spec.max_ongoing_requests,
+        "max_queued_requests": -1 if unbounded else spec.max_queued_requests,
+        "max_constructor_retry_count": CONSTRUCTOR_TRIES,
+    }
+    if isinstance(spec.replicas, int):
+        return options | {"num_replicas": spec.replicas}
+    scaling = {
+        "min_replicas": spec.replicas.min,
+        "max_replicas": spec.replicas.max,
+        "target_ongoing_requests": spec.replicas.target_ongoing_requests,
+    }
+    return options | {"autoscaling_config": scaling}
+
+
+def _ingress_options(spec: ServeSpec) -> dict[str, Any]:
+    """Room for whatever the models can hold: it is the models' queues that overflow first.
+
+    Ray counts a request as queued until it is assigned, so a burst needs the same room once more.
+    """
+    queued = 1024 if spec.max_queued_requests == "unbounded" else spec.max_queued_requests
+    per_model = spec.most_replicas * spec.max_ongoing_requests + queued
+    room = len(spec.models) * per_model + OTHER_REQUESTS
+    return {
+        "num_replicas": spec.ingress_replicas,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": room,
+        "max_queued_requests": -1 if spec.max_queued_requests == "unbounded" else room,
+        "max_constructor_retry_count": CONSTRUCTOR_TRIES,
+        "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_S},
+    }
+
+
+class Model:
+    """One model: a verified predictor whose passes run on a thread of their own."""
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        pinned: str,
+        version: str | None,
+        digest: str,
+        max_batch_rows: int,
+        batch_wait_s: float,
+        cpus: float,
+    ) -> None:
+        threads = max(1, int(cpus))
+        torch.set_num_threads(threads)
+        # Torch counts threads per calling thread, so the worker thread is told as well.
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self._predictor = Predictor.load(_local_copy(path, pinned), digest)
+        self._card = Card.of(self._predictor, name, version)
+        self._together.set_max_batch_size(max_batch_rows)
+        self._together.set_batch_wait_timeout_s(batch_wait_s)
+
+    async def card(self) -> Card:
+        """The model's card."""
+        return self._card
+
+    async def alive(self) -> bool:
+        """True: the replica is up."""
+        return True
+
+    async def answer(self, ask: Ask) -> Arrays:
+        """The answer to one request, computed together with its neighbours'."""
+        answer: Arrays = await self._together(ask)
+        return answer
+
+    @serve.batch(batch_size_fn=lambda asks: sum(len(ask.rows) for ask in asks))  # type: ignore[untyped-decorator]
+    async def _together(self, asks: list[Ask]) -> list[Arrays]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, answer_all, self._predictor, asks)
+
+
+def _local_copy(path: str, pinned: str) -> str:
+    """The artifact's folder; on a machine that does not see the builder's copy, one of its own."""
+    if storage.exists(storage.join(path, MANIFEST)):
+        return path
+    from hourglass.tracking.registry import resolve  # seconds and megabytes, only where needed
+
+    return resolve(pinned, Settings()).path
+
+
+class Ingress:
+    """The HTTP face of all models."""
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, spec: ServeSpec, models: Mapping[str, DeploymentHandle], token_sha256: str
+    ) -> None:
+        cards = {name: await handle.card.remote() for name, handle in models.items()}
+        self.app_parts = (spec, Handles(models, cards), token_sha256)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(*self.app_parts)
+
+
+class Handles:
+    """The models behind their handles: a backend for the endpoints."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle], cards: Mapping[str, Card]) -> None:
+        self.handles = handles
+        self.cards = cards
+
+    async def answer(self, name: str, ask: Ask) -> Arrays:
+        """Ask the model. Raises RequestError: Overloaded, or Unavailable."""
+        retry = {"retry-after": str(RETRY_AFTER_S)}
+        try:
+            answer: Arrays = await self.handles[name].answer.remote(ask)
+            return answer
+        except BackPressureError:
+            raise RequestError("Overloaded", "the queue is full; try again later", retry) from None
+        except (DeploymentUnavailableError, RayServeException):
+            raise RequestError("Unavailable", "the model has no replica now", retry) from None
+
+    async def ready(self) -> bool:
+        """True when every model answers; a full queue is a sign of life."""
+        return all(await asyncio.gather(*map(self._alive, self.handles.values())))
+
+    async def _alive(self, handle: DeploymentHandle) -> bool:
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await handle.alive.remote()
+        except BackPressureError:
+            return True
+        except Exception:  # whatever it is, a load balancer should look elsewhere
+            return False
+        return True
+
+
+MODEL = serve.deployment(Model)
+INGRESS = serve.deployment(serve.ingress()(Ingress), name="ingress")

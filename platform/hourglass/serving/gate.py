@@ -1,0 +1,158 @@
+"""The gate: what every request passes before the application sees it, as plain ASGI.
+
+Order matters: head limits, token, declared length, deadline; only then may the body be read, and
+each byte of it is counted. Every failure leaves as one JSON shape, with no path, trace or host.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from hourglass.serving.auth import admits
+from hourglass.serving.limits import (
+    RequestError,
+    check_head,
+    check_length,
+    deadline_s,
+    too_large,
+)
+
+if TYPE_CHECKING:  # Ray's proxies import this file; the spec would bring torch along
+    from hourglass.serving.schemas import ServeSpec
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"})
+"""Answered without a token: they name no model and read no body."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+logger = logging.getLogger("ray.serve")
+
+
+class Gate:
+    """Wraps an ASGI application: token, limits, deadline, request id and the shape of errors."""
+
+    def __init__(self, app: App, spec: "ServeSpec", token_sha256: str) -> None:
+        self.app = app
+        self.spec = spec
+        self.token_sha256 = token_sha256
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; a WebSocket is closed, the lifespan passes."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._http(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = _only(scope, b"x-request-id")
+        valid = given is not None and valid_request_id(given)
+        request_id = given.decode() if given and valid else secrets.token_hex(16)
+        scope.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send, None if given else request_id)
+        try:
+            seconds = self._admit(scope)
+            async with asyncio.timeout(seconds):
+                await self.app(scope, self._counted(receive), answer)
+        except RequestError as error:
+            await answer.refuse(error, request_id)
+        except TimeoutError:
+            late = RequestError("Timeout", "the deadline passed before the answer was ready")
+            await answer.refuse(late, request_id)
+        except Exception:
+            # The trace is for our log, found by the id; the caller learns the id alone.
+            logger.exception("request %s failed", request_id)
+            fault = RequestError("Internal", "the request failed; its id is in the server's log")
+            await answer.refuse(fault, request_id)
+
+    def _admit(self, scope: Scope) -> float:
+        """Check all that is known before the body; the seconds we have. Raises RequestError."""
+        target = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+        check_head(scope["headers"], target)
+        if scope["path"] not in OPEN_PATHS and not admits(
+            self.token_sha256, _all(scope, b"authorization")
+        ):
+            raise RequestError(
+                "Unauthorized",
+                "a valid bearer token is needed: `Authorization: Bearer TOKEN`",
+                {"www-authenticate": "Bearer"},
+            )
+        encodings = _all(scope, b"content-encoding")
+        if any(encoding.strip().lower() != b"identity" for encoding in encodings):
+            raise RequestError(
+                "UnsupportedMediaType", "content-encoding is not accepted; send plain bytes"
+            )
+        check_length(_only(scope, b"content-length"), self.spec.limits.body_bytes)
+        return deadline_s(_only(scope, b"x-request-timeout-seconds"), self.spec.request_timeout_s)
+
+    def _counted(self, receive: Receive) -> Receive:
+        """`receive` that refuses once more bytes came than a body may have."""
+        most, seen = self.spec.limits.body_bytes, 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise too_large(most)
+            return message
+
+        return counted
+
+
+class _Answer:
+    """`send` that adds our headers and knows whether an answer has begun."""
+
+    def __init__(self, send: Send, request_id: str | None) -> None:
+        self.send = send
+        self.begun = False
+        self.headers = [(b"x-content-type-options", b"nosniff")]
+        if request_id is not None:  # Ray's proxy gives every request an id and names it itself
+            self.headers.append((b"x-request-id", request_id.encode()))
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            message["headers"] = [*message.get("headers", []), *self.headers]
+        await self.send(message)
+
+    async def refuse(self, error: RequestError, request_id: str) -> None:
+        """Send the error, unless an answer has already begun."""
+        if self.begun:
+            return
+        body = error_body(error, request_id)
+        headers = {"content-type": "application/json", "content-length": str(len(body))}
+        pairs = [(k.encode(), v.encode()) for k, v in (headers | error.headers).items()]
+        start = {"type": "http.response.start", "status": error.status, "headers": pairs}
+        await self(start)
+        await self({"type": "http.response.body", "body": body})
+
+
+def error_body(error: RequestError, request_id: str) -> bytes:
+    """The one shape of an error; ASCII, whatever the request held."""
+    detail = {"class": error.kind, "message": str(error), "request_id": request_id}
+    return json.dumps({"error": detail}).encode()
+
+
+def valid_request_id(given: bytes) -> bool:
+    """True for a plain word, which is safe to repeat in headers, bodies and logs."""
+    return _REQUEST_ID.fullmatch(given) is not None
+
+
+def _all(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key.lower() == name]
+
+
+def _only(scope: Scope, name: bytes) -> bytes | None:
+    values = _all(scope, name)
+    return values[0] if values else None

@@ -1,0 +1,57 @@
+"""What Ray's HTTP proxy must not see: headers that it decodes before any application is asked.
+
+Ray 2.60 reads `x-request-id`, `x-request-timeout-seconds`, `x-session-id` and
+`serve_multiplexed_model_id` as UTF-8 and answers 500 where they are not; and it repeats any
+`x-request-id` to the caller. This middleware stands in front of the proxy, through Ray's own hook.
+"""
+
+from typing import Any
+
+from starlette.middleware import Middleware
+
+from hourglass.serving.gate import App, Receive, Scope, Send, error_body, valid_request_id
+from hourglass.serving.limits import RequestError
+
+
+def middlewares() -> list[Middleware]:
+    """What stands in front of Ray's proxy."""
+    return [Middleware(PlainHeaders)]
+
+
+class PlainHeaders:
+    """Refuses headers that are not UTF-8; drops a request id that is not a plain word."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 400."""
+        if scope["type"] == "http":
+            headers = scope["headers"]
+            scope["headers"] = [pair for pair in headers if _is_plain_id(*pair)]
+            bad = next((name for name, value in headers if not _is_text(value)), None)
+            if bad is not None:
+                await _refuse(send, f"header {bad.decode('latin-1')}: not UTF-8")
+                return
+        await self.app(scope, receive, send)
+
+
+def _is_plain_id(name: bytes, value: bytes) -> bool:
+    return name != b"x-request-id" or valid_request_id(value)
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def _refuse(send: Send, message: str) -> None:
+    error = RequestError("Malformed", message)
+    body = error_body(error, "none")
+    headers: Any = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

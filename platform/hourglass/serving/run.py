@@ -1,0 +1,89 @@
+"""`hourglass serve`: deploy a serve file from this process and stay until told to stop."""
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from hourglass.errors import ClusterError
+from hourglass.serving.app import build
+from hourglass.serving.schemas import ServeFile
+from hourglass.settings import Settings
+
+
+@contextlib.contextmanager
+def deployed(file: ServeFile, settings: Settings) -> Iterator[str]:
+    """The file's endpoints, up for the length of a block; yields their URL.
+
+    Needs a connection to Ray. On a cluster of our own, which cannot grow, too few CPUs are refused
+    at once, where Ray would wait for more. Raises ClusterError.
+    """
+    application = file.applications[0]
+    target = build(application.args)
+    if settings.address is None:
+        _check_cpus(file)
+        _check_port(file.http_options.host, file.http_options.port)
+    options = HTTPOptions(**file.http_options.model_dump(exclude_none=True))
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        serve.start(
+            proxy_location=file.proxy_location,
+            http_options=options,
+            controller_options=file.controller_options.model_dump(),
+        )
+        try:
+            serve.run(target, name=application.name, route_prefix=application.route_prefix)
+        except RuntimeError as error:
+            raise ClusterError(f"the endpoints did not start: {_last_line(error)}") from error
+        yield file.url
+    finally:
+        serve.shutdown()
+
+
+def until_stopped(started: Callable[[], None]) -> None:
+    """Call `started`, then wait for SIGINT or SIGTERM."""
+    stop = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        started()
+        while not stop.wait(1.0):  # a wait without end would not let Python see a signal
+            pass
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _check_cpus(file: ServeFile) -> None:
+    spec = file.spec
+    need = spec.num_cpus * spec.least_replicas * len(spec.models)
+    have = ray.cluster_resources().get("CPU", 0.0)
+    if need > have:
+        raise ClusterError(
+            f"models x replicas x num_cpus = {len(spec.models)} x {spec.least_replicas} x "
+            f"{spec.num_cpus:g} = {need:g} CPUs, found {have:g}; lower one of them"
+        )
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ClusterError(
+                f"http_options: cannot listen on {host}:{port} ({error.strerror}); stop what uses "
+                "it, or choose another with --set http_options.port=..."
+            ) from None
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,364 @@
+"""Job files: one YAML file becomes one frozen, fully validated spec.
+
+Two layers only: the file, then `--set a.b=value`. Every mistake of a file is reported at once.
+"""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from hourglass import spec_errors
+from hourglass.data.schema import Features, Missing
+from hourglass.errors import SpecError
+from hourglass.model.preprocessing import Range, Scaling
+from hourglass.model.spec import ModelSpec
+from hourglass.strict import Strict
+
+Uri = Annotated[str, Field(min_length=1)]
+Uris = Annotated[tuple[Uri, ...], Field(min_length=1)]
+RegistryName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class DataSpec(Strict):
+    """Where the rows are and how they become features."""
+
+    uri: Uri | Uris = Field(
+        description="Folder, glob, file or s3:// URI of Parquet shards, or a list of them."
+    )
+    manifest: Uri | None = Field(
+        None, description="Manifest that the shards must match (hourglass data manifest)."
+    )
+    features: Features = Field(description="The vector column, or the numeric columns.")
+    scaling: Scaling = Field(Range(), description="How raw columns become model space.")
+    constant: Literal["keep", "drop"] = Field("keep", description="Columns with a single value.")
+    missing: Missing = Field("error", description="Policy for null, NaN and infinite cells.")
+    holdout: float = Field(0.1, ge=0.0, lt=1.0, description="Share of rows never trained on.")
+    cache: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="auto: in memory when the decoded features fit `cache_bytes`."
+    )
+    cache_bytes: PositiveInt = Field(2**30, description="Most bytes of features a worker caches.")
+    shuffle_rows: PositiveInt = Field(
+        16384, description="Rows of the window that a streaming epoch shuffles exactly."
+    )
+
+
+class Adam(Strict):
+    """Adam. Source: Kingma and Ba 2015, algorithm 1."""
+
+    kind: Literal["adam"] = "adam"
+    lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="Decay of the first moment.")
+    beta2: float = Field(0.999, ge=0.0, lt=1.0, description="Decay of the second moment.")
+
+
+class AdamW(Strict):
+    """Adam with decoupled weight decay. Source: Loshchilov and Hutter 2019, algorithm 2."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="Decay of the first moment.")
+    beta2: float = Field(0.999, ge=0.0, lt=1.0, description="Decay of the second moment.")
+    weight_decay: float = Field(1e-2, ge=0.0, description="Decoupled weight decay.")
+
+
+class Sgd(Strict):
+    """Stochastic gradient descent with (Nesterov) momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = Field(0.1, description="Peak learning rate.")
+    momentum: float = Field(0.0, ge=0.0, lt=1.0, description="Momentum.")
+    nesterov: bool = Field(False, description="Nesterov's form of momentum.")
+    weight_decay: float = Field(0.0, ge=0.0, description="L2 penalty on the weights.")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs momentum above 0, found 0")
+        return self
+
+
+Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]
+
+
+class Constant(Strict):
+    """The peak learning rate throughout, after a linear warm-up."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Share of the peak learning rate at `step` (from 0) of `steps`."""
+        return min(1.0, (step + 1) / (self.warmup_steps + 1))
+
+
+class Cosine(Strict):
+    """From the peak to 0 along half a cosine, after a linear warm-up.
+
+    Source: Loshchilov and Hutter 2017, equation 5, without restarts.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Share of the peak learning rate at `step` (from 0) of `steps`."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        share = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+class OneCycle(Strict):
+    """From 1/25 of the peak up to it, then down to 0, both along half a cosine.
+
+    Source: Smith and Topin 2018, "Super-Convergence", section 3.
+    """
+
+    kind: Literal["one_cycle"] = "one_cycle"
+    peak_at: float = Field(0.3, gt=0.0, lt=1.0, description="Share of the steps going up.")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Share of the peak learning rate at `step` (from 0) of `steps`."""
+        share = min(1.0, step / max(1, steps - 1))
+        if share < self.peak_at:
+            return _half_cosine(0.04, 1.0, share / self.peak_at)
+        return _half_cosine(1.0, 0.0, (share - self.peak_at) / (1.0 - self.peak_at))
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+Schedule = Annotated[Constant | Cosine | OneCycle, Field(discriminator="kind")]
+
+
+class EarlyStop(Strict):
+    """Stop when the holdout error has not improved for `patience` epochs."""
+
+    patience: PositiveInt = Field(5, description="Epochs without improvement.")
+    min_delta: float = Field(0.0, ge=0.0, description="Smallest drop that counts as improvement.")
+
+
+class TrainSpec(Strict):
+    """How the weights are found."""
+
+    epochs: PositiveInt = Field(10, description="Passes over the training rows.")
+    batch_rows: PositiveInt = Field(256, description="Rows of one step, over all workers together.")
+    optimizer: Optimizer = Field(Adam(), description="Update rule.")
+    schedule: Schedule = Field(Constant(), description="Learning rate over the run.")
+    clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm, if clipped.")
+    early_stop: EarlyStop | None = Field(None, description="Stop early on the holdout error.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, order and noise.")
+    checkpoint_every_steps: PositiveInt | None = Field(
+        None, description="Also commit a checkpoint inside epochs; epoch ends always do."
+    )
+
+
+class ScaleSpec(Strict):
+    """What the run may use."""
+
+    workers: PositiveInt = Field(1, description="Training processes.")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: gpu where seen.")
+    cpus_per_worker: Literal["auto"] | PositiveFloat = Field(
+        "auto", description="auto: an equal share of the cluster, with one CPU left to read data."
+    )
+    max_failures: int = Field(3, ge=0, description="Restarts after a lost worker or node.")
+
+
+class TrackSpec(Strict):
+    """Where the run is recorded."""
+
+    experiment: str = Field("hourglass", min_length=1, description="MLflow experiment.")
+    register_as: RegistryName | None = Field(
+        None, alias="register", description="Registered model to add a version to."
+    )
+
+
+class TrainJob(Strict):
+    """One training run."""
+
+    kind: Literal["train"]
+    name: RegistryName | None = Field(
+        None, description="Name of the run; default: the file's name."
+    )
+    data: DataSpec = Field(description="The rows.")
+    model: ModelSpec = Field(description="The parts of the model.")
+    train: TrainSpec = Field(TrainSpec(), description="How the weights are found.")
+    scale: ScaleSpec = Field(ScaleSpec(), description="What the run may use.")
+    track: TrackSpec = Field(TrackSpec(), description="Where the run is recorded.")
+    quantile: float = Field(
+        0.99, gt=0.0, lt=1.0, description="Quantile of holdout scores that is the threshold."
+    )
+
+    @model_validator(mode="after")
+    def _holdout_is_there(self) -> Self:
+        if self.train.early_stop is not None and self.data.holdout == 0.0:
+            raise ValueError("train.early_stop watches the holdout error; set data.holdout above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _bce_has_unit_data(self) -> Self:
+        scaling = self.data.scaling.kind
+        if self.model.loss.kind == "bce" and scaling in ("range", "standard"):
+            raise ValueError(
+                f"loss bce needs features in [0, 1], found scaling '{scaling}': "
+                "set data.scaling to {kind: unit}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_worker_has_rows(self) -> Self:
+        if self.train.batch_rows < self.scale.workers:
+            raise ValueError(
+                f"train.batch_rows ({self.train.batch_rows}) counts all workers' rows and must be "
+                f"at least scale.workers ({self.scale.workers})"
+            )
+        return self
+
+    @property
+    def unit_data(self) -> bool:
+        """True when model space is meant to be [0, 1]."""
+        return self.data.scaling.kind == "unit" or self.model.loss.kind == "bce"
+
+    @property
+    def run_name(self) -> str:
+        """`<name>-<hash of everything that decides the weights>`: the same command, the same run."""
+        decisive = self.model_dump(
+            mode="json",
+            exclude={
+                **dict.fromkeys(("name", "track", "quantile"), True),
+                "train": {"checkpoint_every_steps"},
+                "scale": {"max_failures"},
+            },
+        )
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return f"{self.name or 'run'}-{digest[:8]}"
+
+
+class ScoreJob(Strict):
+    """One batch scoring run: codes, hashes and anomaly scores of every row, as Parquet."""
+
+    kind: Literal["score"]
+    name: RegistryName | None = Field(
+        None, description="Name of the job; default: the file's name."
+    )
+    model: Uri = Field(
+        description="models:/NAME@ALIAS, models:/NAME/VERSION or an artifact folder."
+    )
+    uri: Uri | Uris = Field(description="Parquet shards to score.")
+    manifest: Uri | None = Field(None, description="Manifest that the shards must match.")
+    output: Uri = Field(description="Folder or s3:// URI of the scored Parquet files.")
+    passthrough: tuple[str, ...] = Field((), description="Input columns copied to the output.")
+    outputs: tuple[Literal["code", "hash", "score", "reconstruction", "feature_errors"], ...] = (
+        Field(("code", "hash", "score"), min_length=1, description="What to write for each row.")
+    )
+    threshold: Literal["auto"] | float = Field(
+        "auto", description="Score above which a row is an anomaly; auto: the artifact's."
+    )
+    missing: Literal["auto"] | Missing = Field("auto", description="auto: as in training.")
+    workers: Literal["auto"] | PositiveInt = Field(
+        "auto", description="Scoring processes, one CPU (or GPU) each; auto: as many as there are."
+    )
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: gpu where seen.")
+
+
+Job = Annotated[TrainJob | ScoreJob, Field(discriminator="kind")]
+JOB: TypeAdapter[TrainJob | ScoreJob] = TypeAdapter(Job)
+
+
+TRAIN: TypeAdapter[TrainJob] = TypeAdapter(TrainJob)
+SCORE: TypeAdapter[ScoreJob] = TypeAdapter(ScoreJob)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainJob | ScoreJob:
+    """The validated job in a YAML file, with `a.b=value` overrides applied before validation.
+
+    Raises: SpecError listing every mistake: path, found, allowed, nearest name.
+    """
+    tree, lines = spec_errors.read_yaml(path)
+    for override in overrides:
+        place = set_field(tree, override)
+        lines = {steps: at for steps, at in lines.items() if steps[: len(place)] != place}
+        lines[place] = spec_errors.SET
+    if isinstance(tree, dict):
+        tree.setdefault("name", Path(path).stem)
+    try:
+        return JOB.validate_python(tree)
+    except ValidationError as error:
+        raise SpecError(spec_errors.explain(str(path), error, JOB, lines)) from None
+
+
+Kind = TypeVar("Kind", TrainJob, ScoreJob)
+
+
+def load_kind(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
+    """`load`, for a command that runs one kind of job. Raises SpecError for the other kinds."""
+    job = load(path, overrides)
+    if not isinstance(job, kind):
+        raise SpecError(f"{path}: a {job.kind} job; run it with `hourglass {job.kind} {path}`")
+    return job
+
+
+def parse(tree: dict[str, Any]) -> TrainJob | ScoreJob:
+    """The validated job in a plain dictionary. Raises SpecError."""
+    try:
+        return JOB.validate_python(tree)
+    except ValidationError as error:
+        raise SpecError(spec_errors.explain("job", error, JOB, {})) from None
+
+
+def dump(job: TrainJob | ScoreJob) -> dict[str, Any]:
+    """The resolved job as plain JSON values; `parse(dump(job)) == job`."""
+    return job.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def set_field(tree: Any, override: str) -> spec_errors.Steps:
+    """Put the override into `tree` and return its path. Raises SpecError."""
+    path, equals, value = override.partition("=")
+    steps = path.split(".")
+    if not equals or not all(steps):
+        raise SpecError(f"--set {override}: write it as a.b=value, for example train.epochs=20")
+    try:
+        parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise SpecError(f"--set {override}: the value is not YAML") from None
+    keys: list[str | int] = []
+    for step in steps:
+        if not isinstance(tree, dict | list):
+            raise SpecError(
+                f"--set {override}: '{keys[-1]}' is a single value, nothing lies below it"
+            )
+        place: Any = tree  # a mapping by name, a list by index
+        key = _key(tree, step, override)
+        keys.append(key)
+        if len(keys) == len(steps):
+            place[key] = parsed
+            break
+        below = tree.get(key) if isinstance(tree, dict) else place[key]
+        place[key] = {} if below is None else copy.copy(below)  # a YAML alias stays as it was
+        tree = place[key]
+    return tuple(keys)
+
+
+def _key(tree: dict[str, Any] | list[Any], step: str, override: str) -> str | int:
+    if isinstance(tree, dict):
+        return step
+    if not step.isdecimal() or int(step) >= len(tree):
+        raise SpecError(
+            f"--set {override}: '{step}' is not an index of a list of {len(tree)} (from 0)"
+        )
+    return int(step)

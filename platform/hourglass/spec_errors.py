@@ -1,0 +1,181 @@
+"""YAML with line numbers, and validation errors as sentences: where, found, allowed, nearest name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from hourglass.errors import SpecError, nearest
+
+Steps = tuple[str | int, ...]
+Lines = dict[Steps, int]
+"""The line of each field of a file, from 1; `SET` for a field that an override gave."""
+SET = 0
+
+
+def read_yaml(path: str | Path) -> tuple[Any, Lines]:
+    """Plain values and the line of each field. Raises SpecError; duplicate keys are refused."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+        lines = (
+            dict(_lines(str(path), node, ())) if node is not None and isinstance(tree, dict) else {}
+        )
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise SpecError(f"{path}: is a folder; give a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise SpecError(f"{path}{line}: {problem}") from None
+    except RecursionError:
+        raise SpecError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # a date such as 2020-13-45
+        raise SpecError(f"{path}: {error}; put quotes around text") from None
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}") from None
+    if not isinstance(tree, dict):
+        raise SpecError(
+            f"{path}: a job file is a mapping that begins with `kind: train` or `kind: score`"
+        )
+    return tree, lines
+
+
+def _lines(path: str, node: yaml.Node, steps: Steps) -> Iterator[tuple[Steps, int]]:
+    yield steps, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise SpecError(f"{path}:{line}: '{key.value}' is given twice; keep one")
+            seen.add(key.value)
+            yield from _lines(path, value, (*steps, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _lines(path, value, (*steps, index))
+
+
+def explain(where: str, error: ValidationError, adapter: TypeAdapter[Any], lines: Lines) -> str:
+    """Every mistake as one line: file:line, field, found beside allowed, nearest name."""
+    schema = adapter.json_schema()
+    mistakes: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        steps = _without_tags(item["loc"], schema)
+        field = ".".join(str(step) for step in steps)
+        place = f"  {where}{_line(steps, lines)}: {field + ': ' if field else ''}"
+        found, sentence = f"found {_shown(item)}", _sentence(item, steps, schema)
+        if mistakes.get(place, "").startswith(found):  # another branch of the same union
+            mistakes[place] += f"; or {sentence.removeprefix(found).lstrip(',;. ')}"
+        else:
+            mistakes[place] = sentence
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return "\n".join([f"{where}: {count}", *map("".join, mistakes.items())])
+
+
+def _line(steps: Steps, lines: Lines) -> str:
+    while steps and steps not in lines:
+        steps = steps[:-1]
+    line = lines.get(steps)
+    if line == SET:
+        return " (--set)"
+    return f":{line}" if line else ""
+
+
+def _shown(item: Any) -> str:
+    found = repr(item.get("input"))
+    return found if len(found) <= 60 else found[:57] + "..."
+
+
+def _sentence(item: Any, steps: Steps, schema: dict[str, Any]) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    found = _shown(item)
+    if kind == "extra_forbidden":
+        allowed = sorted(_fields_at(steps[:-1], item["loc"][:-1], schema))
+        return f"unknown field{nearest(str(steps[-1]), allowed)} Allowed: {', '.join(allowed)}"
+    if kind == "missing":
+        return "missing; it must be given"
+    if kind == "union_tag_invalid":
+        tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+        return f"found kind '{context['tag']}'{nearest(context['tag'], tags)} Allowed: {', '.join(tags)}"
+    if kind == "union_tag_not_found":
+        return "`kind` is missing"
+    if kind == "literal_error":
+        near = nearest(str(item["input"]), [w.strip("'") for w in _words(context["expected"])])
+        return f"found {found}{near} Allowed: {context['expected']}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"found {found}; input should be a mapping of fields"
+    if kind == "tuple_type":
+        return f"found {found}; input should be a list"
+    return f"found {found}; {item['msg'][:1].lower()}{item['msg'][1:]}"
+
+
+def _words(expected: str) -> list[str]:
+    return expected.replace(" or ", ", ").split(", ")
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+
+def _descend(
+    node: dict[str, Any], step: str | int, schema: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """The JSON Schema below `step`, and whether `step` is a field (False: a union's tag)."""
+    node = _resolve(node, schema)
+    mapping = node.get("discriminator", {}).get("mapping", {})
+    if step in mapping:
+        return {"$ref": mapping[step]}, False
+    if isinstance(step, int):
+        return node.get("items", _any_with(node, "items", schema).get("items", {})), True
+    if step in node.get("properties", {}):
+        return node["properties"][step], True
+    holder = _any_with(node, "properties", schema)
+    if step in holder.get("properties", {}):
+        return holder["properties"][step], True
+    return {}, not _is_branch(node, step)
+
+
+def _is_branch(node: dict[str, Any], step: str) -> bool:
+    """True when `step` names a branch of a plain union, as pydantic puts into an error's path."""
+    branches = [branch for branch in node.get("anyOf", []) if branch.get("type") != "null"]
+    return (
+        len(branches) > 1 or "prefixItems" in node or step.startswith(("function-", "constrained-"))
+    )
+
+
+def _any_with(node: dict[str, Any], key: str, schema: dict[str, Any]) -> dict[str, Any]:
+    for branch in node.get("anyOf", []):
+        resolved = _resolve(branch, schema)
+        if key in resolved:
+            return resolved
+    return {}
+
+
+def _without_tags(loc: Steps, schema: dict[str, Any]) -> Steps:
+    node, steps = schema, []
+    for step in loc:
+        node, is_field = _descend(node, step, schema)
+        if is_field:
+            steps.append(step)
+    return tuple(steps)
+
+
+def _fields_at(steps: Steps, loc: Steps, schema: dict[str, Any]) -> list[str]:
+    node = schema
+    for step in loc:
+        node, _ = _descend(node, step, schema)
+    node = _resolve(node, schema)
+    fields = node.get("properties") or _any_with(node, "properties", schema).get("properties", {})
+    return list(fields)

@@ -1,0 +1,132 @@
+"""Bytes on a local disk or in S3, written so that a name either holds all of its bytes or does not exist."""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from hourglass.errors import DataError
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `uri` and the path inside it. Raises DataError for other schemes."""
+    scheme = uri.split("://", 1)[0] if "://" in uri else "file"
+    if scheme not in ("file", "s3"):
+        raise DataError(
+            f"{uri}: scheme '{scheme}://' is not supported; use a path or s3://bucket/key"
+        )
+    fs, path = fsspec.core.url_to_fs(uri)
+    return fs, path
+
+
+def is_local(uri: str) -> bool:
+    """True when `uri` is on this machine's file system."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with `parts` below it."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def read(uri: str) -> bytes:
+    """All bytes at `uri`. Raises FileNotFoundError."""
+    if is_local(uri):
+        return Path(uri.removeprefix("file://")).read_bytes()
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    content: bytes = fs.cat_file(path)
+    return content
+
+
+def write(uri: str, content: bytes) -> None:
+    """Write `content` durably and atomically: temporary file, fsync, rename, fsync of the folder.
+
+    On S3 a PUT is atomic already. Raises OSError (disk full, read only) with nothing under the name.
+    """
+    if not is_local(uri):
+        fs, path = filesystem(uri)
+        fs.pipe_file(path, content)
+        return
+    target = Path(uri.removeprefix("file://"))
+    make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it, each of them to survive a power cut."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def exists(uri: str) -> bool:
+    """True when a file or folder is at `uri`."""
+    if is_local(uri):
+        return Path(uri.removeprefix("file://")).exists()
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def size(uri: str) -> int:
+    """Bytes at `uri`. Raises FileNotFoundError."""
+    if is_local(uri):
+        return Path(uri.removeprefix("file://")).stat().st_size
+    fs, path = filesystem(uri)
+    return int(fs.size(path))
+
+
+def irregular(path: str) -> str | None:
+    """What is wrong with a local file that must be a plain one: a link, a device, a second name."""
+    try:
+        status = os.lstat(path.removeprefix("file://"))
+    except OSError:
+        return None
+    if stat.S_ISLNK(status.st_mode):
+        return "is a symbolic link"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    return "has a second name (hard link)" if status.st_nlink > 1 else None
+
+
+def names(uri: str) -> list[str]:
+    """Sorted names directly below the folder `uri`; empty when it does not exist."""
+    if is_local(uri):
+        folder = Path(uri.removeprefix("file://"))
+        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    if not fs.exists(path):
+        return []
+    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+
+
+def remove(uri: str) -> None:
+    """Remove the file or folder at `uri`, if it is there."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

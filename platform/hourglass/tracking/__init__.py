@@ -1,0 +1,5 @@
+"""Where runs are recorded and models registered; nothing outside this room imports MLflow."""
+
+from hourglass.tracking.tracker import Finished, Tracker, start
+
+__all__ = ["Finished", "Tracker", "start"]

@@ -1,0 +1,141 @@
+"""An artifact in MLflow's clothes: a logged model whose loader is a module of ours, without pickle.
+
+MLmodel, requirements.txt ...    what MLflow wants to see
+data/artifact/                   the artifact, byte for byte
+"""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hourglass import __version__, artifact, storage
+from hourglass.errors import ArtifactError
+
+LOADER = "hourglass.inference.pyfunc"
+"""A module name, not an import: MLflow imports it when somebody loads the model."""
+INSIDE = "data/artifact"
+DIGEST_TAG = "hourglass.digest"
+OUTPUT = "encode"
+EXAMPLE_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A logged model: MLflow's id, where its files are, and the artifact in it."""
+
+    model_id: str
+    location: str
+    digest: str
+    metrics: dict[str, float]
+
+
+def log(client: Any, run_id: str, uri: str) -> Logged:
+    """Log the artifact at `uri` as a model of the run, once per digest.
+
+    Raises: ArtifactError when the artifact does not verify.
+    """
+    loaded = artifact.load(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models(
+        [experiment], f"tags.`{DIGEST_TAG}` = '{loaded.digest}'", max_results=10
+    )
+    ready = (m for m in found if m.source_run_id == run_id and str(m.status) == "READY")
+    model = next(ready, None) or _create(client, experiment, run_id, uri, loaded)
+    metrics = dict(loaded.manifest.metrics)
+    return Logged(model.model_id, model.artifact_location, loaded.digest, metrics)
+
+
+def _create(client: Any, experiment: str, run_id: str, uri: str, loaded: artifact.Artifact) -> Any:
+    from mlflow.entities import LoggedModelOutput
+
+    created = client.create_logged_model(
+        experiment,
+        name=loaded.manifest.name,
+        source_run_id=run_id,
+        tags={DIGEST_TAG: loaded.digest},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "artifact"
+        copy(uri, plain, loaded.digest)
+        dressed = Path(folder) / "model"
+        _dress(dressed, plain, created, loaded)
+        client.log_model_artifacts(created.model_id, str(dressed))
+    client.finalize_logged_model(created.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(created.model_id, step=0)])
+    return created
+
+
+def copy(uri: str, folder: Path, digest: str) -> None:
+    """The files of the artifact at `uri`, read once each, into `folder`."""
+    folder.mkdir()
+    for name in (artifact.WEIGHTS, artifact.GOLDEN, artifact.MANIFEST):
+        (folder / name).write_bytes(storage.read(storage.join(uri, name)))
+    problem = artifact_problem(folder, digest)
+    if problem:
+        raise ArtifactError(f"{uri}: {problem} while it was copied")
+
+
+def artifact_problem(folder: Path, digest: str) -> str | None:
+    """Why the files in `folder` are not the artifact `digest`; None when all bytes are."""
+    try:
+        text = (folder / artifact.MANIFEST).read_bytes()
+        if hashlib.sha256(text).hexdigest() != digest:
+            return "the manifest has another digest"
+        for name, record in json.loads(text)["files"].items():
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
+                    return f"{name} has another SHA-256"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    return None
+
+
+def _dress(path: Path, plain: Path, created: Any, loaded: artifact.Artifact) -> None:
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    mlflow.pyfunc.save_model(
+        path,
+        loader_module=LOADER,
+        data_path=str(plain),
+        signature=_signature(loaded),
+        input_example=_example(plain, loaded),
+        pip_requirements=[f"hourglass=={__version__}"],
+        mlflow_model=Model(
+            artifact_path=created.artifact_location,
+            run_id=created.source_run_id,
+            model_uuid=created.model_id,
+            model_id=created.model_id,
+        ),
+    )
+
+
+def _signature(loaded: artifact.Artifact) -> Any:
+    """Tensors: MLflow casts a data frame's columns to them, but refuses integers for doubles."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    features = loaded.manifest.features
+    kind = np.dtype(features.dtype)
+    if features.vector is not None:
+        inputs = [TensorSpec(kind, (-1, features.width))]
+    else:
+        inputs = [TensorSpec(kind, (-1,), name) for name in features.columns]
+    code = TensorSpec(np.dtype("float32"), (-1, loaded.manifest.model.network.code_width))
+    params = ParamSchema([ParamSpec("output", DataType.string, OUTPUT)])
+    return ModelSignature(Schema(inputs), Schema([code]), params)
+
+
+def _example(plain: Path, loaded: artifact.Artifact) -> Any:
+    """The first golden rows, as an array or, for models of columns, a data frame."""
+    golden = artifact.parse_tensors(artifact.GOLDEN, (plain / artifact.GOLDEN).read_bytes())
+    rows = golden["rows"][:EXAMPLE_ROWS].numpy()
+    if loaded.manifest.features.vector is not None:
+        return rows
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(loaded.manifest.features.columns))

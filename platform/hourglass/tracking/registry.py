@@ -1,0 +1,289 @@
+"""Registered models: versions, the aliases challenger and champion, and their artifacts.
+
+A version carries the digest of its artifact as a tag. Whoever uses a version takes the artifact's
+files by name and checks them against that digest; what else MLflow stores beside them is not read.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hourglass import storage
+from hourglass.errors import ArtifactError, RegistryError, nearest
+from hourglass.settings import Settings
+from hourglass.tracking.locks import locked, private_folder
+from hourglass.tracking.mlflow import answering, client
+
+if TYPE_CHECKING:
+    from hourglass.tracking.model import Logged
+
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+DIGEST_TAG = "hourglass.digest"
+METRICS_TAG = "hourglass.metrics"
+FILES = ("manifest.json", "model.safetensors", "golden.safetensors")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model; `digest` is None when hourglass did not register it."""
+
+    name: str
+    version: str
+    digest: str | None
+    aliases: tuple[str, ...]
+    metrics: dict[str, float]
+    run_id: str | None
+    created_ms: int
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """A new champion, and the version that was champion before."""
+
+    version: Version
+    before: str | None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A verified artifact folder or URI, with the digest to load it with."""
+
+    path: str
+    name: str
+    version: str | None
+    digest: str
+
+
+def register(mlflow: Any, name: str, run_id: str, logged: "Logged") -> str:
+    """The version of `name` that holds the artifact, made if need be; `challenger` moves to it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = next(
+        (v.version for v in _stored(mlflow, name) if v.tags.get(DIGEST_TAG) == logged.digest), None
+    )
+    if version is None:
+        tags = {DIGEST_TAG: logged.digest, METRICS_TAG: json.dumps(logged.metrics)}
+        # The location, not models:/ID: MLflow looks that up in its global store, not in ours.
+        version = mlflow.create_model_version(
+            name, logged.location, run_id, tags=tags, model_id=logged.model_id
+        ).version
+    mlflow.set_registered_model_alias(name, CHALLENGER, version)
+    return str(version)
+
+
+def names(settings: Settings) -> list[str]:
+    """All registered models, sorted. Raises RegistryError when MLflow does not answer."""
+    if _nothing_yet(settings):
+        return []
+    with answering(settings):
+        found = _pages(client(settings).search_registered_models)
+        return sorted(model.name for model in found)
+
+
+def versions(settings: Settings, name: str) -> list[Version]:
+    """The versions of one registered model, newest first.
+
+    Raises: RegistryError naming the models there are.
+    """
+    with _registry(settings) as mlflow:
+        return _versions(settings, mlflow, name)
+
+
+def version(settings: Settings, name: str, number: str) -> Version:
+    """One version. Raises RegistryError naming what exists."""
+    return _one(versions(settings, name), name, number)
+
+
+def promote(settings: Settings, name: str, version: str) -> Promoted:
+    """Make `version` the champion of `name`, once its artifact is verified.
+
+    Raises: RegistryError for an unknown name or version, ArtifactError for a damaged artifact.
+    """
+    from hourglass import artifact
+
+    with _registry(settings) as mlflow:
+        known = _versions(settings, mlflow, name)
+        chosen = _one(known, name, version)
+        folder, digest = _fetch(settings, mlflow, chosen)
+        artifact.load(str(folder), digest)
+        before = next((v.version for v in known if CHAMPION in v.aliases), None)
+        mlflow.set_registered_model_alias(name, CHAMPION, chosen.version)
+    return Promoted(chosen, before)
+
+
+def resolve(uri: str, settings: Settings) -> Resolved:
+    """The artifact that `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a folder or s3:// URI means.
+
+    A registered artifact is copied once to `<root>/models/<digest>`, also when many processes ask.
+    Raises: RegistryError naming what exists, ArtifactError when the files are not the digest's.
+    """
+    if not uri.startswith("models:"):
+        return _unregistered(uri)
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if match is None:
+        raise RegistryError(
+            f"{uri}: write it as models:/NAME@ALIAS (for example models:/mnist@{CHAMPION}) "
+            "or models:/NAME/VERSION"
+        )
+    name, alias, version = match.groups()
+    with _registry(settings) as mlflow:
+        known = _versions(settings, mlflow, name)
+        chosen = _aliased(known, name, alias) if alias else _one(known, name, version)
+        folder, digest = _fetch(settings, mlflow, chosen)
+    return Resolved(str(folder), name, chosen.version, digest)
+
+
+@contextmanager
+def _registry(settings: Settings) -> Iterator[Any]:
+    """A client; a store that was never made is an answer, not a reason to make one."""
+    if _nothing_yet(settings):
+        raise RegistryError(
+            f"no model is registered in {settings.root} yet; train one with `track.register` set"
+        )
+    with answering(settings):
+        yield client(settings)
+
+
+def _nothing_yet(settings: Settings) -> bool:
+    return settings.tracking_uri is None and not (settings.root / "mlflow.db").exists()
+
+
+def _versions(settings: Settings, mlflow: Any, name: str) -> list[Version]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        # The search below answers without aliases, so they come from the model itself.
+        aliases = dict(mlflow.get_registered_model(name).aliases)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = names(settings)
+        raise RegistryError(
+            f"no registered model '{name}'; there is {', '.join(known[:12]) or 'none'}"
+            f"{nearest(name, known)}"
+        ) from None
+    found = sorted(_stored(mlflow, name), key=lambda v: -int(v.version))
+    return [_version(v, aliases) for v in found]
+
+
+def _version(stored: Any, aliases: dict[str, Any]) -> Version:
+    try:
+        metrics = json.loads(stored.tags.get(METRICS_TAG, "{}"))
+    except ValueError:
+        metrics = {}
+    return Version(
+        name=stored.name,
+        version=str(stored.version),
+        digest=stored.tags.get(DIGEST_TAG),
+        aliases=tuple(sorted(a for a, v in aliases.items() if str(v) == str(stored.version))),
+        metrics=metrics,
+        run_id=stored.run_id or None,
+        created_ms=int(stored.creation_timestamp),
+    )
+
+
+def _stored(mlflow: Any, name: str) -> list[Any]:
+    return _pages(mlflow.search_model_versions, filter_string=f"name = '{name}'")
+
+
+def _pages(search: Any, **query: Any) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(page_token=token, **query)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _one(known: list[Version], name: str, version: str) -> Version:
+    for candidate in known:
+        if candidate.version == version:
+            return candidate
+    there = ", ".join(v.version for v in known[:12]) or "none"
+    raise RegistryError(f"'{name}' has no version {version}; there is {there}")
+
+
+def _aliased(known: list[Version], name: str, alias: str) -> Version:
+    for candidate in known:
+        if alias in candidate.aliases:
+            return candidate
+    there = {a: v.version for v in known for a in v.aliases}
+    said = ", ".join(f"{a} (version {v})" for a, v in sorted(there.items())) or "none"
+    hint = nearest(alias, there)
+    if alias == CHAMPION and known:
+        hint = f"; `hourglass models promote {name} {known[0].version}` makes one"
+    raise RegistryError(f"'{name}' has no alias '{alias}'; there is {said}{hint}")
+
+
+def _unregistered(uri: str) -> Resolved:
+    try:
+        text = storage.read(storage.join(uri, FILES[0]))
+        name = json.loads(text)["name"]
+    except FileNotFoundError:
+        raise RegistryError(
+            f"{uri}: no artifact there ({FILES[0]} is missing); give an artifact's folder, "
+            "models:/NAME@ALIAS or models:/NAME/VERSION"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{uri}/{FILES[0]}: not an artifact's manifest") from None
+    return Resolved(uri, str(name), None, hashlib.sha256(text).hexdigest())
+
+
+def _fetch(settings: Settings, mlflow: Any, version: Version) -> tuple[Path, str]:
+    """The verified folder of a version's artifact, and its digest."""
+    from hourglass.tracking.model import artifact_problem
+
+    where = f"models:/{version.name}/{version.version}"
+    if version.digest is None or not re.fullmatch(r"[0-9a-f]{64}", version.digest):
+        raise RegistryError(
+            f"{where}: tag {DIGEST_TAG} is {version.digest!r}, so nothing says which artifact it "
+            "must be; register it with hourglass"
+        )
+    cache = private_folder(settings.root / "models")
+    folder = cache / version.digest
+    with locked(cache / ".lock"):  # many replicas start at once; one of them downloads
+        if artifact_problem(folder, version.digest) is None:
+            return folder, version.digest
+        fresh = Path(tempfile.mkdtemp(prefix=".", dir=cache))
+        try:
+            _download(settings, mlflow, version, fresh)
+            problem = artifact_problem(fresh, version.digest)
+            if problem:
+                raise ArtifactError(
+                    f"{where}: {problem}; registered is {version.digest[:12]}, the stored files "
+                    "were changed"
+                )
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return folder, version.digest
+
+
+def _download(settings: Settings, mlflow: Any, version: Version, folder: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    from hourglass.tracking.model import INSIDE
+
+    stored = mlflow.get_model_version_download_uri(version.name, version.version)
+    for name in FILES:
+        download_artifacts(
+            artifact_uri=f"{stored.rstrip('/')}/{INSIDE}/{name}",
+            dst_path=str(folder),
+            tracking_uri=settings.mlflow_uri,
+        )

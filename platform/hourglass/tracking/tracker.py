@@ -1,0 +1,217 @@
+"""The tracker: the driver says what happened, a thread tells MLflow, training never waits for it.
+
+Each event goes to the spool first (see spool.py). What MLflow does not take now is taken by the
+next run's tracker or by `hourglass models sync`; a second delivery changes nothing.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from hourglass.settings import Settings
+from hourglass.tracking.locks import private_folder, try_locked
+from hourglass.tracking.shown import explain, redact
+from hourglass.tracking.spool import Spool
+
+if TYPE_CHECKING:
+    from hourglass.spec import TrainJob
+    from hourglass.tracking.mlflow import Delivery
+
+FINISH_S = 60.0
+"""Longest that `finish` waits for MLflow."""
+ATTEMPTS = 2
+"""Failed attempts in a row after which `finish` stops waiting."""
+RETRY_S = 15.0
+"""Longest pause between two attempts while training runs."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where the run is recorded; `note` is the sentence for the user."""
+
+    run_id: str | None
+    version: str | None
+    note: str
+
+
+class Tracker(Protocol):
+    """Records one run. Neither method raises; only `finish` waits, for a bounded time."""
+
+    def log(self, record: dict[str, float], epoch: int) -> None:
+        """Record the metrics of an epoch."""
+
+    def finish(self, status: Literal["finished", "failed"], artifact_uri: str | None) -> Finished:
+        """Record the artifact and the end, and deliver what MLflow takes."""
+
+
+def start(settings: Settings, job: "TrainJob", dataset: dict[str, Any]) -> Tracker:
+    """Begin (or resume) recording `job`; returns at once and never raises.
+
+    `dataset` holds plain JSON values; `name`, `uri` and `digest` are shown where MLflow has a place
+    for them, the rest as its profile.
+    """
+    return SpooledTracker(settings, job, dataset)
+
+
+class SpooledTracker:
+    """Appends to the spool; one daemon thread delivers it, and what earlier runs left behind."""
+
+    def __init__(self, settings: Settings, job: "TrainJob", dataset: dict[str, Any]) -> None:
+        self._settings = settings
+        self._spool = Spool(settings.root / "spool", job.run_name)
+        self._register_as = job.track.register_as
+        self._delivery: Delivery | None = None
+        self._changed = threading.Condition()  # guards everything below
+        self._lost = 0
+        self._unwritten = ""
+        self._problem = ""
+        self._failures = 0
+        self._delivered = False
+        self._finishing = False
+        self._stopping = False
+        self._append("begin", **_who(job), dataset=dataset)
+        self._thread = threading.Thread(target=self._work, name="hourglass-tracking", daemon=True)
+        self._thread.start()
+
+    def log(self, record: dict[str, float], epoch: int) -> None:
+        """Record the metrics of an epoch."""
+        self._append("epoch", epoch=epoch, metrics=record)
+
+    def finish(self, status: Literal["finished", "failed"], artifact_uri: str | None) -> Finished:
+        """Record the artifact and the end; wait at most `FINISH_S` while MLflow takes events."""
+        if artifact_uri is not None:
+            self._append("artifact", uri=artifact_uri, register_as=self._register_as)
+        self._append("end", status=status)
+        with self._changed:
+            self._failures, self._finishing = 0, True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._delivered or self._failures >= ATTEMPTS, FINISH_S)
+            self._stopping = True
+            self._changed.notify_all()
+            return self._finished()
+
+    def _finished(self) -> Finished:
+        uri = redact(self._settings.mlflow_uri)
+        run_id = self._delivery.run_id if self._delivery else None
+        version = self._delivery.version if self._delivery else None
+        refused = self._delivery.refused if self._delivery else []
+        if self._delivered:
+            said = [f"recorded in MLflow ({uri}) as run {run_id}", *refused]
+        else:
+            said = [
+                f"MLflow ({uri}) has not taken everything: {self._problem or 'it is too slow'}; "
+                f"the rest waits in {self._spool.path}, `hourglass models sync` delivers it"
+            ]
+        if self._lost:
+            events = "1 event is" if self._lost == 1 else f"{self._lost} events are"
+            said.append(f"{events} lost, {self._spool.path} cannot be written: {self._unwritten}")
+        return Finished(run_id, version, "; ".join(said))
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        try:
+            self._spool.append(kind, **fields)
+        except Exception as error:  # a full disk must not stop a training run
+            with self._changed:
+                self._lost += 1
+                self._unwritten = getattr(error, "strerror", None) or explain(error)
+            return
+        with self._changed:
+            self._delivered = False
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        others: list[Spool] | None = None
+        while not self._stopping:
+            try:
+                self._deliver()
+                if others is None:
+                    others = [s for s in spools(self._settings) if s.path != self._spool.path]
+                while others and self._idle():
+                    drain(others.pop(0), self._settings)
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._idle())
+            except Exception as error:  # whatever MLflow does, training goes on
+                self._pause(explain(error))
+
+    def _deliver(self) -> None:
+        self._delivery = drain(self._spool, self._settings, self._delivery)
+        with self._changed:
+            self._failures, self._problem = 0, ""
+            self._delivered = next(self._spool.pending(), None) is None
+            self._changed.notify_all()
+
+    def _idle(self) -> bool:
+        return self._delivered and not self._stopping
+
+    def _pause(self, problem: str) -> None:
+        with self._changed:
+            self._problem = problem
+            self._failures += 1
+            self._changed.notify_all()
+            finishing = self._finishing
+            seconds = 0.5 if finishing else min(RETRY_S, 2.0 ** min(self._failures, 9))
+            self._changed.wait_for(
+                lambda: self._stopping or self._finishing is not finishing, seconds
+            )
+
+
+def spools(settings: Settings) -> list[Spool]:
+    """The spools of all runs that have something to deliver, oldest first."""
+    waiting = Spool.all(settings.root / "spool")
+    return [spool for spool in waiting if next(spool.pending(), None) is not None]
+
+
+def drain(
+    spool: Spool, settings: Settings, delivery: "Delivery | None" = None
+) -> "Delivery | None":
+    """Deliver all pending events of `spool`, in order; returns the delivery, to go on with later.
+
+    Raises whatever MLflow raises, with the position of the last delivered event recorded.
+    """
+    from hourglass.tracking.mlflow import Delivery
+
+    private_folder(spool.path.parent)
+    with try_locked(spool.lock) as ours:
+        if not ours:
+            raise BlockingIOError(f"another process delivers {spool.path}")
+        for position, event in spool.pending():
+            if delivery is None:
+                delivery = Delivery(settings, spool.begin())
+            delivery.deliver(event)
+            spool.mark(position)
+        spool.clear()
+    return delivery
+
+
+@dataclass(frozen=True)
+class Synced:
+    """One sentence per run, and how many runs still have something to deliver."""
+
+    said: list[str]
+    left: int
+
+
+def sync(settings: Settings) -> Synced:
+    """Deliver every spool. Does not raise for what MLflow does."""
+    said, left = [], 0
+    for spool in spools(settings):
+        try:
+            delivery = drain(spool, settings)
+        except Exception as error:
+            left += 1
+            said.append(f"{spool.run_name}: {explain(error)}; the rest stays in {spool.path}")
+            continue
+        refused = delivery.refused if delivery else []
+        said.append("; ".join([f"{spool.run_name}: delivered", *refused]))
+    return Synced(said, left)
+
+
+def _who(job: "TrainJob") -> dict[str, Any]:
+    from hourglass import __version__, spec
+
+    return {
+        "run": job.run_name,
+        "experiment": job.track.experiment,
+        "job": spec.dump(job),
+        "hourglass": __version__,
+    }

@@ -1,0 +1,70 @@
+"""From a job and the figures of its rows to the seeded module, and the record of its features."""
+
+import numpy as np
+import torch
+
+from hourglass.artifact import FeatureRecord
+from hourglass.data.schema import FeatureSchema
+from hourglass.data.stats import Stats
+from hourglass.errors import DataError, SpecError
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.preprocessing import ColumnStats, Preprocessing
+from hourglass.spec import TrainJob
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def build(job: TrainJob, stats: Stats) -> AutoencoderModule:
+    """The module before training: the same job and rows give the same bits.
+
+    Raises: DataError, SpecError (see `fit_preprocessing`).
+    """
+    preprocessing = fit_preprocessing(job, stats)
+    torch.manual_seed(job.train.seed)
+    return AutoencoderModule(job.model, preprocessing, job.unit_data)
+
+
+def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
+    """The part of the module that the rows decide.
+
+    Raises: DataError when a column is empty, too large or none is left, SpecError when the loss
+    does not fit the rows.
+    """
+    if not stats.count.any():
+        raise DataError("every training row was dropped or held out; nothing is left to train on")
+    empty = np.flatnonzero(stats.count == 0)
+    if len(empty):
+        raise DataError(f"feature {empty[0]} has no value in any training row; exclude that column")
+    large = np.flatnonzero(np.maximum(stats.high, stats.high - stats.low) > LARGEST)
+    if len(large):
+        low, high = stats.low[large[0]], stats.high[large[0]]
+        raise DataError(
+            f"feature {large[0]} has values from {low:g} to {high:g}, which float32 does not hold; "
+            "exclude that column"
+        )
+    figures = ColumnStats(stats.mean, stats.sd, stats.low, stats.high)
+    drop = job.data.constant == "drop"
+    if drop and stats.constant.all():
+        raise DataError("every column is constant; `constant: drop` leaves none")
+    preprocessing = Preprocessing.fit(job.data.scaling, figures, drop)
+    low, high = float(preprocessing.low_F.min()), float(preprocessing.high_F.max())
+    if job.model.loss.kind == "bce" and (low < -1e-6 or high > 1 + 1e-6):
+        raise SpecError(
+            f"loss bce needs rows in [0, 1], scaling '{job.data.scaling.kind}' leaves "
+            f"[{low:g}, {high:g}]; use `scaling: {{kind: unit}}`"
+        )
+    return preprocessing
+
+
+def feature_record(
+    job: TrainJob, schema: FeatureSchema, module: AutoencoderModule
+) -> FeatureRecord:
+    """What the artifact says about the rows it takes."""
+    return FeatureRecord(
+        vector=schema.vector,
+        columns=schema.columns,
+        width=schema.width,
+        dtype=schema.dtype,
+        kept=len(module.preprocessing.kept_F),
+        missing=job.data.missing,
+    )

@@ -1,0 +1,202 @@
+"""Checkpoints in two phases: the state, then a COMMIT record; without a valid one nothing is there.
+
+checkpoints/00000420.3f9a1c2e/state.safetensors
+checkpoints/00000420.3f9a1c2e/COMMIT.json     position, hashes, what run and data it belongs to
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from hourglass import storage
+from hourglass.artifact import parse_tensors
+from hourglass.errors import ArtifactError, DataError, TrainingError
+from hourglass.training.collective import Alone, Peers
+from hourglass.training.state import State
+
+STATE = "state.safetensors"
+COMMIT = "COMMIT.json"
+KEPT = 2
+NAME = re.compile(r"\d{8,}\.[0-9a-f]{8}")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The committed checkpoints of one run; the newest and the one before it are kept.
+
+    `run` names everything that decides the weights, `data` is the manifest's digest.
+    """
+
+    uri: str
+    run: str
+    data: str
+    workers: int
+
+    def save(self, state: State, peers: Peers | None = None) -> None:
+        """Commit `state`: called on every worker, written by the first; older ones go after that.
+
+        Raises: TrainingError on every worker when a number is not finite or a write fails; nothing
+        is committed then, and what was committed before stays.
+        """
+        peers = peers or Alone()
+        tensors, position = state.tensors(), state.position(peers)
+        _require_finite(state.step, tensors, position)
+        problem = self._write(state.step, tensors, position) if peers.rank == 0 else None
+        problem = peers.share(problem)[0]
+        if problem:
+            raise TrainingError(
+                f"stopped at step {state.step}: the checkpoint was not written, {problem}. "
+                "The last checkpoint is kept; make room and run the same command to resume"
+            )
+
+    def newest(self, warn: Callable[[str], None]) -> str | None:
+        """The newest intact checkpoint; each damaged one is named to `warn` and skipped.
+
+        Raises: DataError when it is of other data or another run.
+        """
+        for name in reversed(self._names()):
+            try:
+                self.load(name)
+            except ArtifactError as error:
+                warn(f"skipped checkpoint {error}")
+            else:
+                return name
+        return None
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and position of one checkpoint, verified.
+
+        Raises: ArtifactError when it is damaged, DataError when it is of other data or another run.
+        """
+        position, listed = self._record(name)
+        path = storage.join(self.uri, name, STATE)
+        try:
+            content = storage.read(path)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if len(content) != listed["bytes"]:
+            raise ArtifactError(f"{path}: {len(content)} bytes, committed were {listed['bytes']}")
+        if hashlib.sha256(content).hexdigest() != listed["sha256"]:
+            raise ArtifactError(f"{path}: not what was committed (SHA-256)")
+        return parse_tensors(path, content), position
+
+    def check(self) -> None:
+        """Refuse, before any worker starts, what was committed for other data or another run.
+
+        Raises: DataError.
+        """
+        for name in self._names():
+            try:
+                self._record(name)
+            except ArtifactError:
+                continue  # `newest` names it
+
+    def _record(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The position, and what is listed of the state file. Raises ArtifactError, DataError."""
+        path = storage.join(self.uri, name, COMMIT)
+        try:
+            text = storage.read(path)
+            record = json.loads(text)
+            body = record["commit"]
+            if hashlib.sha256(_text(body)).hexdigest() != record["sha256"]:
+                raise ValueError
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(f"{path}: missing, it was never committed") from None
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
+            raise ArtifactError(f"{path}: damaged") from None
+        if body["data"] != self.data:
+            raise DataError(
+                f"{path}: the shards changed since this run began (manifest {body['data'][:12]} "
+                f"then, {self.data[:12]} now); train anew with --fresh"
+            )
+        if body["run"] != self.run:
+            raise DataError(f"{path}: belongs to run {body['run']}, not to {self.run}")
+        return body["position"], body["files"][STATE]
+
+    def _write(self, step: int, tensors: dict[str, Tensor], position: dict[str, Any]) -> str | None:
+        """Both phases, then the pruning; what went wrong, as words, for all workers to hear."""
+        content = save_tensors(tensors)
+        name = f"{step:08d}.{secrets.token_hex(4)}"
+        folder = storage.join(self.uri, name)
+        commit = {
+            "run": self.run,
+            "data": self.data,
+            "workers": self.workers,
+            "position": position,
+            "files": {
+                STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            },
+        }
+        record = {"commit": commit, "sha256": hashlib.sha256(_text(commit)).hexdigest()}
+        try:
+            storage.write(storage.join(folder, STATE), content)
+            storage.write(storage.join(folder, COMMIT), _text(record))
+        except OSError as error:
+            return _problem(error, folder, len(content))
+        with contextlib.suppress(OSError):  # committed it is; the next one prunes again
+            self._prune(name)
+        return None
+
+    def _prune(self, newest: str) -> None:
+        """Keep `newest` and the committed ones before it; what lies beyond it was damaged."""
+        step = _step(newest)
+        older = [
+            name
+            for name in self._names()
+            if _step(name) < step and storage.exists(storage.join(self.uri, name, COMMIT))
+        ]
+        for name in self._names():
+            if name not in (newest, *older[-(KEPT - 1) :]):
+                storage.remove(storage.join(self.uri, name, COMMIT))
+                storage.remove(storage.join(self.uri, name))
+
+    def _names(self) -> list[str]:
+        return [name for name in storage.names(self.uri) if NAME.fullmatch(name)]
+
+
+def _text(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, allow_nan=False).encode()
+
+
+def _step(name: str) -> int:
+    return int(name.partition(".")[0])
+
+
+def _require_finite(step: int, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
+    """Weights and sums are the same numbers on every worker here, so all stop or none."""
+    bad = [
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    bad += [
+        f"sum of {name} on worker {rank}"
+        for rank, sums in enumerate(position["sums"])
+        for name, value in sums.items()
+        if value - value != 0.0
+    ]
+    if bad:
+        raise TrainingError(
+            f"stopped at step {step}: {bad[0]} is NaN or infinite; not committed. The last "
+            "checkpoint is kept; lower the learning rate or look at the rows"
+        )
+
+
+def _problem(error: OSError, folder: str, needed: int) -> str:
+    if error.errno not in FULL or not storage.is_local(folder):
+        return f"{folder}: {error.strerror or error}"
+    path = Path(folder.removeprefix("file://"))
+    there = next(place for place in path.parents if place.is_dir())
+    return f"disk full: needed {needed} bytes, had {shutil.disk_usage(there).free}, {folder}"

@@ -1,0 +1,100 @@
+"""What workers say to each other: sums, tensors and words; nothing when there is only one."""
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hourglass.model.autoencoder import AutoencoderModule, Pass
+
+
+class Peers(Protocol):
+    """The workers of a run. Every method is called by all of them, or they wait for each other."""
+
+    rank: int
+    size: int
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all workers, without gradient."""
+        ...
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """`value` of every worker, in order of rank; first dimensions may differ."""
+        ...
+
+    def share(self, value: Any) -> list[Any]:
+        """A small object of every worker, in order of rank."""
+        ...
+
+
+class Alone:
+    """One worker."""
+
+    rank = 0
+    size = 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The value itself."""
+        return value.detach()
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """The value itself."""
+        return [value]
+
+    def share(self, value: Any) -> list[Any]:
+        """The value itself."""
+        return [value]
+
+
+class Together:
+    """The workers of the default torch.distributed process group."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all workers, without gradient."""
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """`value` of every worker, in order of rank; first dimensions may differ."""
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=value.device)
+        lengths[self.rank] = len(value)
+        lengths = self.sum(lengths)
+        padded = value.new_zeros((int(lengths.max()), *value.shape[1:]))
+        padded[: len(value)] = value
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+
+    def share(self, value: Any) -> list[Any]:
+        """A small object of every worker, in order of rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def parallel(module: AutoencoderModule, peers: Peers) -> nn.Module:
+    """The module itself for one worker, else its DDP, past the step in which DDP settles.
+
+    After its first backward pass DDP lays its buckets out anew, and a ring of three or more workers
+    adds in an order that depends on the layout. An empty step before the first real one makes a
+    resumed run add in the same order as one that was never stopped.
+    """
+    if peers.size == 1:
+        return module
+    device = next(module.parameters()).device
+    ids = [device.index or 0] if device.type == "cuda" else None
+    # Buffers are preprocessing constants, the same on every worker: nothing to broadcast.
+    model = DistributedDataParallel(
+        module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+    nothing = torch.empty((0, module.preprocessing.columns), device=device)
+    torch.autograd.backward(Pass(*model(nothing)).output_BF.sum())
+    module.zero_grad(set_to_none=True)
+    return model

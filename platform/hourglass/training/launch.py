@@ -1,0 +1,207 @@
+"""Launching a run on Ray Train: check, measure the rows, start the workers, listen, conclude."""
+
+import math
+import platform
+import secrets
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from hourglass import artifact, storage
+from hourglass.data import reading
+from hourglass.data.manifest import describe
+from hourglass.data.prepare import feature_schema, open_dataset
+from hourglass.errors import ClusterError, DataError, SpecError, TrainingError
+from hourglass.settings import Settings
+from hourglass.spec import TrainJob
+from hourglass.training.board import Listener, Listening
+from hourglass.training.build import fit_preprocessing
+from hourglass.training.worker import Task, train_worker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: where its artifact is, and what it says."""
+
+    uri: str
+    manifest: artifact.Manifest
+    digest: str
+    already: bool
+
+
+def run_uri(job: TrainJob, settings: Settings) -> str:
+    """Where the run keeps checkpoints and artifact."""
+    return storage.join(settings.runs_uri, job.run_name)
+
+
+def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = False) -> Outcome:
+    """Run `job` to its end on the connected Ray cluster; the same job again resumes or is done.
+
+    Raises: DataError, SpecError, ClusterError, TrainingError.
+    """
+    uri = run_uri(job, settings)
+    if fresh:
+        storage.remove(uri)
+    manifest, schema = open_dataset(job.data.uri, job.data.manifest)
+    found = storage.join(uri, "artifact")
+    if storage.exists(storage.join(found, artifact.MANIFEST)):
+        return _finished(job, found, manifest.digest)
+    resources, threads, gpu = _resources(job)
+    columns = feature_schema(manifest, schema, job.data.features, job.data.missing)
+    rows = reading.of(manifest, columns, job.data.missing, job.data.holdout)
+    cached = _cached(job, manifest.rows * columns.row_bytes)
+    census, refs = reading.load(rows, keep_features=cached)
+    fit_preprocessing(job, census.stats)
+    dataset = {
+        **describe(manifest),
+        **_account(job, census, columns.feature_names),
+        "cached": cached,
+    }
+    listener.prepared(job, dataset)
+    scaling = ray.train.ScalingConfig(
+        num_workers=job.scale.workers, use_gpu=gpu, resources_per_worker=resources
+    )
+    with Listening(listener) as line:
+        task = Task(
+            job=job,
+            rows=rows,
+            census=census,
+            refs=refs,
+            run_uri=uri,
+            data_digest=manifest.digest,
+            provenance={"dataset": dataset, **_provenance()},
+            threads=threads,
+            line=line,
+        )
+        task.checkpoints.check()
+        _fit(task, scaling)
+    loaded = artifact.load(found)
+    return Outcome(found, loaded.manifest, loaded.digest, already=False)
+
+
+def _fit(task: Task, scaling: ray.train.ScalingConfig) -> None:
+    """Run the workers to their end; Ray Train's own files are gone after it."""
+    folder = storage.join(task.run_uri, "ray")
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{secrets.token_hex(4)}",
+            storage_path=folder,
+            failure_config=ray.train.FailureConfig(
+                max_failures=task.job.scale.max_failures, controller_failure_limit=3
+            ),
+        ),
+    )
+    lost = None
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        lost = error
+    finally:
+        storage.remove(folder)
+    failure = task.line.failure()
+    if failure:
+        raise failure from None
+    if lost:
+        failures = getattr(lost, "worker_failures", None) or {}
+        cause = "; ".join(f"worker {rank}: {_last_line(e)}" for rank, e in failures.items())
+        raise TrainingError(
+            f"training failed: {cause or _last_line(lost)}. What was committed is kept; "
+            "the same command resumes"
+        ) from lost
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _finished(job: TrainJob, uri: str, data: str) -> Outcome:
+    loaded = artifact.load(uri)
+    trained_on = loaded.manifest.provenance.get("dataset", {}).get("digest")
+    if trained_on != data:
+        raise DataError(
+            f"{uri}: run {job.run_name} is finished, but on other shards; train anew with --fresh"
+        )
+    return Outcome(uri, loaded.manifest, loaded.digest, already=True)
+
+
+def _cached(job: TrainJob, size: int) -> bool:
+    if job.data.cache == "memory" and size > job.data.cache_bytes:
+        raise SpecError(
+            f"data.cache: memory needs {size} bytes for the features, cache_bytes allows "
+            f"{job.data.cache_bytes}; raise it, or use cache: stream"
+        )
+    return job.data.cache != "stream" and size <= job.data.cache_bytes
+
+
+def _account(job: TrainJob, census: reading.Census, names: list[str]) -> dict[str, Any]:
+    """Nothing silent: rows and cells that did not go through untouched, counted."""
+    missing = census.stats.missing
+    constant = [names[i] for i in census.stats.constant.nonzero()[0]]
+    return {
+        "train_rows": census.rows("train"),
+        "holdout_rows": census.rows("holdout"),
+        "dropped_rows": census.dropped,
+        "imputed_cells": int(missing.sum()) if job.data.missing == "mean" else 0,
+        "constant_columns": len(constant),
+        "constant_policy": job.data.constant,
+        "constant_names": constant[:100],
+    }
+
+
+def _resources(job: TrainJob) -> tuple[dict[str, float], int, bool]:
+    """Resources of one worker, its threads, and whether it gets a GPU.
+
+    Workers never take every CPU: Ray Data needs some to read, and would wait forever for it.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    workers = job.scale.workers
+    gpu = job.scale.accelerator == "gpu" or (job.scale.accelerator == "auto" and gpus >= workers)
+    if gpu and gpus < workers:
+        raise ClusterError(
+            f"scale.accelerator: gpu needs one for each of {workers} workers, the cluster has "
+            f"{gpus:g}; use fewer workers, or accelerator: cpu"
+        )
+    spare = max(cpus - 1.0, cpus / 2.0)
+    if job.scale.cpus_per_worker == "auto":
+        share = spare / workers
+        each = float(math.floor(share)) if share >= 1 else math.floor(share * 100) / 100
+    else:
+        each = job.scale.cpus_per_worker
+    if each * workers > cpus - reading.READ_CPUS:
+        raise ClusterError(
+            f"{workers} workers of {each:g} CPUs leave none of the cluster's {cpus:g} to read; "
+            f"use fewer workers, or scale.cpus_per_worker up to {spare / workers:.2g}"
+        )
+    resources = {"CPU": each, **({"GPU": 1.0} if gpu else {})}
+    return resources, max(1, int(each)), gpu
+
+
+def _provenance() -> dict[str, Any]:
+    packages = ("hourglass", "ray", "torch", "pyarrow", "numpy", "safetensors")
+    return {
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,153 @@
+"""The story of a run: epochs of steps, a look at the held-out rows, a commit, a record."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hourglass.data.feed import Feed
+from hourglass.errors import TrainingError
+from hourglass.spec import TrainSpec
+from hourglass.training.collective import Peers
+from hourglass.training.state import Record, State
+from hourglass.training.step import Sums, evaluate_batch, noise_seed, train_step
+
+
+class Commit(Protocol):
+    """Makes the state durable; called on every worker, written by the first."""
+
+    def __call__(self, state: State) -> None: ...
+
+
+def fit(
+    state: State,
+    model: nn.Module,
+    feed: Feed,
+    spec: TrainSpec,
+    peers: Peers,
+    *,
+    report: Callable[[Record], None],
+    commit: Commit,
+    device: torch.device,
+) -> None:
+    """Train `state` to the end of `spec`, from wherever it is; `model` is the module or its DDP.
+
+    Ends with the best weights of the holdout (the last, without one) in `state.module`.
+    Raises: TrainingError on every worker when a value is not finite, naming step, worker, tensor.
+    """
+    steps = feed.steps * spec.epochs
+    rng = torch.Generator(device=device)
+    while state.epoch < spec.epochs and not state.stopped:
+        started, rows = time.perf_counter(), 0
+        state.module.train()
+        for batch in feed.train(state.epoch, state.epoch_step):
+            rng.manual_seed(noise_seed(spec.seed, state.step, peers.rank))
+            set_rate(state, spec, steps)
+            try:
+                sums = train_step(
+                    model, state.module, state.optimizer, batch, rng, peers, spec.clip_norm
+                )
+            except TrainingError as error:
+                raise TrainingError(
+                    f"stopped at step {state.step} (epoch {state.epoch + 1}): {error}. The last "
+                    "checkpoint is kept; lower the learning rate or look at the rows"
+                ) from None
+            add(state.sums, sums)
+            rows += batch.total
+            state.step += 1
+            state.epoch_step += 1
+            every = spec.checkpoint_every_steps
+            if every and state.step % every == 0 and state.epoch_step < feed.steps:
+                commit(state)
+        trained = time.perf_counter() - started
+        record = end_of_epoch(state, feed, spec, peers, device)
+        record["rows_per_s"] = rows / max(trained, 1e-9)
+        state.history.append(record)
+        commit(state)
+        report(record)
+    if state.best_weights:
+        state.module.load_state_dict(state.best_weights)
+
+
+def end_of_epoch(
+    state: State, feed: Feed, spec: TrainSpec, peers: Peers, device: torch.device
+) -> Record:
+    """Reduce the sums, look at the holdout, keep the best weights, decide on stopping."""
+    totals = reduce(state.sums, peers)
+    rows = totals["rows"]
+    record = {
+        "epoch": float(state.epoch + 1),
+        "step": float(state.step),
+        "lr": float(state.optimizer.param_groups[0]["lr"]),
+        "train_mse": totals["error"] / rows,
+        "code_mean": totals["code"] / rows,
+    }
+    terms = {name[5:]: total / rows for name, total in totals.items() if name.startswith("term.")}
+    record |= {f"loss_{name}": value for name, value in terms.items()}
+    record["loss"] = sum(terms.values())
+    state.module.eval()
+    held = evaluate(state, (torch.from_numpy(rows) for rows in feed.holdout()), peers, device)
+    record |= held
+    for name, value in record.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"stopped after step {state.step} (epoch {state.epoch + 1}): {name} is NaN or "
+                "infinite. The last checkpoint is kept; lower the learning rate or look at the rows"
+            )
+    if held:
+        watch(state, held["holdout_mse"], spec)
+    state.sums = {}
+    state.epoch += 1
+    state.epoch_step = 0
+    return record
+
+
+def evaluate(
+    state: State, rows: Iterable[Tensor], peers: Peers, device: torch.device
+) -> dict[str, float]:
+    """Holdout MSE in model space, FVU, mean code activation, of all workers; empty without rows."""
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    sums: Sums = {name: zero.clone() for name in ("error", "spread", "code", "rows")}
+    for part in rows:
+        add(sums, evaluate_batch(state.module, part.to(device)))
+    totals = reduce(sums, peers)
+    if not totals["rows"]:
+        return {}
+    return {
+        "holdout_mse": totals["error"] / totals["rows"],
+        "holdout_fvu": totals["error"] / totals["spread"] if totals["spread"] else 0.0,
+        "holdout_code_mean": totals["code"] / totals["rows"],
+    }
+
+
+def watch(state: State, error: float, spec: TrainSpec) -> None:
+    """Keep the weights of the best epoch; stop when patience has run out."""
+    delta = spec.early_stop.min_delta if spec.early_stop else 0.0
+    if state.best_error is None or error < state.best_error - delta:
+        state.best_error, state.best_epoch = error, state.epoch
+        state.best_weights = copy.deepcopy(state.module.state_dict())
+    elif spec.early_stop and state.epoch - state.best_epoch >= spec.early_stop.patience:
+        state.stopped = True
+
+
+def set_rate(state: State, spec: TrainSpec, steps: int) -> None:
+    """The learning rate of this step."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = spec.optimizer.lr * spec.schedule.factor(state.step, steps)
+
+
+def add(sums: Sums, more: Sums) -> None:
+    """Add `more` into `sums`."""
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def reduce(sums: Sums, peers: Peers) -> dict[str, float]:
+    """Totals over all workers, in one exchange. Sum, reduce, then divide."""
+    names = sorted(sums)
+    total = peers.sum(torch.stack([sums[name] for name in names]))
+    return dict(zip(names, total.tolist(), strict=True))

@@ -1,0 +1,133 @@
+"""One step: the same gradient on N workers as on one with all the rows.
+
+Every worker's loss is scaled so that DDP's average over workers is the gradient of the whole
+batch: row terms are sums over this worker's rows times workers / rows of the whole batch, and batch
+statistics are those of the whole batch, with the gradient of this worker's share.
+Shapes: B rows of this worker, K code units.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from hourglass.data.feed import Batch
+from hourglass.errors import TrainingError
+from hourglass.model.autoencoder import AutoencoderModule, Pass
+from hourglass.training.collective import Peers
+
+Sums = dict[str, Tensor]
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the training noise of one step on one worker."""
+    return (seed * 1_000_003 + step) * 4096 + rank
+
+
+def autocast(device: torch.device) -> "torch.autocast | nullcontext[None]":
+    """bfloat16 on a GPU, full precision on a CPU."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def loss_terms(
+    model: nn.Module, module: AutoencoderModule, batch: Batch, rng: torch.Generator, peers: Peers
+) -> tuple[dict[str, Tensor], Pass]:
+    """Named, weighted terms of this worker's loss; DDP's mean of their sum is the batch's loss."""
+    rows = torch.from_numpy(batch.rows).to(rng.device, non_blocking=True)
+    scale = peers.size / batch.total
+
+    def batch_mean(values_BK: Tensor) -> Tensor:
+        local_K = values_BK.sum(dim=0)
+        whole_K = peers.sum(local_K) / batch.total
+        return whole_K + (local_K - local_K.detach()) * scale
+
+    with autocast(rng.device):
+        result = Pass(*model(rows, rng))
+    result = Pass(*(part.float() if part.dtype == torch.bfloat16 else part for part in result))
+    reconstruction = module.row_losses(result).sum() * scale
+    return {module.spec.loss.kind: reconstruction, **module.penalties(result, batch_mean)}, result
+
+
+def train_step(
+    model: nn.Module,
+    module: AutoencoderModule,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    rng: torch.Generator,
+    peers: Peers,
+    clip_norm: float | None,
+) -> Sums:
+    """Forward, backward, update; returns this worker's share of the step's sums.
+
+    Raises: TrainingError, on every worker, when a gradient is not finite.
+    """
+    terms, result = loss_terms(model, module, batch, rng, peers)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(torch.stack(list(terms.values())).sum())
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not bool(torch.isfinite(norm)):
+        raise non_finite(module, batch, rng, peers)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip_norm, norm)
+    optimizer.step()
+    return _sums(module, terms, result, batch, peers)
+
+
+@torch.no_grad()
+def _sums(
+    module: AutoencoderModule, terms: dict[str, Tensor], result: Pass, batch: Batch, peers: Peers
+) -> Sums:
+    """Sums over rows: added over workers and steps and divided once, they are the epoch's means."""
+    whole = batch.total / peers.size
+    sums = {f"term.{name}": value.detach().double() * whole for name, value in terms.items()}
+    rows = len(result.clean_BF)
+    if module.spec.loss.kind == "mse":
+        sums["error"] = sums["term.mse"].clone()
+    else:
+        sums["error"] = (result.output_BF - result.clean_BF).square().mean(dim=1).double().sum()
+    sums["code"] = result.code_BK.detach().mean(dim=1).double().sum()
+    sums["rows"] = torch.tensor(float(rows), dtype=torch.float64, device=result.code_BK.device)
+    return sums
+
+
+def non_finite(
+    module: AutoencoderModule, batch: Batch, rng: torch.Generator, peers: Peers
+) -> TrainingError:
+    """An error naming the worker and the first tensor that is not finite; the same on every worker.
+
+    DDP has averaged the gradients, so every worker sees them non-finite in the same step and comes
+    here, where each computes the step again, with the same noise and gradients of its own.
+    """
+    rng.manual_seed(rng.initial_seed())
+    terms, result = loss_terms(module, module, batch, rng, peers)
+    names, weights = zip(*module.named_parameters(), strict=True)
+    loss = torch.stack(list(terms.values())).sum()
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    candidates = {
+        "rows in model space": result.clean_BF,
+        **dict(zip(names, weights, strict=True)),
+        **{f"term {name}": value for name, value in terms.items()},
+        **{f"gradient of {n}": g for n, g in zip(names, gradients, strict=True) if g is not None},
+    }
+    bad = [i for i, value in enumerate(candidates.values()) if not bool(value.isfinite().all())]
+    worst = peers.share(bad[0] if bad else len(candidates))
+    rank = min(range(len(worst)), key=lambda r: (worst[r], r))
+    name = [*candidates, "gradient norm"][worst[rank]]
+    return TrainingError(f"worker {rank}: {name} is NaN or infinite")
+
+
+@torch.no_grad()
+def evaluate_batch(module: AutoencoderModule, rows: Tensor) -> Sums:
+    """Sums over held-out rows (B, C): squared error, squared distance from the mean, code, rows."""
+    result = module(rows)
+    preprocessing = module.preprocessing
+    mean_F = (
+        preprocessing.mean_C[preprocessing.kept_F] - preprocessing.shift_F
+    ) / preprocessing.scale_F
+    return {
+        "error": (result.output_BF - result.clean_BF).square().mean(dim=1).double().sum(),
+        "spread": (result.clean_BF - mean_F).square().mean(dim=1).double().sum(),
+        "code": result.code_BK.mean(dim=1).double().sum(),
+        "rows": torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device),
+    }

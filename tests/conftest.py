@@ -1,0 +1,126 @@
+"""Shared by every test: one torch thread, and small artifacts made in a moment."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from hourglass import artifact
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.preprocessing import ColumnStats, Preprocessing, Range
+from hourglass.model.spec import ModelSpec
+
+torch.set_num_threads(1)
+settings.register_profile("house", deadline=None, derandomize=True, database=None)
+settings.load_profile("house")
+
+COLUMNS = 12
+
+
+def column_stats(rows: Any) -> ColumnStats:
+    """The figures of `rows` by NumPy, missing cells left out."""
+    cells = np.asarray(rows, dtype=np.float64)
+    return ColumnStats(
+        np.nanmean(cells, 0), np.nanstd(cells, 0), np.nanmin(cells, 0), np.nanmax(cells, 0)
+    )
+
+
+@pytest.fixture(scope="session")
+def rows() -> np.ndarray:
+    """300 rows of 12 columns, float32; column 5 is constant."""
+    made = np.random.default_rng(7).normal(3.0, 2.0, (300, COLUMNS)).astype(np.float32)
+    made[:, 5] = 4.5
+    return made
+
+
+@pytest.fixture(scope="session")
+def save_artifact(rows: np.ndarray) -> Callable[..., str]:
+    """`save_artifact(folder, ...)` writes an untrained model of `rows`; returns its digest."""
+
+    def save(
+        folder: Path | str,
+        *,
+        model: dict[str, Any] | None = None,
+        seed: int = 0,
+        drop_constant: bool = False,
+        of: np.ndarray = rows,
+        features: dict[str, Any] | None = None,
+    ) -> str:
+        spec = ModelSpec.model_validate(
+            model or {"network": {"widths": [7, 5], "activation": "tanh"}}
+        )
+        torch.manual_seed(seed)
+        preprocessing = Preprocessing.fit(Range(), column_stats(of), drop_constant)
+        module = AutoencoderModule(spec, preprocessing, unit_data=False)
+        record = {"vector": "image", "columns": (), "width": of.shape[1], "missing": "error"}
+        record |= {"dtype": str(of.dtype), "kept": len(preprocessing.kept_F)} | (features or {})
+        code_width = spec.network.code_width
+        return artifact.save(
+            str(folder),
+            module=module,
+            features=artifact.FeatureRecord.model_validate(record),
+            calibration=artifact.Calibration(
+                rows=len(of),
+                quantile=0.99,
+                threshold=0.5,
+                quantiles={"0.5": 0.1, "0.99": 0.5},
+                hash_threshold=(0.0,) * code_width,
+            ),
+            golden_rows=torch.from_numpy(of[:8]),
+            name="tiny",
+            metrics={"holdout_mse": 0.25},
+            job={"kind": "train"},
+            provenance={"seed": seed},
+        )
+
+    return save
+
+
+@pytest.fixture
+def tiny_artifact(tmp_path: Path, save_artifact: Callable[..., str]) -> Path:
+    """The folder of a small, good artifact, of this test alone."""
+    save_artifact(tmp_path / "artifact")
+    return tmp_path / "artifact"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A bucket of an S3 API over HTTP on loopback, reached by the usual AWS variables alone."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket"
+        s3fs.S3FileSystem().rm("bucket", recursive=True)  # moto's buckets outlive its server
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_environment() -> Iterator[None]:
+    """What a module's cluster puts into the environment (token path, address) ends with it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

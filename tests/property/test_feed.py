@@ -1,0 +1,154 @@
+"""Feeds: all workers together see the planned rows, and a resumed epoch ends with the same rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
+from hourglass.data.plan import GroupCount, Slice
+from hourglass.errors import DataError
+
+Feeds = Callable[[int, int], Feed]
+KINDS = st.sampled_from(["memory", "stream"])
+GROUPS = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 5)), min_size=1, max_size=6)
+COLUMNS = 3
+
+
+class Dataset:
+    """Row groups whose rows hold their own number; held-out rows are numbered from 10,000."""
+
+    def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
+        self.counts = [GroupCount(0, group, *size) for group, size in enumerate(sizes)]
+        self.train, self.held = [
+            self._numbers(first, [size[i] for size in sizes]) for i, first in enumerate((0, 10_000))
+        ]
+
+    @staticmethod
+    def _numbers(first: int, sizes: Sequence[int]) -> list[np.ndarray]:
+        numbers = np.repeat(np.arange(first, first + sum(sizes))[:, None], COLUMNS, axis=1)
+        return np.split(numbers.astype(np.float32), np.cumsum(sizes)[:-1])
+
+    def read(self, chunk: int, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
+        for part in slices:
+            rows = (self.train if part.split == "train" else self.held)[part.group]
+            for start in range(part.start, part.stop, chunk):
+                yield rows[start : min(start + chunk, part.stop)]
+
+    def feed(
+        self,
+        kind: str,
+        batch: int,
+        seed: int,
+        worker: int,
+        workers: int,
+        *,
+        window: int,
+        chunk: int,
+    ) -> Feed:
+        common = {"batch_rows": batch, "seed": seed, "worker": worker, "workers": workers}
+        if kind == "memory":
+            features = np.concatenate([*self.train, *self.held])
+            return MemoryFeed(features, features[:, 0] >= 10_000, **common)
+        read = partial(self.read, chunk)
+        return StreamFeed(self.counts, read, columns=COLUMNS, window_rows=window, **common)
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.train))
+
+
+@given(
+    KINDS, GROUPS, st.integers(1, 5), st.integers(0, 40), st.integers(1, 30), st.integers(1, 9),
+    st.integers(0, 99), st.integers(0, 3),
+)  # fmt: skip
+def test_every_row_once_and_resumed_from_every_step(
+    kind: str,
+    sizes: list[tuple[int, int]],
+    workers: int,
+    more: int,
+    window: int,
+    chunk: int,
+    seed: int,
+    epoch: int,
+) -> None:
+    data, batch = Dataset(sizes), workers + more
+    feeds = [
+        data.feed(kind, batch, seed, worker, workers, window=window, chunk=chunk)
+        for worker in range(workers)
+    ]
+    seen = [list(feed.train(epoch)) for feed in feeds]
+    steps = -(-data.rows // batch)
+    assert [feed.steps for feed in feeds] == [steps] * workers
+    drawn = [int(row) for batches in seen for batch in batches for row in batch.rows[:, 0]]
+    assert sorted(drawn) == list(range(data.rows))
+    for step in range(steps):
+        at_step = [batches[step] for batches in seen]
+        sizes_here = {batch.total for batch in at_step}
+        assert sizes_here == {sum(len(batch.rows) for batch in at_step)}
+        assert all(batch.rows.shape[1] == COLUMNS for batch in at_step)
+        for feed, batches in zip(feeds, seen, strict=True):
+            resumed = list(feed.train(epoch, step))
+            assert len(resumed) == steps - step
+            for left, right in zip(resumed, batches[step:], strict=True):
+                assert np.array_equal(left.rows, right.rows)
+                assert left.total == right.total
+    held = [int(row) for feed in feeds for part in feed.holdout() for row in part[:, 0]]
+    assert held == [int(row) for part in data.held for row in part[:, 0]]
+
+
+@given(GROUPS, st.integers(1, 4), st.integers(1, 30), st.integers(1, 30))
+def test_a_stream_is_the_same_however_it_is_read(
+    sizes: list[tuple[int, int]], workers: int, one: int, other: int
+) -> None:
+    data = Dataset(sizes)
+    for worker in range(workers):
+        streams = [
+            list(data.feed("stream", 8, 3, worker, workers, window=7, chunk=chunk).train(1))
+            for chunk in (one, other)
+        ]
+        for left, right in zip(*streams, strict=True):
+            assert np.array_equal(left.rows, right.rows)
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_epochs_differ(kind: str) -> None:
+    feed = Dataset([(50, 0)] * 4).feed(kind, 32, 0, 0, 1, window=64, chunk=10)
+    orders = {
+        tuple(int(row) for batch in feed.train(epoch) for row in batch.rows[:, 0])
+        for epoch in range(5)
+    }
+    assert len(orders) == 5
+
+
+def test_only_the_windows_that_are_left_are_read_again() -> None:
+    data = Dataset([(20, 0)] * 10)
+    asked: list[int] = []
+
+    def read(slices: Sequence[Slice]) -> Iterator[np.ndarray]:
+        asked.append(sum(part.stop - part.start for part in slices))
+        return data.read(100, slices)
+
+    feed = StreamFeed(data.counts, read, columns=COLUMNS, batch_rows=10, seed=0, window_rows=50)
+    for step in (0, 4, 5, 14, 19):
+        list(feed.train(0, step))
+    assert asked == [200, 200, 150, 100, 50]
+
+
+def test_a_stream_that_ends_early_is_an_error() -> None:
+    data = Dataset([(20, 0)])
+    feed = StreamFeed(
+        data.counts,
+        lambda slices: iter([data.train[0][:15]]),
+        columns=COLUMNS,
+        batch_rows=20,
+        seed=0,
+        window_rows=64,
+    )
+    with pytest.raises(
+        DataError, match="^the shards changed while they were read: 5 rows are missing$"
+    ):
+        list(feed.train(0))

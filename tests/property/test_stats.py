@@ -1,0 +1,81 @@
+"""Figures of any split of the rows merge to the figures of the whole, which are NumPy's."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from hourglass.data.stats import Stats, measure, merge_all
+from hourglass.errors import DataError
+
+CELLS = {
+    "float64": st.floats(-1e6, 1e6) | st.sampled_from([np.nan, np.inf, -np.inf]),
+    "float32": st.floats(-1e6, 1e6, width=32) | st.just(np.nan),
+    "uint8": st.integers(0, 255),
+}
+
+
+@st.composite
+def split_matrix(draw: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    dtype = draw(st.sampled_from(sorted(CELLS)))
+    shape = (draw(st.integers(1, 40)), draw(st.integers(1, 4)))
+    rows = draw(arrays(dtype, shape, elements=CELLS[dtype]))
+    cuts = sorted(draw(st.lists(st.integers(0, len(rows)), max_size=5)))
+    return rows, np.split(rows, cuts)  # cuts may repeat: empty parts
+
+
+@given(split_matrix())
+def test_any_split_merges_to_numpys_figures(given: tuple[np.ndarray, list[np.ndarray]]) -> None:
+    rows, parts = given
+    cells = rows.astype(np.float64)
+    masked = np.ma.masked_array(cells, ~np.isfinite(cells))
+    count = masked.count(0)
+    for stats in (measure(rows), merge_all(map(measure, parts))):
+        assert stats.count.tolist() == count.tolist()
+        assert stats.missing.tolist() == (len(rows) - count).tolist()
+        assert stats.low.tolist() == masked.min(0).filled(np.inf).tolist()
+        assert stats.high.tolist() == masked.max(0).filled(-np.inf).tolist()
+        largest = float(np.abs(masked).max()) if masked.count() else 0.0
+        close = {"rtol": 1e-12, "atol": 1e-12 * max(1.0, largest)}
+        np.testing.assert_allclose(stats.mean, masked.mean(0).filled(0.0), **close)
+        np.testing.assert_allclose(stats.sd, masked.std(0).filled(0.0), **close)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+def test_long_columns_are_exact_and_merge_in_order(dtype: str) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (65_536, 3)).astype(dtype)
+    rows[:, 2] = 255
+    whole, parts = measure(rows), merge_all(map(measure, np.array_split(rows, 7)))
+    deviations = rows.astype(np.int64) * len(rows) - rows.sum(0, dtype=np.int64)
+    exact = (deviations.astype(object) ** 2).sum(0) / len(rows) ** 2
+    tolerance = 1e-14 if dtype == "uint8" else 1e-11
+    np.testing.assert_allclose(whole.m2, exact.astype(float), rtol=tolerance)
+    np.testing.assert_allclose(parts.m2, whole.m2, rtol=1e-11)
+    np.testing.assert_allclose(parts.mean, rows.mean(0, dtype=np.float64), rtol=1e-13)
+
+
+@given(st.floats(-1e30, 1e30), st.lists(st.integers(1, 50), min_size=1, max_size=5))
+def test_a_constant_column_has_its_value_as_mean_and_no_spread(
+    value: float, lengths: list[int]
+) -> None:
+    stats = merge_all(measure(np.full((length, 1), value)) for length in lengths)
+    assert (stats.mean[0], stats.sd[0], stats.constant[0]) == (value, 0.0, True)
+
+
+def test_a_distant_mean_keeps_its_digits() -> None:
+    rows = 1e9 + np.random.default_rng(1).normal(size=(1000, 1))
+    np.testing.assert_allclose(measure(rows).sd, rows.std(0), rtol=1e-12)
+    naive = np.sqrt((rows**2).mean(0) - rows.mean(0) ** 2)
+    assert abs(naive - rows.std(0)) > 0.1  # the control: the textbook formula loses them all
+
+
+def test_nothing_to_merge() -> None:
+    with pytest.raises(DataError, match="^no rows: every shard is empty$"):
+        merge_all([])
+    empty = measure(np.zeros((0, 2)))
+    assert isinstance(empty, Stats)
+    assert empty.count.tolist() == [0, 0]
+    assert empty.constant.tolist() == [True, True]

@@ -1,0 +1,311 @@
+"""Training on a real cluster of two CPUs: it ends, with the bits that were promised, or says why."""
+
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hourglass import artifact
+from hourglass.cluster.connect import connection
+from hourglass.data import reading, stats
+from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
+from hourglass.data.manifest import Manifest
+from hourglass.data.plan import GroupCount
+from hourglass.data.prepare import feature_schema, open_dataset
+from hourglass.errors import DataError, TrainingError
+from hourglass.settings import Settings
+from hourglass.spec import TrainJob, parse
+from hourglass.training import launch, state
+from hourglass.training.build import build
+from hourglass.training.checkpoint import Checkpoints
+from hourglass.training.launch import Outcome
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from training_kit import Run, generated, same_bits, timeless
+
+ROWS = generated(400, 8)
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A project folder and a cluster of two CPUs, which leaves no process behind."""
+    folder = Path(tempfile.mkdtemp(prefix="hgt", dir="/tmp"))
+    settings = Settings(home=folder / "home", temp_dir=str(folder / "ray"))
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with connection(cpus=2, settings=settings):
+        yield folder
+    deadline, left = time.monotonic() + 20, {0}
+    while left and time.monotonic() < deadline:
+        time.sleep(0.2)
+        children = psutil.Process().children(recursive=True)
+        left = {c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE} - before
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not left
+
+
+@pytest.fixture
+def shards(home: Path) -> Iterator[Path]:
+    """Two shards of 200 rows in row groups of 60."""
+    folder = Path(tempfile.mkdtemp(dir=home))
+    for number in range(2):
+        write(folder / f"part-{number}.parquet", ROWS[200 * number : 200 * (number + 1)])
+    yield folder
+    shutil.rmtree(folder)
+
+
+def write(path: Path, rows: np.ndarray) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    pq.write_table(pa.table({"x": vectors}), path, row_group_size=60, write_page_checksum=True)
+
+
+def job(shards: Path, workers: int, cache: str = "memory", **train: Any) -> TrainJob:
+    made = parse(
+        {
+            "kind": "train",
+            "name": "small",
+            "data": {
+                "uri": str(shards),
+                "features": {"vector": "x"},
+                "cache": cache,
+                "shuffle_rows": 70,
+            },
+            "model": {
+                "network": {"kind": "dense", "widths": [6, 3], "activation": "tanh"},
+                "corruption": {"kind": "gaussian", "sd": 0.05},
+                "penalties": [{"kind": "sparsity_kl", "rho": 0.1, "beta": 0.01}],
+            },
+            "train": {"epochs": 3, "batch_rows": 48, "seed": 3} | train,
+            "scale": {"workers": workers},
+        }
+    )
+    assert isinstance(made, TrainJob)
+    return made
+
+
+@dataclass
+class Heard:
+    """A listener that remembers."""
+
+    notes: list[str] = field(default_factory=list)
+    records: list[dict[str, float]] = field(default_factory=list)
+    dataset: dict[str, Any] = field(default_factory=dict)
+
+    def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
+        self.dataset = dataset
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def epoch(self, record: dict[str, float]) -> None:
+        self.records.append(record)
+
+
+def train(made: TrainJob, home: Path, heard: Any = None) -> Outcome:
+    """The run of `made` in a project folder of its own name."""
+    return launch.train(made, Settings(home=home), heard or Heard())
+
+
+def weights(outcome: Outcome) -> dict[str, np.ndarray]:
+    module = artifact.load(outcome.uri).module
+    return {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+def history(outcome: Outcome) -> list[dict[str, float]]:
+    return timeless(outcome.manifest.provenance["history"])
+
+
+def in_process(made: TrainJob, shards: Path) -> Run:
+    """The same run without Ray, reading with plain Python."""
+    found, schema = open_dataset(str(shards), None)
+    assert isinstance(found, Manifest)
+    columns = feature_schema(found, schema, made.data.features, made.data.missing)
+    rows = reading.of(found, columns, made.data.missing, made.data.holdout)
+    parts, features, masks, counts = [], [], [], []
+    for shard, group in reading.groups(found.shards):
+        for _, chunk, held, _ in rows.chunks(shard, group):
+            parts.append(stats.measure(chunk[~held]))
+            features.append(chunk)
+            masks.append(held)
+            counts.append(GroupCount(shard, group, int((~held).sum()), int(held.sum())))
+    common = {"batch_rows": made.train.batch_rows, "seed": made.train.seed}
+    feed: Feed
+    if made.data.cache == "memory":
+        feed = MemoryFeed(np.concatenate(features), np.concatenate(masks), **common)
+    else:
+        feed = StreamFeed(
+            counts,
+            partial(read_all, rows),
+            columns=columns.width,
+            window_rows=made.data.shuffle_rows,
+            **common,
+        )
+    return Run(made, feed, state.fresh(build(made, stats.merge_all(parts)), made.train))
+
+
+def read_all(rows: reading.Rows, slices: Any) -> Iterator[np.ndarray]:
+    for part in slices:
+        yield from rows.read_slice(part)
+
+
+@pytest.mark.parametrize("cache", ["memory", "stream"])
+def test_one_worker_has_the_bits_of_the_loop_without_ray(
+    cache: str, home: Path, shards: Path
+) -> None:
+    made, heard = job(shards, 1, cache), Heard()
+    outcome = train(made, home / cache, heard)
+    alone = in_process(made, shards)
+    alone.fit()
+    expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
+    assert same_bits(weights(outcome), expected)
+    assert history(outcome) == timeless(alone.records) == timeless(heard.records)
+    assert heard.dataset["cached"] == (cache == "memory")
+    assert heard.dataset["train_rows"] + heard.dataset["holdout_rows"] == len(ROWS)
+    assert not outcome.already
+    run = Path(outcome.uri).parent
+    assert sorted(path.name for path in run.iterdir()) == ["artifact", "checkpoints"]
+
+
+def test_two_workers_stream_on_two_cpus(home: Path, shards: Path) -> None:
+    outcome = train(job(shards, 2, "stream", epochs=2), home / "stream2")
+    assert [record["epoch"] for record in history(outcome)] == [1, 2]
+
+
+def test_a_finished_run_returns_at_once_and_refuses_other_shards(home: Path, shards: Path) -> None:
+    made = job(shards, 1, epochs=1)
+    first = train(made, home / "finished")
+    started, heard = time.monotonic(), Heard()
+    again = train(made, home / "finished", heard)
+    assert time.monotonic() - started < 2
+    assert (again.already, again.digest) == (True, first.digest)
+    assert heard.records == []
+    write(shards / "part-1.parquet", ROWS[:200] + 1)
+    with pytest.raises(DataError) as error:
+        train(made, home / "finished")
+    assert str(error.value) == (
+        f"{first.uri}: run {made.run_name} is finished, but on other shards; "
+        "train anew with --fresh"
+    )
+
+
+def test_an_unfinished_run_refuses_other_shards(home: Path, shards: Path) -> None:
+    made = job(shards, 1)
+    folder = home / "unfinished" / "runs" / made.run_name / "checkpoints"
+    alone = in_process(made, shards)
+    Checkpoints(str(folder), made.run_name, "0" * 64, 1).save(alone.state)
+    with pytest.raises(DataError, match="the shards changed since this run began") as error:
+        train(made, home / "unfinished")
+    assert "(manifest 000000000000 then, " in str(error.value)
+
+
+def test_a_missing_cell_is_refused_with_file_row_group_and_column(home: Path, shards: Path) -> None:
+    rows = ROWS[:200].copy()
+    rows[130, 2] = np.nan
+    write(shards / "part-1.parquet", rows)
+    with pytest.raises(DataError) as error:
+        train(job(shards, 2), home / "missing")
+    assert str(error.value) == (
+        f"{shards}/part-1.parquet: row group 2, row 10, column 'x[2]': found nan (1 such rows in "
+        "these 60); `missing: error` allows finite numbers only. Set data.missing to `mean` or "
+        "`drop_row`"
+    )
+
+
+def train_workers() -> set[int]:
+    """Processes of this cluster's train workers."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            title = "".join(child.cmdline()[:1])
+        except psutil.Error:
+            continue
+        if title.startswith("ray::RayTrainWorker"):
+            found.add(child.pid)
+    return found
+
+
+class Counting(threading.Thread):
+    """Counts the train worker processes that ever were, during a block."""
+
+    def __enter__(self) -> set[int]:
+        self.seen: set[int] = set()
+        self.over = threading.Event()
+        self.start()
+        return self.seen
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.over.wait(0.1):
+            self.seen |= train_workers()
+
+
+def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) -> None:
+    """NUM-05: the sentence reaches the caller, and Ray Train does not try it again."""
+    made = job(shards, 2, optimizer={"kind": "sgd", "lr": 1e30})
+    with Counting() as seen, pytest.raises(TrainingError) as error:
+        train(made, home / "diverges")
+    words = str(error.value)
+    assert words.startswith("stopped at step ")
+    assert ": worker 0: " in words
+    assert words.endswith("lower the learning rate or look at the rows")
+    assert len(seen) == 2
+
+
+class Unlinking(Heard):
+    """Takes a shard away once the rows have been counted."""
+
+    def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
+        (Path(str(job.data.uri)) / "part-1.parquet").unlink()
+
+
+def test_an_error_of_one_worker_ends_the_others_too(home: Path, shards: Path) -> None:
+    """A worker alone with its error must not leave its peer waiting in a collective."""
+    started = time.monotonic()
+    with pytest.raises(DataError) as error:
+        train(job(shards, 2, "stream"), home / "unlinked", Unlinking())
+    assert str(error.value).startswith(f"{shards}/part-1.parquet: ")
+    assert time.monotonic() - started < 120
+
+
+class Killing(Heard):
+    """RAY-05: kill -9 of one of the two workers when certain epochs have been heard."""
+
+    def __init__(self, epochs: list[int]) -> None:
+        super().__init__()
+        self.epochs, self.killed = epochs, []
+
+    def epoch(self, record: dict[str, float]) -> None:
+        super().epoch(record)
+        if self.epochs and record["epoch"] >= self.epochs[0] and len(train_workers()) == 2:
+            self.epochs.pop(0)
+            time.sleep(random.random() * 0.05)
+            pid = random.choice(sorted(train_workers()))
+            psutil.Process(pid).kill()
+            self.killed.append(pid)
+
+
+def test_three_kills_change_no_bit(home: Path, shards: Path) -> None:
+    made = job(shards, 2, epochs=150, checkpoint_every_steps=3)
+    undisturbed = train(made, home / "undisturbed")
+    heard = Killing([10, 45, 80])
+    disturbed = train(made, home / "killed", heard)
+    assert len(heard.killed) == 3
+    assert sum(note.startswith("resumed at step ") for note in heard.notes) == 3
+    assert same_bits(weights(disturbed), weights(undisturbed))
+    assert history(disturbed) == history(undisturbed)
+    assert [record["epoch"] for record in heard.records] == list(range(1, 151))

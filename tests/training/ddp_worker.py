@@ -1,0 +1,145 @@
+"""One process of a real gloo group: gradients, sums, trained weights and a resume, for test_ddp.
+
+python ddp_worker.py RANK SIZE FOLDER
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from hourglass.data.feed import Batch, MemoryFeed
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.training import loop, state, step
+from hourglass.training.checkpoint import Checkpoints
+from hourglass.training.collective import Alone, Peers, Together, parallel
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_kit import CPU, Stop, fresh, generated, held_out, job, timeless
+
+torch.set_num_threads(1)
+
+KL = {"kind": "sparsity_kl", "rho": 0.2, "beta": 0.5}
+TANH = {"network": {"widths": [8, 3], "activation": "tanh"}}
+SIGMOID = {"network": {"widths": [8, 3], "activation": "sigmoid"}}
+MODELS: dict[str, dict] = {
+    "plain": TANH,
+    "tanh_kl": TANH | {"penalties": [KL]},
+    "sigmoid_kl": SIGMOID | {"penalties": [KL]},
+    "bce": SIGMOID | {"loss": {"kind": "bce"}},
+    "bce_kl": TANH | {"loss": {"kind": "bce"}, "penalties": [KL]},
+}
+WIDE = {"network": {"widths": [64, 9], "activation": "tanh"}, "penalties": [KL]}
+ROWS = generated(300).astype(np.float64)
+
+
+def splits(size: int) -> dict[str, list[int]]:
+    """Rows of each worker in one step."""
+    even = [12] * size
+    return {
+        "even": even,
+        "uneven": [*even[:-1], 5],
+        "one_has_none": [*even[:-1], 0],
+        "first_has_none": [0, *even[1:]],
+        "one_row": [1, *[0] * (size - 1)],
+    }
+
+
+class NoScaling(Together):
+    """A mistake: as if DDP added gradients instead of averaging them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 1
+
+
+class LocalMean(Together):
+    """A mistake: a worker takes its own statistic for that of the whole batch."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """This worker's value, blown up to the size of all."""
+        return value.detach() * self.size
+
+
+def gradient(name: str, rows: np.ndarray, total: int, peers: Peers) -> dict[str, np.ndarray]:
+    """The gradient in float64 of a step of `total` rows, of which this worker has `rows`."""
+    made = job(MODELS[name], "unit" if name.startswith("bce") else "range")
+    module = fresh(made, ROWS).module.double()
+    model = module if isinstance(peers, Alone) else parallel(module, Together())
+    terms, _ = step.loss_terms(model, module, Batch(rows, total), torch.Generator(), peers)
+    torch.stack(list(terms.values())).sum().backward()
+    return {key: p.grad.numpy().copy() for key, p in module.named_parameters()}
+
+
+def gradients(rank: int, size: int) -> dict[str, np.ndarray]:
+    """Every model, split of the rows and way of computing, by `model/split/way/parameter`."""
+    ways = {"right": Together(), "no_scaling": NoScaling(), "local_mean": LocalMean()}
+    found = {}
+    for name in MODELS:
+        for split, counts in splits(size).items():
+            cuts = np.cumsum([0, *counts])
+            for way, peers in ways.items():
+                mine = ROWS[cuts[rank] : cuts[rank + 1]]
+                for key, value in gradient(name, mine, int(cuts[-1]), peers).items():
+                    found[f"{name}/{split}/{way}/{key}"] = value
+    return found
+
+
+def cold(module: AutoencoderModule, peers: Peers) -> torch.nn.Module:
+    """A mistake: DDP as it comes, which lays its buckets out anew after its first step."""
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def train(name: str, begin: Callable, saved: Checkpoints, peers: Peers, stop: int = -1) -> None:
+    """A run of 100 steps from the newest checkpoint, if there is one, to its end or `stop`."""
+    made = job(WIDE, epochs=10, batch_rows=28, checkpoint_every_steps=1)
+    rows, held = generated(300, 40), held_out(300)
+    now = fresh(made, rows)
+    found = saved.newest(print)
+    if found:
+        now.restore(*saved.load(found), rank=peers.rank)
+        assert now.step == 43
+    feed = MemoryFeed(rows, held, batch_rows=28, seed=5, worker=peers.rank, workers=peers.size)
+
+    def commit(at: state.State) -> None:
+        saved.save(at, peers)
+        if at.step == stop:
+            raise Stop
+
+    model, quiet = begin(now.module, peers), lambda record: None
+    with contextlib.suppress(Stop):
+        loop.fit(now, model, feed, made.train, peers, report=quiet, commit=commit, device=CPU)
+    end = {key: value.numpy() for key, value in now.tensors().items()}
+    folder = Path(saved.uri).parent
+    np.savez(folder / f"{name}.{peers.rank}.npz", **end)
+    (folder / f"{name}.{peers.rank}.json").write_text(json.dumps(timeless(now.history)))
+
+
+def runs(folder: Path, peers: Peers) -> None:
+    """A whole run, one stopped in the middle of an epoch and resumed; the same without care."""
+    for way, begin in (("warm", parallel), ("cold", cold)):
+        whole, cut = (Checkpoints(f"{folder}/{way}_{n}", "r", "d", peers.size) for n in range(2))
+        train(f"{way}_whole", begin, whole, peers)
+        train(f"{way}_stopped", begin, cut, peers, stop=43)
+        train(f"{way}_resumed", begin, cut, peers)
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    """Write what this worker found below `folder`."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size
+    )
+    np.savez(folder / f"gradients.{rank}.npz", **gradients(rank, size))
+    runs(folder, Together())
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,265 @@
+"""The loop without Ray: it learns, repeats itself to the bit, and its figures are NumPy's."""
+
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hourglass.data import stats
+from hourglass.errors import DataError, TrainingError
+from hourglass.training.build import build
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_kit import (
+    Planted,
+    Run,
+    batches,
+    fresh,
+    generated,
+    held_out,
+    job,
+    memory_feed,
+    run,
+    same_bits,
+    timeless,
+    weights,
+)
+
+ROWS = generated()
+
+
+def test_the_loss_falls() -> None:
+    records = run(job(epochs=30), ROWS).records
+    assert [record["epoch"] for record in records] == list(range(1, 31))
+    assert records[-1]["loss"] < 0.1 * records[0]["loss"]
+    assert records[-1]["holdout_fvu"] < 0.1
+    assert records[0]["holdout_fvu"] > 0.5
+
+
+def test_same_seed_same_bits_another_seed_other_bits() -> None:
+    noisy = {"corruption": {"kind": "gaussian", "sd": 0.1}}
+    first, second = run(job(noisy), ROWS), run(job(noisy), ROWS)
+    assert same_bits(weights(first.state), weights(second.state))
+    assert timeless(first.records) == timeless(second.records)
+    assert not same_bits(weights(first.state), weights(run(job(noisy, seed=6), ROWS).state))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"penalties": [{"kind": "sparsity_kl", "rho": 0.2, "beta": 0.3}]},
+        {"corruption": {"kind": "gaussian", "sd": 0.1}},
+    ],
+)
+def test_terms_are_named_and_their_sum_is_the_loss(model: dict) -> None:
+    record = run(job(model, epochs=1), ROWS).records[0]
+    terms = [value for name, value in record.items() if name.startswith("loss_")]
+    assert record["loss"] == pytest.approx(sum(terms), rel=1e-15)
+    assert ("loss_sparsity_kl" in record) == ("penalties" in model)
+    assert {"loss_mse", "train_mse", "holdout_mse", "holdout_fvu", "code_mean"} <= set(record)
+
+
+def numpy_pass(w: dict[str, np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Clean rows, code and output of the [8, 3] tanh network in float64."""
+    w = {name.removeprefix("network."): value.astype(np.float64) for name, value in w.items()}
+    clean = (rows - w["preprocessing.shift_F"]) / w["preprocessing.scale_F"]
+
+    def layer(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    code = np.tanh(layer("encoder.1", np.tanh(layer("encoder.0", clean))))
+    return clean, code, layer("decoder.1", np.tanh(layer("decoder.0", code)))
+
+
+def test_metrics_are_numpys() -> None:
+    """With a learning rate of almost nothing, every step sees the first weights."""
+    still = job(
+        {"penalties": [{"kind": "sparsity_kl", "rho": 0.2, "beta": 0.3}]},
+        epochs=1,
+        batch_rows=50,
+        optimizer={"kind": "sgd", "lr": 1e-30},
+    )
+    made = run(still, ROWS)
+    record, held = made.records[0], held_out(len(ROWS))
+    clean, code, output = numpy_pass(weights(made.state), ROWS.astype(np.float64))
+    errors = np.square(output - clean).mean(axis=1)
+    train_mean = clean[~held].mean(axis=0)
+    spread = np.square(clean[held] - train_mean).mean(axis=1)
+    near = {"rel": 2e-6}
+    assert record["train_mse"] == pytest.approx(errors[~held].mean(), **near)
+    assert record["loss_mse"] == record["train_mse"]
+    assert record["holdout_mse"] == pytest.approx(errors[held].mean(), **near)
+    assert record["holdout_fvu"] == pytest.approx(errors[held].sum() / spread.sum(), **near)
+    assert record["code_mean"] == pytest.approx(code[~held].mean(), rel=1e-4, abs=1e-6)
+    assert record["holdout_code_mean"] == pytest.approx(code[held].mean(), rel=1e-4, abs=1e-6)
+    train_code, penalty = code[~held], 0.0
+    for batch in batches(still, len(train_code), 0):
+        mean, rho = (train_code[batch].mean(axis=0) + 1) / 2, 0.6
+        kl = rho * np.log(rho / mean) + (1 - rho) * np.log((1 - rho) / (1 - mean))
+        penalty += 0.3 * kl.sum() * len(batch)
+    assert record["loss_sparsity_kl"] == pytest.approx(penalty / len(train_code), rel=1e-4)
+
+
+def test_rows_per_second_counts_the_rows_of_this_sitting() -> None:
+    """A run resumed in the middle of an epoch divides the rows it has seen itself."""
+    spec = job(epochs=1)
+    made = Run(spec, memory_feed(spec, ROWS), fresh(spec, ROWS))
+    seen = sum(batch.total for batch in made.feed.train(0, 5))
+    made.state.step = made.state.epoch_step = 5
+    rates = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hourglass.training.loop.time.perf_counter", iter([10.0, 12.0]).__next__)
+        made.fit()
+        rates = [record["rows_per_s"] for record in made.records]
+    assert seen == 270 - 5 * 32
+    assert rates == [seen / 2.0]
+
+
+def test_early_stopping_keeps_the_best_weights() -> None:
+    rows = generated(60)
+    spec = job(epochs=60, optimizer={"kind": "adam", "lr": 0.3}, early_stop={"patience": 4})
+    kept: dict[int, dict[str, np.ndarray]] = {}
+    made = Run(spec, memory_feed(spec, rows), fresh(spec, rows))
+    final = made.fit(lambda state: kept.update({state.epoch: weights(state)}))
+    errors = [record["holdout_mse"] for record in made.records]
+    best = int(np.argmin(errors))
+    assert len(errors) == best + 1 + 4 < 60
+    assert final.stopped
+    assert final.best_error == errors[best]
+    assert same_bits(weights(final), kept[best + 1])
+    assert not same_bits(weights(final), kept[len(errors)])
+
+
+def test_without_a_holdout_the_last_weights_stay() -> None:
+    none = np.zeros(len(ROWS), dtype=bool)
+    made = run(job(), ROWS, none)
+    assert "holdout_mse" not in made.records[-1]
+    assert made.state.best_weights == {}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ({"kind": "constant", "warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ({"kind": "cosine"}, [(1 + math.cos(math.pi * t / 8)) / 2 for t in range(8)]),
+    ],
+)
+def test_schedules_are_applied_step_by_step(schedule: dict, rates: list[float]) -> None:
+    spec = job(epochs=2, batch_rows=68, schedule=schedule, checkpoint_every_steps=1)
+    seen: list[float] = []
+    made = Run(spec, memory_feed(spec, ROWS), fresh(spec, ROWS))
+    made.fit(lambda state: seen.append(state.optimizer.param_groups[0]["lr"]))
+    assert seen == pytest.approx([0.01 * rate for rate in rates])
+    assert made.records[-1]["lr"] == seen[-1]
+
+
+def test_clip_bounds_the_gradient_norm() -> None:
+    """One SGD step with rate 1 moves the weights by exactly the (clipped) gradient."""
+
+    def moved(clip: float | None) -> float:
+        sgd = {"kind": "sgd", "lr": 1.0}
+        spec = job(epochs=1, batch_rows=500, optimizer=sgd, clip_norm=clip)
+        made = Run(spec, memory_feed(spec, ROWS), fresh(spec, ROWS))
+        before = [p.detach().clone() for p in made.state.module.parameters()]
+        made.fit()
+        after = [p.detach() for p in made.state.module.parameters()]
+        pairs = zip(after, before, strict=True)
+        return math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
+
+    free = moved(None)
+    assert moved(free / 2) == pytest.approx(free / 2, rel=1e-4)
+    assert moved(free * 2) == pytest.approx(free, rel=1e-6)
+
+
+def test_each_optimizer_learns_and_differs() -> None:
+    kinds = [
+        {"kind": "adam", "lr": 0.01},
+        {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1},
+        {"kind": "sgd", "lr": 0.5},
+        {"kind": "sgd", "lr": 0.1, "momentum": 0.9},
+        {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True},
+        {"kind": "sgd", "lr": 0.5, "weight_decay": 0.01},
+    ]
+    made = [run(job(optimizer=kind, epochs=3), ROWS) for kind in kinds]
+    assert all(one.records[-1]["loss"] < one.records[0]["loss"] for one in made)
+    assert len({one.records[-1]["loss"] for one in made}) == len(kinds)
+
+
+def stopped(made: Run) -> str:
+    with pytest.raises(TrainingError) as error:
+        made.fit()
+    return str(error.value)
+
+
+ADVICE = "The last checkpoint is kept; lower the learning rate or look at the rows"
+
+
+def test_a_value_too_large_in_the_rows_names_step_worker_and_tensor() -> None:
+    spec = job(epochs=2)
+    rows = ROWS.astype(np.float64)
+
+    def plant(batch: np.ndarray) -> np.ndarray:
+        batch[3, 2] = 1e300
+        return batch
+
+    feed = Planted(memory_feed(spec, rows), 11, plant)
+    assert stopped(Run(spec, feed, fresh(spec, rows))) == (
+        "stopped at step 11 (epoch 2): worker 0: rows in model space is NaN or infinite. " + ADVICE
+    )
+
+
+def test_missing_cells_are_imputed_and_never_blamed() -> None:
+    """With `missing: mean` a NaN cell is the column's mean; the term that blew up is named."""
+    spec = job(epochs=2)
+
+    def plant(batch: np.ndarray) -> np.ndarray:
+        batch[0, 0] = np.nan
+        return batch
+
+    made = Run(spec, Planted(memory_feed(spec, ROWS), 3, plant), fresh(spec, ROWS))
+    made.fit()
+    assert all(math.isfinite(value) for record in made.records for value in record.values())
+    made = Run(spec, Planted(memory_feed(spec, ROWS), 3, plant), fresh(spec, ROWS))
+    torch.nn.init.constant_(made.state.module.network.decoder[1].weight, 1e30)
+    assert "worker 0: term mse is NaN or infinite" in stopped(made)
+
+
+def test_an_infinite_weight_is_named() -> None:
+    made = Run(spec := job(), memory_feed(spec, ROWS), fresh(spec, ROWS))
+    with torch.no_grad():
+        made.state.module.network.decoder[1].weight[0, 0] = math.inf
+    assert stopped(made) == (
+        "stopped at step 0 (epoch 1): worker 0: network.decoder.1.weight is NaN or infinite. "
+        + ADVICE
+    )
+
+
+def test_a_learning_rate_a_million_times_too_high_stops() -> None:
+    linear = {"network": {"widths": [8, 3], "activation": "linear"}}
+    spec = job(linear, optimizer={"kind": "sgd", "lr": 0.1 * 1e6})
+    text = stopped(Run(spec, memory_feed(spec, ROWS), fresh(spec, ROWS)))
+    assert re.match(
+        r"stopped at step [1-9]\d* \(epoch 1\): worker 0: \S.* is NaN or infinite", text
+    )
+
+
+def test_a_holdout_error_that_overflows_stops_before_it_is_recorded() -> None:
+    rows = ROWS.copy()
+    rows[0] = 3e38
+    made = Run(spec := job(epochs=2), memory_feed(spec, rows), fresh(spec, rows))
+    assert stopped(made) == (
+        "stopped after step 9 (epoch 1): holdout_mse is NaN or infinite. " + ADVICE
+    )
+    assert made.records == []
+
+
+def test_columns_that_float32_cannot_hold_are_refused_before_training() -> None:
+    rows = ROWS.astype(np.float64)
+    rows[1, 4] = 1e300
+    sentence = re.escape("feature 4 has values from ") + ".*which float32 does not hold"
+    with pytest.raises(DataError, match=sentence):
+        build(job(), stats.measure(rows))

@@ -1,0 +1,161 @@
+"""What the training tests share: small jobs, generated rows, runs in this process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from hourglass.data import plan, stats
+from hourglass.data.feed import Batch, Feed, MemoryFeed, StreamFeed
+from hourglass.data.plan import GroupCount, Slice
+from hourglass.spec import TrainJob, parse
+from hourglass.training import loop, state
+from hourglass.training.build import build
+from hourglass.training.collective import Alone
+from hourglass.training.state import Record, State
+
+CPU = torch.device("cpu")
+
+
+def generated(rows: int = 300, columns: int = 12, seed: int = 7) -> np.ndarray:
+    """Rows of rank 3 with a little noise, float32: something to learn."""
+    rng = np.random.default_rng(seed)
+    made = rng.normal(size=(rows, 3)) @ rng.normal(size=(3, columns))
+    return (made + 0.05 * rng.normal(size=made.shape)).astype(np.float32)
+
+
+def held_out(rows: int) -> np.ndarray:
+    """Every tenth row."""
+    return np.arange(rows) % 10 == 0
+
+
+def job(model: dict[str, Any] | None = None, scaling: str = "range", **train: Any) -> TrainJob:
+    """A small job; `train` are fields of its train section."""
+    parts = {"network": {"kind": "dense", "widths": [8, 3], "activation": "tanh"}, **(model or {})}
+    settings = {"epochs": 4, "batch_rows": 32, "optimizer": {"kind": "adam", "lr": 0.01}, "seed": 5}
+    tree = {
+        "kind": "train",
+        "data": {"uri": "unused", "features": {"vector": "x"}, "scaling": {"kind": scaling}},
+        "model": parts,
+        "train": settings | train,
+    }
+    parsed = parse(tree)
+    assert isinstance(parsed, TrainJob)
+    return parsed
+
+
+def memory_feed(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> MemoryFeed:
+    """The cached feed of one worker."""
+    held = held_out(len(rows)) if held is None else held
+    return MemoryFeed(rows, held, batch_rows=job.train.batch_rows, seed=job.train.seed)
+
+
+def stream_feed(job: TrainJob, rows: np.ndarray, window_rows: int = 50) -> StreamFeed:
+    """The streaming feed of one worker, over row groups of 40 rows read by plain Python."""
+    held = held_out(len(rows))
+    groups = [np.arange(start, min(start + 40, len(rows))) for start in range(0, len(rows), 40)]
+    counts = [
+        GroupCount(0, index, int((~held[group]).sum()), int(held[group].sum()))
+        for index, group in enumerate(groups)
+    ]
+
+    def read(slices: Sequence[Slice]) -> Iterator[np.ndarray]:
+        for part in slices:
+            group = groups[part.group]
+            mask = held[group] if part.split == "holdout" else ~held[group]
+            yield rows[group[mask]][part.start : part.stop]
+
+    return StreamFeed(
+        counts,
+        read,
+        columns=rows.shape[1],
+        batch_rows=job.train.batch_rows,
+        seed=job.train.seed,
+        window_rows=window_rows,
+    )
+
+
+def fresh(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> State:
+    """The state before the first step."""
+    held = held_out(len(rows)) if held is None else held
+    return state.fresh(build(job, stats.measure(rows[~held])), job.train)
+
+
+class Stop(Exception):
+    """Thrown by a commit to end a run there, as a kill would."""
+
+
+@dataclass
+class Run:
+    """A run in this process, and what it said."""
+
+    job: TrainJob
+    feed: Feed
+    state: State
+    records: list[Record] = field(default_factory=list)
+
+    def fit(self, commit: Callable[[State], None] = lambda state: None) -> State:
+        """Train to the end, or until `commit` throws."""
+        loop.fit(
+            self.state,
+            self.state.module,
+            self.feed,
+            self.job.train,
+            Alone(),
+            report=self.records.append,
+            commit=commit,
+            device=CPU,
+        )
+        return self.state
+
+
+def run(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> Run:
+    """A finished run on cached rows."""
+    made = Run(job, memory_feed(job, rows, held), fresh(job, rows, held))
+    made.fit()
+    return made
+
+
+def weights(state: State) -> dict[str, np.ndarray]:
+    """All parameters and buffers."""
+    return {name: value.numpy().copy() for name, value in state.module.state_dict().items()}
+
+
+def same_bits(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """0 ULP apart."""
+    return first.keys() == second.keys() and all(
+        np.asarray(first[name]).tobytes() == np.asarray(second[name]).tobytes() for name in first
+    )
+
+
+def timeless(history: list[Record]) -> list[Record]:
+    """Records without the one figure that a clock decides."""
+    return [{k: v for k, v in record.items() if k != "rows_per_s"} for record in history]
+
+
+@dataclass
+class Planted:
+    """A feed that changes the batch of one step."""
+
+    feed: Feed
+    step: int
+    change: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def steps(self) -> int:
+        return self.feed.steps
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        for index, batch in enumerate(self.feed.train(epoch, first_step), first_step):
+            hit = epoch * self.steps + index == self.step
+            yield Batch(self.change(batch.rows.copy()), batch.total) if hit else batch
+
+    def holdout(self) -> Iterator[np.ndarray]:
+        return self.feed.holdout()
+
+
+def batches(job: TrainJob, rows: int, epoch: int) -> list[np.ndarray]:
+    """The planned batches of an epoch, as indices of training rows."""
+    return plan.memory_batches(rows, job.train.batch_rows, job.train.seed, epoch)

@@ -1,0 +1,778 @@
+"""The artifact: what is saved is what loads, and nothing else does (REG-01, REG-03, REG-05)."""
+
+import hashlib
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from hourglass import artifact, storage
+from hourglass.artifact import GOLDEN, MANIFEST, WEIGHTS
+from hourglass.errors import ArtifactError
+from hourglass.inference.predictor import Predictor
+
+Tree = dict[str, Any]
+Save = Callable[..., str]
+
+
+class Bomb:
+    """Unpickled, it creates the file `marker`."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.marker), "w")
+
+
+def manifest_of(folder: Path) -> Tree:
+    return json.loads((folder / MANIFEST).read_bytes())
+
+
+def seal(folder: Path, **changes: Any) -> None:
+    """Make the manifest agree with the files again, as an attacker with a pen would."""
+    tree = manifest_of(folder) | changes
+    for file in tree["files"]:
+        data = (folder / file).read_bytes()
+        tree["files"][file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(tree))
+
+
+def swap(folder: Path, file: str, data: bytes) -> None:
+    (folder / file).write_bytes(data)
+    seal(folder)
+
+
+def tensors(folder: Path, file: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    held = load_tensors((folder / file).read_bytes())
+    change(held)
+    swap(folder, file, save_tensors({name: value.contiguous() for name, value in held.items()}))
+
+
+def nested(tree: Tree, path: str, value: Any) -> Tree:
+    *steps, last = path.split("/")
+    below = tree
+    for step in steps:
+        below = below[step]
+    below[last] = value
+    return tree
+
+
+def claim(path: str, value: Any) -> Callable[[Path], None]:
+    """The manifest says `value` at `path`, its steps parted by `/`."""
+    return lambda folder: (folder / MANIFEST).write_text(
+        json.dumps(nested(manifest_of(folder), path, value))
+    )
+
+
+def rename(name: str) -> Callable[[Path], None]:
+    """The manifest lists its weights under another name."""
+
+    def change(folder: Path) -> None:
+        tree = manifest_of(folder)
+        tree["files"][name] = tree["files"].pop(WEIGHTS)
+        (folder / MANIFEST).write_text(json.dumps(tree))
+
+    return change
+
+
+def reword(old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        text = (folder / MANIFEST).read_text()
+        assert old in text
+        (folder / MANIFEST).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def headed(header: Any, body: bytes = b"") -> Callable[[Path], None]:
+    """The weights are a safetensors file with this header (text, or what becomes JSON)."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    return lambda folder: swap(folder, WEIGHTS, struct.pack("<Q", len(text)) + text + body)
+
+
+def entry(dtype: str, shape: list[int], start: int, end: int) -> Tree:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def relabel(old: str, new: str) -> Callable[[Path], None]:
+    """One dtype of the weights' header becomes another of the same size."""
+
+    def change(folder: Path) -> None:
+        data = (folder / WEIGHTS).read_bytes()
+        assert old.encode() in data
+        swap(folder, WEIGHTS, data.replace(old.encode(), new.encode(), 1))
+
+    return change
+
+
+def set_weight(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    return lambda folder: tensors(folder, WEIGHTS, lambda t: t.update({name: change(t[name])}))
+
+
+def set_golden(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    return lambda folder: tensors(folder, GOLDEN, lambda t: t.update({name: change(t[name])}))
+
+
+def first_cell(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.clone()
+        tensor.view(-1)[0] = value
+        return tensor
+
+    return change
+
+
+def replaced(file: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """`file` gives way to what `make` puts at its path."""
+
+    def change(folder: Path) -> None:
+        (folder / file).rename(folder.parent / "aside")
+        make(folder / file)
+
+    return change
+
+
+def bomb(folder: Path) -> bytes:
+    return pickle.dumps(Bomb(folder.parent / "marker"))
+
+
+def trap(folder: Path) -> str:
+    return f"open({str(folder.parent / 'marker')!r}, 'w')\n"
+
+
+def archive(path: Path, folder: Path, name: str) -> Path:
+    """A zip archive, as torch writes .pt2 and .pt, with a pickle called `name`."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(name, bomb(folder))
+    return path
+
+
+def tar(path: Path, folder: Path) -> None:
+    (folder.parent / "pickle").write_bytes(bomb(folder))
+    with tarfile.open(path, "w") as file:
+        file.add(folder.parent / "pickle", "../pickle")
+
+
+def listening(path: Path) -> None:
+    """A Unix socket; bound by a relative name, as such names must be short."""
+    here = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+KEPT = "preprocessing.kept_F"
+FIRST = "network.encoder.0.weight"
+PICKLES = (
+    "model.pkl", "model.pickle", "data.pkl", "python_model.pkl", "model.pt", "model.pth",
+    "model.pt2", "pytorch_model.bin", "model.joblib", "model.ckpt", "pickle_module_info.txt",
+    "model.dill",
+)  # fmt: skip
+
+# What is done to a good artifact, and words of the sentence that refuses it.
+HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    **{
+        f"pickle {name}": (
+            lambda folder, name=name: (folder / name).write_bytes(bomb(folder)),
+            f"unexpected file '{name}'; an artifact holds golden.safetensors, manifest.json, ",
+        )
+        for name in PICKLES
+    },
+    "pickled weights": (lambda f: swap(f, WEIGHTS, bomb(f)), "not a safetensors file (header"),
+    "pickled golden rows": (lambda f: swap(f, GOLDEN, bomb(f)), "not a safetensors file (header"),
+    "pickled manifest": (lambda f: (f / MANIFEST).write_bytes(bomb(f)), "manifest.json: not JSON"),
+    "MLmodel with a loader": (
+        lambda f: (f / "MLmodel").write_text("flavors: {python_function: {loader_module: evil}}"),
+        "unexpected file 'MLmodel'",
+    ),
+    "MLmodel with code": (
+        lambda f: ((f / "code").mkdir(), (f / "code" / "evil.py").write_text(trap(f))),
+        "unexpected file 'code'",
+    ),
+    "a package": (lambda f: (f / "__init__.py").write_text(trap(f)), "file '__init__.py'"),
+    "sitecustomize": (
+        lambda f: (f / "sitecustomize.py").write_text(trap(f)),
+        "unexpected file 'sitecustomize.py'",
+    ),
+    "legacy tar": (lambda f: tar(f / "model.tar", f), "unexpected file 'model.tar'"),
+    "zip slip": (lambda f: archive(f / "a.zip", f, "../a"), "unexpected file 'a.zip'"),
+    ".pt2 as weights": (
+        lambda f: swap(f, WEIGHTS, archive(f.parent / "z", f, "a/data.pkl").read_bytes()),
+        "not a safetensors file (header length)",
+    ),
+    "hidden file": (lambda f: (f / ".hidden").touch(), "unexpected file '.hidden'"),
+    "link to weights": (
+        replaced(WEIGHTS, lambda p: p.symlink_to(p.parent.parent / "aside")),
+        "model.safetensors: is a symbolic link; an artifact holds regular files only",
+    ),
+    "link to a manifest": (
+        replaced(MANIFEST, lambda p: p.symlink_to(p.parent.parent / "aside")),
+        "manifest.json: is a symbolic link",
+    ),
+    "link to nowhere": (
+        replaced(GOLDEN, lambda p: p.symlink_to("nowhere")),
+        "golden.safetensors: is a symbolic link",
+    ),
+    "link to a device": (
+        replaced(WEIGHTS, lambda p: p.symlink_to("/dev/zero")),
+        "model.safetensors: is a symbolic link",
+    ),
+    "hard link": (
+        replaced(WEIGHTS, lambda p: os.link(p.parent.parent / "aside", p)),
+        "model.safetensors: has a second name (hard link)",
+    ),
+    "pipe as weights": (replaced(WEIGHTS, os.mkfifo), "model.safetensors: is not a regular file"),
+    "pipe as manifest": (replaced(MANIFEST, os.mkfifo), "manifest.json: is not a regular file"),
+    "socket": (replaced(GOLDEN, listening), "golden.safetensors: is not a regular file"),
+    "folder": (replaced(WEIGHTS, Path.mkdir), "model.safetensors: is not a regular file"),
+    "no weights": (replaced(WEIGHTS, lambda p: None), "model.safetensors: missing; this is not a"),
+    "parent folder": (rename(f"../{WEIGHTS}"), "manifest.json: files.../model.safetensors"),
+    "absolute path": (rename("/etc/passwd"), "manifest.json: files./etc/passwd"),
+    "encoded path": (rename("%2e%2e/a"), "manifest.json: files.%2e%2e/a"),
+    "twice encoded path": (rename("%252e%252e/a"), "manifest.json: files.%252e%252e/a"),
+    "path with a null": (rename(f"{WEIGHTS}\x00.txt"), "manifest.json: files.model.safetensors"),
+    "unlisted weights": (claim("files", {}), "model.safetensors: not listed in manifest.json"),
+    "header beyond the file": (
+        lambda f: swap(f, WEIGHTS, struct.pack("<Q", 2**20) + b"{}"),
+        "model.safetensors: not a safetensors file (header length)",
+    ),
+    "header of 2^64 bytes": (
+        lambda f: swap(f, WEIGHTS, b"\xff" * 8 + b"{}"),
+        "model.safetensors: not a safetensors file (header length)",
+    ),
+    "file of 3 bytes": (lambda f: swap(f, WEIGHTS, b"\0\0\0"), "a safetensors file (header length"),
+    "100,000 header entries": (
+        headed({f"t{i}": entry("F32", [0], 0, 0) for i in range(100_000)}),
+        "model.safetensors: not a safetensors file (header length)",
+    ),
+    "10,000 header entries": (
+        headed({f"t{i}": entry("F32", [0], 0, 0) for i in range(10_000)}),
+        "model.safetensors: 10000 tensors, allowed are 4096",
+    ),
+    "overlapping offsets": (
+        headed({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, b"\0" * 12),
+        "not a safetensors file (SafetensorError)",
+    ),
+    "hole between offsets": (
+        headed({"a": entry("U8", [2], 0, 2), "b": entry("U8", [2], 4, 6)}, b"\0" * 6),
+        "not a safetensors file (SafetensorError)",
+    ),
+    "shape overflow": (
+        headed({"a": entry("U8", [2**32, 2**32 + 1], 0, 1)}, b"\0"),
+        "not a safetensors file (SafetensorError)",
+    ),
+    "size no integer holds": (
+        headed({"a": entry("U8", [0, 2**64 - 1], 0, 0)}),
+        "not a safetensors file (TypeError)",
+    ),
+    "tensor twice": (
+        headed('{"a": %s, "a": %s}' % ((json.dumps(entry("U8", [1], 0, 1)),) * 2), b"\0"),
+        "not a safetensors file (ValueError)",
+    ),
+    "deep header": (headed("[" * 100_000), "not a safetensors file (RecursionError)"),
+    "header is a list": (headed([]), "not a safetensors file (AttributeError)"),
+    "exotic type": (headed({"a": entry("F8_E4M3", [1], 0, 1)}, b"\0"), "tensors of type F8_E4M3"),
+    "NaN": (set_weight(FIRST, first_cell(float("nan"))), f"'{FIRST}' holds NaN or infinity"),
+    "infinity": (set_weight(FIRST, first_cell(float("inf"))), f"'{FIRST}' holds NaN or infinity"),
+    "NaN buffer": (
+        set_weight("preprocessing.scale_F", first_cell(float("nan"))),
+        "'preprocessing.scale_F' holds NaN or infinity",
+    ),
+    "same bytes, other type": (relabel('"F32"', '"I32"'), "is torch.int32 "),
+    "wider type": (
+        set_weight(FIRST, torch.Tensor.double),
+        f"'{FIRST}' is torch.float64 (7, 12), the spec implies torch.float32 (7, 12)",
+    ),
+    "other shape": (
+        set_weight(FIRST, lambda t: t.T),
+        f"'{FIRST}' is torch.float32 (12, 7), the spec implies torch.float32 (7, 12)",
+    ),
+    "tensor too many": (
+        lambda f: tensors(f, WEIGHTS, lambda t: t.update(evil=torch.zeros(1))),
+        "model.safetensors: tensor 'evil' does not fit the spec",
+    ),
+    "tensor too few": (
+        lambda f: tensors(f, WEIGHTS, lambda t: t.pop(FIRST)),
+        f"model.safetensors: tensor '{FIRST}' does not fit the spec",
+    ),
+    "column that is not there": (set_weight(KEPT, first_cell(-1)), f"'{KEPT}' is not a choice of"),
+    "column beyond the row": (set_weight(KEPT, lambda t: t + 1), f"'{KEPT}' is not a choice of"),
+    "column twice": (set_weight(KEPT, first_cell(1)), f"'{KEPT}' is not a choice of"),
+    "another weight": (set_weight(FIRST, first_cell(0.7)), "golden rows give another code (off by"),
+    "another scale": (
+        set_weight("preprocessing.shift_F", first_cell(-1.0)),
+        "golden rows give another code (off by",
+    ),
+    "another golden output": (set_golden("output", first_cell(0.1)), "give another output (off by"),
+    "golden output too large": (set_golden("output", first_cell(1e38)), "give another output"),
+    "no golden rows": (
+        set_golden("rows", lambda t: t[:0]),
+        "golden rows of shape (0, 12), needed are 1 to 1024 of width 12",
+    ),
+    "too many golden rows": (
+        set_golden("rows", lambda t: t.repeat(200, 1)),
+        "golden rows of shape (1600, 12), needed are 1 to 1024",
+    ),
+    "narrow golden rows": (set_golden("rows", lambda t: t[:, 1:]), "golden rows of shape (8, 11)"),
+    "golden code of another type": (set_golden("code", torch.Tensor.double), "'code' is misshapen"),
+    "golden output missing": (
+        lambda f: tensors(f, GOLDEN, lambda t: t.pop("output")),
+        "golden.safetensors: holds code, rows, not code, output, rows",
+    ),
+    "empty manifest": (lambda f: (f / MANIFEST).write_bytes(b""), "manifest.json: not JSON"),
+    "manifest is a list": (
+        lambda f: (f / MANIFEST).write_bytes(b"[]"),
+        "format None, this version",
+    ),
+    "manifest not UTF-8": (
+        lambda f: (f / MANIFEST).write_bytes(b'{"a": "\xff"}'),
+        "manifest.json: not JSON",
+    ),
+    "deep manifest": (
+        lambda f: (f / MANIFEST).write_bytes(b"[" * 2**20),
+        "manifest.json: not JSON",
+    ),
+    "20 MB manifest": (
+        lambda f: (f / MANIFEST).write_bytes(b" " * 20_000_000),
+        "manifest.json: 20000000 bytes, allowed are 16777216",
+    ),
+    "key twice": (reword("{", '{"format": 2, '), "manifest.json: not JSON (a key is given twice)"),
+    "NaN in the manifest": (reword("0.99,", "NaN,"), "manifest.json: not JSON (NaN is not JSON)"),
+    "infinite threshold": (reword('"threshold": 0.5', '"threshold": 1e999'), "finite number"),
+    "next format": (claim("format", 2), "manifest.json: format 2, this version reads format 1"),
+    "loader in the manifest": (claim("loader_module", "evil"), "loader_module: extra inputs are"),
+    "unknown part": (claim("model/loss", {"kind": "evil"}), "manifest.json: model.loss: "),
+    "parts that do not fit": (
+        claim("model/code", {"kind": "gaussian_noise", "sd": 1.0, "x": 1}),
+        "manifest.json: model.code.gaussian_noise.x: extra inputs are not permitted",
+    ),
+    "negative size": (claim(f"files/{WEIGHTS}", {"bytes": -1, "sha256": "0" * 64}), "bytes: "),
+    "empty hash": (claim(f"files/{WEIGHTS}", {"bytes": 1, "sha256": ""}), "sha256: "),
+    "other size": (
+        claim(f"files/{WEIGHTS}", {"bytes": 2**40, "sha256": "0" * 64}),
+        "bytes, the manifest says 1099511627776",
+    ),
+    "smaller size": (
+        claim(f"files/{WEIGHTS}", {"bytes": 10, "sha256": "0" * 64}),
+        "bytes, allowed are 10",
+    ),
+    "huge layer": (
+        claim("model/network/widths", [2**30, 5]),
+        "'network.decoder.0.bias' is torch.float32 (7,), the spec implies torch.float32 (1073741",
+    ),
+    "layer no integer holds": (
+        claim("model/network/widths", [2**62, 5]),
+        "widths.0: input should",
+    ),
+    "100,000 layers": (
+        claim("model/network/widths", [5] * 100_000),
+        "manifest.json: model.network.widths: tuple should have at most 64 items",
+    ),
+    "huge row": (
+        lambda f: (claim("features/width", 2**30)(f), claim("features/kept", 2**30)(f)),
+        "'network.decoder.1.bias' is torch.float32 (12,), the spec implies torch.float32 (1073741",
+    ),
+    "more kept than there are": (claim("features/kept", 13), "features: kept is 13, width is 12"),
+    "names for half a row": (
+        lambda f: (claim("features/vector", None)(f), claim("features/columns", ["a"])(f)),
+        "features: 1 columns do not make a row of width 12",
+    ),
+    "hash bits for another code": (
+        claim("calibration/hash_threshold", [0.0] * 6),
+        "manifest.json: 6 hash thresholds for a code of 5 units",
+    ),
+}
+
+
+class TooLongError(Exception):
+    """A load hangs or computes for more than 2 s."""
+
+
+@contextmanager
+def fenced(megabytes: int = 256, cpu_s: float = 2.0, wall_s: float = 10.0) -> Iterator[None]:
+    """At most this much more memory, CPU time and (for a hang) wall time."""
+
+    def stop(*_: Any) -> None:
+        raise TooLongError
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = [signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)]
+    resource.setrlimit(
+        resource.RLIMIT_AS, (pages * resource.getpagesize() + megabytes * 2**20, hard)
+    )
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_REAL, wall_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        for number, handler in zip((signal.SIGPROF, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def refusal(folder: Path | str, digest: str | None = None) -> str:
+    with fenced(), pytest.raises(ArtifactError) as caught:
+        artifact.load(str(folder), digest)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("attack", "sentence"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_artifact_is_refused(
+    tiny_artifact: Path, attack: Callable[[Path], Any], sentence: str
+) -> None:
+    attack(tiny_artifact)
+    found = refusal(tiny_artifact)
+    assert sentence in found
+    assert str(tiny_artifact) in found
+    assert refusal(f"file://{tiny_artifact}").endswith(found.removeprefix(str(tiny_artifact)))
+    assert not (tiny_artifact.parent / "marker").exists()
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def test_the_bomb_and_the_fence_are_real(tmp_path: Path) -> None:
+    pickle.loads(bomb(tmp_path / "artifact")).close()
+    assert (tmp_path / "marker").exists()
+    with fenced(), pytest.raises(MemoryError):
+        bytearray(2**30)
+    with pytest.raises(TooLongError), fenced(cpu_s=0.05):
+        spin()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TooLongError), fenced(wall_s=0.05):
+        (tmp_path / "pipe").read_bytes()
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+# With the protection gone, the same attack loads: the refusals above are its work.
+CONTROLS = [
+    ("pickle model.pkl", artifact, "_no_other_files"),
+    ("MLmodel with code", artifact, "_no_other_files"),
+    ("link to weights", storage, "irregular"),
+    ("hard link", storage, "irregular"),
+    ("another weight", artifact, "_check_golden"),
+    ("another golden output", artifact, "_check_golden"),
+    ("key twice", artifact, "_unique"),
+]
+
+
+@pytest.mark.parametrize(("attack", "module", "protection"), CONTROLS)
+def test_the_attack_loads_where_its_protection_is_off(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, attack: str, module: Any, protection: str
+) -> None:
+    HOSTILE[attack][0](tiny_artifact)
+    monkeypatch.setattr(module, protection, dict if protection == "_unique" else nothing)
+    assert artifact.load(str(tiny_artifact)).manifest.name == "tiny"
+
+
+def test_nan_weights_would_be_caught_twice(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HOSTILE["NaN"][0](tiny_artifact)
+    monkeypatch.setattr(artifact, "_require_finite", nothing)
+    assert "golden rows give another code (off by nan)" in refusal(tiny_artifact)
+
+
+def test_saved_loaded_and_sealed_again_it_is_the_same(
+    tmp_path: Path, save_artifact: Save, rows: np.ndarray
+) -> None:
+    digest = save_artifact(tmp_path / "a")
+    before = Predictor.load(str(tmp_path / "a"), digest)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [GOLDEN, MANIFEST, WEIGHTS]
+    assert before.artifact.digest == digest
+    assert (
+        before.artifact.digest
+        == hashlib.sha256((tmp_path / "a" / MANIFEST).read_bytes()).hexdigest()
+    )
+    assert save_artifact(tmp_path / "b") == digest  # the same model is the same bytes
+    assert save_artifact(tmp_path / "c", seed=1) != digest
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    seal(tmp_path / "moved")
+    after = Predictor.load(f"file://{tmp_path / 'moved'}")
+    assert after.artifact.manifest == before.artifact.manifest
+    np.testing.assert_array_equal(after.encode(rows), before.encode(rows))
+    assert not any(weight.requires_grad for weight in after.module.parameters())
+    assert not after.module.training
+
+
+def test_saving_keeps_every_bit_of_the_module(
+    tmp_path: Path, rows: np.ndarray, save_artifact: Save
+) -> None:
+    save_artifact(tmp_path)
+    module = artifact.load(str(tmp_path)).module
+    features = artifact.FeatureRecord.model_validate(manifest_of(tmp_path)["features"])
+    other = tmp_path / "other"
+    artifact.save(
+        str(other),
+        module=module,
+        features=features,
+        calibration=artifact.load(str(tmp_path)).manifest.calibration,
+        golden_rows=torch.from_numpy(rows[:3]),
+        name="tiny",
+        metrics={},
+        job={},
+        provenance={},
+    )
+    again = artifact.load(str(other)).module.state_dict()
+    assert again.keys() == module.state_dict().keys()
+    assert all(torch.equal(again[name], value) for name, value in module.state_dict().items())
+
+
+def test_loading_draws_no_random_number(tiny_artifact: Path) -> None:
+    before = torch.random.get_rng_state()
+    artifact.load(str(tiny_artifact))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, GOLDEN, MANIFEST])
+def test_any_flipped_bit_is_refused(tiny_artifact: Path, file: str) -> None:
+    digest = hashlib.sha256((tiny_artifact / MANIFEST).read_bytes()).hexdigest()
+    good = (tiny_artifact / file).read_bytes()
+    for k, place in enumerate(np.linspace(0, len(good) - 1, 100).astype(int)):
+        bad = bytearray(good)
+        bad[place] ^= 1 << (k % 8)
+        (tiny_artifact / file).write_bytes(bad)
+        with pytest.raises(ArtifactError) as caught:
+            artifact.load(str(tiny_artifact), digest)
+        words = "manifest digest is" if file == MANIFEST else "the file was changed"
+        assert words in str(caught.value), (place, k % 8)
+    (tiny_artifact / file).write_bytes(good)
+    assert artifact.load(str(tiny_artifact), digest).digest == digest
+
+
+def test_a_flipped_manifest_without_a_pinned_digest_never_crashes(tiny_artifact: Path) -> None:
+    """Only the digest protects free text; all else of the manifest is checked against the files."""
+    good = (tiny_artifact / MANIFEST).read_bytes()
+    accepted = 0
+    for place in np.linspace(0, len(good) - 1, 200).astype(int):
+        bad = bytearray(good)
+        bad[place] ^= 1 << (int(place) % 7)
+        (tiny_artifact / MANIFEST).write_bytes(bad)
+        try:
+            module = artifact.load(str(tiny_artifact)).module
+        except ArtifactError:
+            continue
+        accepted += 1
+        assert module.spec.network.widths == (7, 5)
+    assert accepted < 50
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, GOLDEN, MANIFEST])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+def test_a_cut_or_grown_or_missing_file_is_refused(
+    tiny_artifact: Path, file: str, share: float
+) -> None:
+    path = tiny_artifact / file
+    good = path.read_bytes()
+    grown = b" " if share == 1.0 and file != MANIFEST else b""
+    path.write_bytes(good[: int(len(good) * share)] + grown)
+    if share == 1.0 and file == MANIFEST:
+        path.unlink()
+    assert f"{file}: " in refusal(tiny_artifact)
+
+
+def test_an_older_manifest_with_newer_weights_is_refused(
+    tiny_artifact: Path, save_artifact: Save
+) -> None:
+    older = (tiny_artifact / MANIFEST).read_bytes()
+    save_artifact(tiny_artifact, seed=1)
+    assert artifact.load(str(tiny_artifact)).manifest.provenance == {"seed": 1}
+    (tiny_artifact / MANIFEST).write_bytes(older)
+    assert "model.safetensors: SHA-256 is" in refusal(tiny_artifact)
+
+
+def test_another_digest_than_the_registered_one(tiny_artifact: Path) -> None:
+    found = hashlib.sha256((tiny_artifact / MANIFEST).read_bytes()).hexdigest()
+    assert refusal(tiny_artifact, "0" * 64) == (
+        f"{tiny_artifact}: manifest digest is {found[:12]}, registered is 000000000000"
+    )
+
+
+def test_nowhere_and_a_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere") == (
+        f"{tmp_path}/nowhere/manifest.json: missing; this is not a complete artifact"
+    )
+    (tmp_path / "file").touch()
+    assert refusal(tmp_path / "file") == f"{tmp_path}/file/manifest.json: Not a directory"
+
+
+@pytest.mark.parametrize("function", ["write", "replace", "fsync"])
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("over", [False, True], ids=["fresh", "over another"])
+def test_a_save_that_dies_leaves_nothing_that_loads(
+    tmp_path: Path,
+    save_artifact: Save,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    k: int,
+    over: bool,
+) -> None:
+    """Whatever dies at whichever file: no mixture loads, and saving again mends it."""
+    if over:
+        save_artifact(tmp_path, seed=1)
+    owner = storage if function == "write" else os
+    real, calls = getattr(owner, function), iter(range(1, 100))
+
+    def dies(*args: Any) -> Any:
+        if next(calls) == k:
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, dies)
+        with pytest.raises(OSError, match="No space left"):
+            save_artifact(tmp_path)
+    assert refusal(tmp_path) == f"{tmp_path}/{MANIFEST}: missing; this is not a complete artifact"
+    for file in (WEIGHTS, MANIFEST):  # what kill -9 leaves of a write
+        (tmp_path / f".{file}.0a1b2c3d.tmp").write_bytes(b"half")
+    assert artifact.load(str(tmp_path), save_artifact(tmp_path)).manifest.provenance == {"seed": 0}
+
+
+def test_a_folder_with_other_files_is_not_written_to(tmp_path: Path, save_artifact: Save) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ArtifactError) as caught:
+        save_artifact(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: unexpected file 'thesis.tex'; an artifact holds "
+        "golden.safetensors, manifest.json, model.safetensors"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"metrics": {"mse": float("nan")}}, "metrics.mse: input should be a finite number"),
+        ({"golden_rows": torch.zeros(0, 12)}, "golden rows of shape (0, 12), needed are 1 to 1024"),
+        ({"weight": float("nan")}, "tensor 'network.decoder.1.weight' holds NaN or infinity"),
+        ({"weight": 3e38}, "tensor 'output' holds NaN or infinity"),
+    ],
+    ids=["metric", "no rows", "NaN weight", "overflow"],
+)
+def test_what_could_not_load_is_not_saved(
+    tmp_path: Path, tiny_artifact: Path, changes: Tree, sentence: str
+) -> None:
+    good = artifact.load(str(tiny_artifact))
+    for parameter in good.module.parameters():
+        parameter.fill_(20.0)  # every unit saturates
+    fields = {"golden_rows": torch.zeros(2, 12), "metrics": {}} | changes
+    good.module.network.decoder[-1].weight.fill_(fields.pop("weight", 0.1))
+    with pytest.raises(ArtifactError) as caught:
+        artifact.save(
+            str(tmp_path / "new"),
+            module=good.module,
+            features=good.manifest.features,
+            calibration=good.manifest.calibration,
+            name="tiny",
+            job={},
+            provenance={},
+            **fields,
+        )
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+AUDIT = """
+import json, pickle, sys
+import numpy as np
+from hourglass.errors import ArtifactError
+from hourglass.inference.predictor import Predictor
+
+warm, good, bad, bomb = sys.argv[1:]
+row = np.zeros((1, 12), np.float32)
+Predictor.load(warm).encode(row)  # what libraries import late, they have imported now
+events = []
+on = False
+
+def hook(event, args):
+    if on:
+        events.append((event, str(args[0]) if args else "", str(args[1]) if args[1:] else ""))
+
+def watch(function):
+    global on
+    events.clear()
+    on = True
+    try:
+        function()
+    except ArtifactError:
+        pass
+    finally:
+        on = False
+    return list(events)
+
+def attack():
+    pickle.load(open(bomb, "rb")).close()
+    exec("pass")
+    eval("1 + 1")
+    __import__("os").system("true")
+    sys.modules.pop("colorsys", None)
+    import colorsys
+
+sys.addaudithook(hook)
+print(json.dumps([
+    watch(lambda: Predictor.load(good).encode(row)),
+    watch(lambda: Predictor.load(bad)),
+    watch(attack),
+]))
+"""
+EXECUTES = (
+    "exec", "compile", "import", "pickle.", "marshal.", "code.", "os.system", "os.exec", "os.fork",
+    "os.posix_spawn", "os.spawn", "subprocess.", "socket.", "ctypes.", "urllib.", "function.",
+)  # fmt: skip
+
+
+def test_loading_executes_nothing(tmp_path: Path, save_artifact: Save) -> None:
+    """Python's audit hook sees no code, import, unpickling, process or connection during a load."""
+    for name in ("warm", "good", "bad"):
+        (tmp_path / name).mkdir()
+        save_artifact(tmp_path / name / "artifact")
+    for attack in ("pickle model.pkl", "MLmodel with code", "a package"):
+        HOSTILE[attack][0](tmp_path / "bad" / "artifact")
+    (tmp_path / "bomb").write_bytes(bomb(tmp_path / "attack"))
+    folders = [str(tmp_path / name / "artifact") for name in ("warm", "good", "bad")]
+    done = subprocess.run(
+        [sys.executable, "-c", AUDIT, *folders, str(tmp_path / "bomb")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    good, bad, attacked = json.loads(done.stdout)
+    for events, folder in ((good, folders[1]), (bad, folders[2])):
+        assert [event for event in events if event[0].startswith(EXECUTES)] == []
+        opened = {path: mode for name, path, mode in events if name == "open"}
+        assert set(opened) <= {f"{folder}/{file}" for file in (MANIFEST, WEIGHTS, GOLDEN)}
+        assert set(opened.values()) <= {"rb", "r"}
+    assert f"{folders[1]}/{WEIGHTS}" in {path for _, path, _ in good}
+    seen = {event[0] for event in attacked}
+    assert {"pickle.find_class", "exec", "compile", "os.system", "import"} <= seen
+    assert (tmp_path / "marker").exists()

@@ -1,0 +1,81 @@
+"""The command line: exit codes, one-line errors, and a `--help` that imports nothing heavy."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from hourglass import __version__, cli
+from hourglass.errors import DataError, HourglassError, SpecError, TrainingError
+
+HEAVY = ("torch", "ray", "mlflow", "pyarrow", "pandas", "numpy", "sklearn", "fastapi", "fsspec")
+PROBE = f"""
+import json, sys
+from hourglass.cli import main
+sys.argv = ["hourglass", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as stop:
+    print(json.dumps([stop.code or 0, [name for name in {HEAVY!r} if name in sys.modules]]))
+"""
+
+
+def hourglass(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *args], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "first"), [("--help", "Usage: hourglass"), ("--version", f"hourglass {__version__}")]
+)
+def test_help_and_version_import_nothing_heavy(option: str, first: str) -> None:
+    done = hourglass(option)
+    *text, last = done.stdout.strip().splitlines()
+    assert "\n".join(text).strip().startswith(first)
+    assert json.loads(last) == [0, []]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("wrong", ["--versoin", "no-such-command"])
+def test_usage_errors_exit_2_without_a_traceback(wrong: str) -> None:
+    done = hourglass(wrong)
+    assert json.loads(done.stdout)[0] == 2
+    assert wrong in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, error: BaseException, *args: str) -> None:
+    def fail() -> Any:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["hourglass", *args])
+    cli.main()
+
+
+ERRORS = [
+    (SpecError("job.yaml: 1 mistake\n  ..."), 2, "error: job.yaml: 1 mistake\n  ...\n"),
+    (DataError("a.parquet: no column 'x'."), 2, "error: a.parquet: no column 'x'.\n"),
+    (TrainingError("step 7: loss is NaN"), 1, "error: step 7: loss is NaN\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"), ERRORS, ids=[type(e).__name__ for e, _, _ in ERRORS]
+)
+def test_errors_are_sentences_with_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, error: BaseException, code: int, line: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        planted(monkeypatch, error)
+    assert stop.value.code == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HourglassError, match="no column"):
+        planted(monkeypatch, DataError("no column"), "--debug", "check")

@@ -1,0 +1,99 @@
+"""A name either holds all of its bytes or does not exist."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hourglass import storage
+from hourglass.errors import DataError
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_write_read_names_size_remove(tmp_path: Path, scheme: str) -> None:
+    root = scheme + str(tmp_path)
+    for name, content in (("b/c", b"new"), ("a", b""), ("b/c", b"newer")):
+        storage.write(storage.join(root, name), content)
+        assert storage.read(storage.join(root, name)) == content
+        assert storage.size(storage.join(root, name)) == len(content)
+    assert storage.names(root) == ["a", "b"]
+    assert storage.names(storage.join(root, "b")) == ["c"]
+    assert storage.names(storage.join(root, "nowhere")) == []
+    assert storage.exists(storage.join(root, "b"))
+    for name in ("a", "b", "b"):  # a file, a folder, nothing
+        storage.remove(storage.join(root, name))
+    assert not storage.exists(storage.join(root, "b"))
+    assert storage.names(root) == []
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+@pytest.mark.parametrize("before", [b"old", None], ids=["old", "fresh"])
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, before: bytes | None
+) -> None:
+    target = tmp_path / "file"
+    if before is not None:
+        target.write_bytes(before)
+    monkeypatch.setattr(os, broken, refuse)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write(str(target), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == (["file"] if before else [])
+    assert before is None or target.read_bytes() == before
+
+
+def test_the_bytes_are_durable_before_the_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args))[1]
+        )
+    storage.write(str(tmp_path / "file"), b"new")
+    assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+
+
+@pytest.mark.parametrize("function", [storage.read, storage.size])
+def test_nothing_there(tmp_path: Path, function: Any) -> None:
+    with pytest.raises(FileNotFoundError):
+        function(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("function", [storage.read, storage.exists, storage.names, storage.remove])
+@pytest.mark.parametrize("uri", ["gs://bucket/key", "http://host/key", "pickle://x"])
+def test_other_schemes_are_refused(function: Any, uri: str) -> None:
+    with pytest.raises(DataError) as caught:
+        function(uri)
+    scheme = uri.split(":")[0]
+    assert str(caught.value) == (
+        f"{uri}: scheme '{scheme}://' is not supported; use a path or s3://bucket/key"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda path: path.touch(), None),
+        (lambda path: None, None),
+        (lambda path: path.symlink_to("elsewhere"), "is a symbolic link"),
+        (lambda path: path.mkdir(), "is not a regular file"),
+        (os.mkfifo, "is not a regular file"),
+        (lambda path: (path.touch(), os.link(path, f"{path}2")), "has a second name (hard link)"),
+    ],
+    ids=["plain", "nothing", "link", "folder", "pipe", "hard-link"],
+)
+def test_irregular(tmp_path: Path, make: Any, problem: str | None, scheme: str) -> None:
+    make(tmp_path / "file")
+    assert storage.irregular(f"{scheme}{tmp_path / 'file'}") == problem
+
+
+def test_join() -> None:
+    assert storage.join("s3://bucket/runs/", "a", "b") == "s3://bucket/runs/a/b"
+    assert storage.join("/runs", "a") == "/runs/a"

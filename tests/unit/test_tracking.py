@@ -1,0 +1,617 @@
+"""Runs reach MLflow whole and once, whatever it does meanwhile; models are what they say.
+
+A real SQLite store, and for the faults a real MLflow server behind a proxy that can fail.
+"""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from hourglass import cli, spec, tracking
+from hourglass.errors import ArtifactError, RegistryError
+from hourglass.inference.predictor import Predictor
+from hourglass.settings import Settings
+from hourglass.tracking import mlflow as store
+from hourglass.tracking import model, registry, tracker, ui
+from hourglass.tracking.shown import redact
+from hourglass.tracking.spool import Spool
+
+DATASET = {"name": "digits", "uri": "/data/digits", "digest": "d" * 64, "rows": 300}
+Save = Callable[..., str]
+
+
+def job(name: str, register: str | None = None, **train: Any) -> spec.TrainJob:
+    made = spec.parse(
+        {
+            "kind": "train",
+            "name": name,
+            "data": {"uri": "/data/digits", "features": {"vector": "image"}},
+            "model": {"network": {"widths": [7, 5]}},
+            "train": train,
+            "track": {"experiment": "digits"} | ({"register": register} if register else {}),
+        }
+    )
+    assert isinstance(made, spec.TrainJob)
+    return made
+
+
+def at(home: Path, uri: str | None = None) -> Settings:
+    return Settings.model_validate({"home": home, "MLFLOW_TRACKING_URI": uri})
+
+
+def forked(settings: Settings) -> Settings:
+    """The same store under another name: a forked child must not use its parent's connections."""
+    return at(settings.root, f"sqlite:///{settings.root}/./mlflow.db")
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No retries inside MLflow, so that a fault is noticed at once; an empty current folder."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracker, "RETRY_S", 0.2)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """One SQLite store for the module: making its schema takes seconds."""
+    made = at(tmp_path_factory.mktemp("home"))
+    store.client(made)
+    return made
+
+
+def run_of(settings: Settings, run_name: str) -> Any:
+    client = store.client(settings)
+    experiment = client.get_experiment_by_name("digits")
+    found = client.search_runs([experiment.experiment_id], f"tags.`hourglass.run` = '{run_name}'")
+    assert len(found) == 1
+    return found[0]
+
+
+def history(settings: Settings, run_id: str, name: str) -> list[tuple[int, float]]:
+    found = store.client(settings).get_metric_history(run_id, name)
+    return sorted((metric.step, metric.value) for metric in found)
+
+
+def events(spool: Spool) -> list[dict[str, Any]]:
+    return [event for _, event in spool.pending()]
+
+
+def spooled(settings: Settings, name: str, epochs: int = 3) -> Spool:
+    """A spool with a begin and some epochs, as a killed driver leaves it."""
+    spool = Spool(settings.root / "spool", job(name).run_name)
+    spool.append("begin", **tracker._who(job(name)), dataset=DATASET)
+    for epoch in range(epochs):
+        spool.append("epoch", epoch=epoch, metrics={"loss": 1.0 / (epoch + 1)})
+    return spool
+
+
+# -- a run ------------------------------------------------------------------------------------
+
+
+def test_a_run_is_recorded_whole(settings: Settings, tiny_artifact: Path) -> None:
+    run = tracking.start(settings, job("whole", "tiny", epochs=3), DATASET)
+    for epoch in range(3):
+        run.log({"loss": 1.0 / (epoch + 1), "holdout_mse": 0.5 / (epoch + 1)}, epoch)
+    done = run.finish("finished", str(tiny_artifact))
+
+    assert (
+        done.note
+        == f"recorded in MLflow (sqlite:///{settings.root}/mlflow.db) as run {done.run_id}"
+    )
+    recorded = run_of(settings, job("whole", epochs=3).run_name)
+    assert recorded.info.run_id == done.run_id
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.params["model.network.widths"] == "[7, 5]"
+    assert recorded.data.params["train.epochs"] == "3"
+    assert recorded.data.tags["hourglass.quantile"] == "0.99"
+    assert history(settings, done.run_id, "loss") == [(0, 1.0), (1, 0.5), (2, 1.0 / 3.0)]
+    dataset = recorded.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("digits", "d" * 36)
+    assert json.loads(dataset.source) == {"uri": "/data/digits"}
+    assert not Spool.all(settings.root / "spool")
+    assert not list(Path.cwd().iterdir())  # no ./mlruns, no ./mlflow.db
+
+    version = registry.version(settings, "tiny", done.version)
+    assert version.aliases == ("challenger",)
+    assert version.digest == Predictor.load(str(tiny_artifact)).artifact.digest
+    assert version.metrics == {"holdout_mse": 0.25}
+
+
+def test_starting_and_logging_do_not_wait_for_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any) -> None:
+        time.sleep(30)
+
+    monkeypatch.setattr(store.Delivery, "__init__", slow)
+    monkeypatch.setattr(tracker, "FINISH_S", 0.3)
+    began = time.perf_counter()
+    run = tracking.start(at(tmp_path), job("fast"), DATASET)
+    for epoch in range(20):
+        run.log({"loss": 0.5}, epoch)
+    assert time.perf_counter() - began < 1.0
+    done = run.finish("finished", None)
+    assert time.perf_counter() - began < 2.0
+    assert "has not taken everything: it is too slow" in done.note
+    assert len(events(Spool(tmp_path / "spool", job("fast").run_name))) == 22
+
+
+def test_a_full_disk_stops_nothing_and_is_counted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tracking.start(settings, job("full"), DATASET)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "append", full)
+        run.log({"loss": 0.5}, 0)
+    done = run.finish("finished", None)
+    assert "1 event is lost" in done.note
+    assert "cannot be written: No space left on device" in done.note
+
+
+def test_a_metric_that_mlflow_refuses_does_not_block_the_rest(settings: Settings) -> None:
+    run = tracking.start(settings, job("refused"), DATASET)
+    run.log({"loss?!": 0.5}, 0)
+    run.log({"loss": 0.25}, 1)
+    done = run.finish("failed", None)
+    assert 'epoch refused by MLflow: Invalid value "loss?!"' in done.note
+    assert history(settings, done.run_id, "loss") == [(1, 0.25)]
+    assert run_of(settings, job("refused").run_name).info.status == "FAILED"
+
+
+def test_a_damaged_artifact_is_not_logged(settings: Settings, tiny_artifact: Path) -> None:
+    weights = tiny_artifact / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    run = tracking.start(settings, job("damaged", "damaged"), DATASET)
+    done = run.finish("finished", str(tiny_artifact))
+    assert done.version is None
+    assert "artifact refused:" in done.note
+    assert "damaged" not in registry.names(settings)
+
+
+# -- once, not twice --------------------------------------------------------------------------
+
+
+def test_the_same_run_again_is_the_same_run_and_version(
+    settings: Settings, tiny_artifact: Path
+) -> None:
+    finished = []
+    for _ in range(2):
+        run = tracking.start(settings, job("again", "again"), DATASET)
+        for epoch in range(2):
+            run.log({"loss": 1.0 / (epoch + 1)}, epoch)
+        finished.append(run.finish("finished", str(tiny_artifact)))
+    assert finished[0].run_id == finished[1].run_id
+    assert finished[0].version == finished[1].version == "1"
+    assert history(settings, finished[0].run_id, "loss") == [(0, 1.0), (1, 0.5)]
+    assert len(run_of(settings, job("again").run_name).inputs.dataset_inputs) == 1
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_killed_between_delivery_and_record(
+    settings: Settings, guard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deliverer dies after MLflow took epoch 1, before the position is recorded."""
+    name = f"killed-{guard}"
+    spool = spooled(settings, name)
+    third = [position for position, _ in spool.pending()][2]
+    child = os.fork()
+    if child == 0:
+        mark = Spool.mark
+        Spool.mark = lambda self, at: os._exit(9) if at == third else mark(self, at)  # type: ignore
+        tracker.drain(spool, forked(settings))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    spool.append("epoch", epoch=1, metrics={"loss": 0.5})  # as a resumed run reports it again
+
+    if not guard:  # negative control: without the look at the known steps, epoch 1 is there twice
+        monkeypatch.setattr(store.Delivery, "_known_steps", lambda self, *_: set())
+        monkeypatch.setattr(store.Delivery, "_remember", lambda *_: None)
+    synced = tracker.sync(settings)
+    assert (synced.said, synced.left) == ([f"{spool.run_name}: delivered"], 0)
+    found = history(settings, run_of(settings, spool.run_name).info.run_id, "loss")
+    assert ([step for step, _ in found] == [0, 1, 2]) is guard
+
+
+def test_two_deliverers_do_not_meet(settings: Settings) -> None:
+    spool = spooled(settings, "two")
+    with tracker.try_locked(spool.lock) as ours:
+        assert ours
+        synced = tracker.sync(settings)
+        assert synced.left == 1
+        assert "another process delivers" in synced.said[0]
+    assert tracker.sync(settings).left == 0
+
+
+# -- MLflow down, slow, failing ---------------------------------------------------------------
+
+
+class FaultProxy:
+    """In front of a real server: `fault` is None, "down", "slow" or "500"."""
+
+    def __init__(self, port: int) -> None:
+        self.fault: str | None = None
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                if proxy.fault == "down":
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                    return
+                if proxy.fault == "slow":
+                    time.sleep(4)
+                if proxy.fault == "500":
+                    self._answer(500, b"{}")
+                    return
+                upstream = http.client.HTTPConnection("127.0.0.1", port)
+                headers = {"content-type": self.headers.get("content-type", "application/json")}
+                upstream.request(self.command, self.path, body, headers)
+                answer = upstream.getresponse()
+                self._answer(answer.status, answer.read())
+
+            do_POST = do_PUT = do_PATCH = do_GET
+
+            def _answer(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def proxy(settings: Settings) -> Iterator[FaultProxy]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ui._server(settings, port, settings.root / "mlflow-ui.log") as server:
+        ui._wait(server, port, settings.root / "mlflow-ui.log")
+        made = FaultProxy(port)
+        yield made
+        made.server.shutdown()
+
+
+def test_down_at_start_then_delivered_by_sync(settings: Settings, tiny_artifact: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = probe.getsockname()[1]
+    home = settings.root
+    down = at(home, f"http://user:secret@127.0.0.1:{closed}")
+    run = tracking.start(down, job("down", "down"), DATASET)
+    for epoch in range(3):
+        run.log({"loss": 1.0 / (epoch + 1)}, epoch)
+    began = time.perf_counter()
+    done = run.finish("finished", str(tiny_artifact))
+    assert time.perf_counter() - began < 10.0
+    assert (done.run_id, done.version) == (None, None)
+    spool = f"{home}/spool/{job('down').run_name}.jsonl"
+    assert done.note == (
+        f"MLflow (http://***@127.0.0.1:{closed}) has not taken everything: "
+        f"no answer (NewConnectionError); the rest waits in {spool}, "
+        "`hourglass models sync` delivers it"
+    )
+    assert "secret" not in done.note
+
+    sync = ["models", "sync"]
+    environment = {"HOURGLASS_HOME": str(home)}
+    still = CliRunner().invoke(
+        cli.app, sync, env=environment | {"MLFLOW_TRACKING_URI": down.mlflow_uri}
+    )
+    waits = f"{job('down').run_name}: no answer (NewConnectionError); the rest stays in {spool}\n"
+    assert (still.exit_code, still.output) == (1, waits)
+    said = CliRunner().invoke(cli.app, sync, env=environment).output
+    assert said == f"{job('down').run_name}: delivered\n"
+    assert CliRunner().invoke(cli.app, sync, env=environment).output == "nothing to deliver\n"
+    recorded = run_of(settings, job("down").run_name)
+    assert recorded.info.status == "FINISHED"
+    assert [step for step, _ in history(settings, recorded.info.run_id, "loss")] == [0, 1, 2]
+    assert registry.version(settings, "down", "1").aliases == ("challenger",)
+
+
+def test_faults_during_a_run_lose_and_repeat_nothing(
+    settings: Settings, proxy: FaultProxy, tiny_artifact: Path
+) -> None:
+    served = at(settings.root, proxy.uri)
+    run = tracking.start(served, job("faults", "faults"), DATASET)
+    slowest = 0.0
+    for epoch, fault in enumerate([None, "down", "500", "slow", None, "500", "down", None]):
+        proxy.fault = fault
+        began = time.perf_counter()
+        run.log({"loss": 1.0 / (epoch + 1), "holdout_mse": 2.0}, epoch)
+        slowest = max(slowest, time.perf_counter() - began)
+        time.sleep(0.5)
+    assert slowest < 0.25
+    done = run.finish("finished", str(tiny_artifact))
+    assert done.note == f"recorded in MLflow ({proxy.uri}) as run {done.run_id}"
+    assert history(settings, done.run_id, "loss") == [(e, 1.0 / (e + 1)) for e in range(8)]
+    assert history(settings, done.run_id, "holdout_mse") == [(e, 2.0) for e in range(8)]
+    assert done.version == "1"
+
+
+def test_a_later_run_delivers_what_an_earlier_one_could_not(
+    settings: Settings, proxy: FaultProxy
+) -> None:
+    served = at(settings.root, proxy.uri)
+    proxy.fault = "500"
+    first = tracking.start(served, job("earlier"), DATASET)
+    first.log({"loss": 0.5}, 0)
+    done = first.finish("finished", None)
+    assert "has not taken everything: errors are its only answer" in done.note
+    proxy.fault = None
+    second = tracking.start(served, job("later"), DATASET)
+    deadline = time.monotonic() + 20
+    while Spool(settings.root / "spool", job("earlier").run_name).path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    second.finish("finished", None)
+    assert history(settings, run_of(settings, job("earlier").run_name).info.run_id, "loss") == [
+        (0, 0.5)
+    ]
+
+
+# -- the spool --------------------------------------------------------------------------------
+
+
+def test_a_torn_line_hides_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "torn")
+    spool.append("begin", run="torn")
+    with open(spool.path, "ab") as file:
+        file.write(b'{"kind": "epo')  # killed while appending
+    assert [event["kind"] for event in events(spool)] == ["begin"]
+    spool.append("epoch", epoch=np.int64(1), metrics={"loss": np.float32(0.5)})
+    assert [event["kind"] for event in events(spool)] == ["begin", "epoch"]
+    assert events(spool)[1]["metrics"] == {"loss": 0.5}
+    assert stat.S_IMODE(spool.path.stat().st_mode) == 0o600
+
+
+def test_secrets_are_not_shown() -> None:
+    assert redact("at postgresql://me:p%40ss@host/db, http://x:y@z") == (
+        "at postgresql://***@host/db, http://***@z"
+    )
+
+
+# -- the registry -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(settings: Settings, save_artifact: Save, tmp_path_factory: Any) -> list[str]:
+    """Two versions of `digits`; the digests."""
+    folder = tmp_path_factory.mktemp("digits")
+    digests = []
+    for seed in (1, 2):
+        digests.append(save_artifact(folder / str(seed), seed=seed))
+        run = tracking.start(settings, job("digits", "digits", seed=seed), DATASET)
+        assert run.finish("finished", str(folder / str(seed))).version == str(seed)
+    return digests
+
+
+def test_promote_says_who_was_champion(settings: Settings, digits: list[str]) -> None:
+    runner, environment = CliRunner(), {"HOURGLASS_HOME": str(settings.root)}
+    said = [
+        runner.invoke(cli.app, ["models", "promote", "digits", version], env=environment).output
+        for version in ("1", "2")
+    ]
+    assert said == [
+        "digits version 1 is champion; there was none before\n",
+        "digits version 2 is champion; version 1 was\n",
+    ]
+    found = {v.version: v.aliases for v in registry.versions(settings, "digits")}
+    assert found == {"2": ("challenger", "champion"), "1": ()}
+    listed = runner.invoke(cli.app, ["models", "list"], env=environment).output
+    assert f"digits  2 (newest 2)  challenger 2, champion 2  {digits[1][:12]}" in listed
+    assert "holdout_mse 0.25" in listed
+    shown = runner.invoke(cli.app, ["models", "show", "digits", "--version", "1"], env=environment)
+    assert digits[0] in shown.output
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("models:/digit/1", "no registered model 'digit'; there is .*, did you mean 'digits'?"),
+        ("models:/digits/7", "'digits' has no version 7; there is 2, 1"),
+        (
+            "models:/digits@champ",
+            "'digits' has no alias 'champ'; there is challenger \\(version 2\\)",
+        ),
+        ("models:/digits", "write it as models:/NAME@ALIAS"),
+        ("/nowhere", "/nowhere: no artifact there"),
+    ],
+)
+def test_resolve_names_what_exists(
+    settings: Settings, digits: list[str], uri: str, sentence: str
+) -> None:
+    with pytest.raises(RegistryError, match=sentence):
+        registry.resolve(uri, settings)
+
+
+def test_resolve_takes_files_by_name_into_a_private_folder(
+    settings: Settings, digits: list[str]
+) -> None:
+    resolved = registry.resolve("models:/digits/1", settings)
+    assert (resolved.name, resolved.version, resolved.digest) == ("digits", "1", digits[0])
+    folder = Path(resolved.path)
+    assert folder == settings.root / "models" / digits[0]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(registry.FILES)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    assert Predictor.load(resolved.path, resolved.digest).code_width == 5
+
+
+def test_a_damaged_copy_is_replaced(settings: Settings, digits: list[str]) -> None:
+    folder = Path(registry.resolve("models:/digits/1", settings).path)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    again = registry.resolve("models:/digits/1", settings)
+    assert Predictor.load(again.path, again.digest)
+
+
+def test_many_replicas_resolve_at_once(settings: Settings, digits: list[str]) -> None:
+    shutil.rmtree(settings.root / "models", ignore_errors=True)
+    children = []
+    for _ in range(6):
+        child = os.fork()
+        if child == 0:
+            resolved = registry.resolve("models:/digits/2", forked(settings))
+            os._exit(model.artifact_problem(Path(resolved.path), digits[1]) is not None)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
+    assert sorted(p.name for p in (settings.root / "models").iterdir()) == [".lock", digits[1]]
+
+
+def test_changed_files_are_neither_resolved_nor_promoted(
+    settings: Settings, save_artifact: Save, tmp_path: Path
+) -> None:
+    digest = save_artifact(tmp_path / "a", seed=3)
+    run = tracking.start(settings, job("swapped", "swapped"), DATASET)
+    run.finish("finished", str(tmp_path / "a"))
+    location = store.client(settings).get_model_version_download_uri("swapped", "1")
+    inside = Path(location.removeprefix("file://")) / model.INSIDE
+    save_artifact(inside, seed=4)  # a good artifact, but not the registered one
+    for use in (
+        lambda: registry.resolve("models:/swapped/1", settings),
+        lambda: registry.promote(settings, "swapped", "1"),
+    ):
+        with pytest.raises(ArtifactError, match=f"another digest; registered is {digest[:12]}"):
+            use()
+    assert registry.version(settings, "swapped", "1").aliases == ("challenger",)
+
+
+def test_an_artifact_folder_resolves_to_itself(
+    settings: Settings, save_artifact: Save, tmp_path: Path
+) -> None:
+    digest = save_artifact(tmp_path / "a")
+    resolved = registry.resolve(str(tmp_path / "a"), settings)
+    assert resolved == registry.Resolved(str(tmp_path / "a"), "tiny", None, digest)
+
+
+def test_a_home_without_store_is_not_given_one(tmp_path: Path) -> None:
+    empty = at(tmp_path / "empty")
+    assert registry.names(empty) == []
+    with pytest.raises(RegistryError, match=r"no model is registered in .* yet"):
+        registry.resolve("models:/digits@champion", empty)
+    assert not empty.root.exists()
+
+
+def test_an_unreachable_server_is_named_without_its_password(tmp_path: Path) -> None:
+    away = at(tmp_path, "http://user:secret@127.0.0.1:9")
+    with pytest.raises(RegistryError, match=r"MLflow \(http://\*\*\*@127.0.0.1:9\)") as caught:
+        registry.names(away)
+    assert "secret" not in str(caught.value)
+
+
+# -- MLflow's own way in ----------------------------------------------------------------------
+
+
+LOAD = """
+import sys, json
+seen = []
+sys.addaudithook(lambda event, args: seen.append(event) if event == "pickle.find_class" else None)
+import mlflow, numpy as np
+model = mlflow.pyfunc.load_model(sys.argv[1])
+rows = np.load(sys.argv[2], allow_pickle=False)
+outputs = {o: model.predict(rows, params={"output": o}).tolist()
+           for o in ("encode", "hash", "anomaly", "reconstruct")}
+print(json.dumps({"outputs": outputs, "default": model.predict(rows).tolist(), "pickle": seen}))
+"""
+
+
+def test_mlflow_loads_and_answers_without_pickle(
+    settings: Settings, digits: list[str], rows: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "rows.npy", rows[:9])
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, "models:/digits/2", str(tmp_path / "rows.npy")],
+        env={**os.environ, "MLFLOW_TRACKING_URI": settings.mlflow_uri, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer = json.loads(run.stdout.splitlines()[-1])
+    predictor = Predictor.load(registry.resolve("models:/digits/2", settings).path)
+    for output, found in answer["outputs"].items():
+        assert np.array_equal(np.asarray(found), getattr(predictor, output)(rows[:9])), output
+    assert answer["default"] == answer["outputs"]["encode"]
+    assert answer["pickle"] == []
+
+
+def test_data_frames_by_name_and_unknown_outputs(
+    settings: Settings, save_artifact: Save, rows: np.ndarray, tmp_path: Path
+) -> None:
+    from mlflow.pyfunc import load_model
+
+    names = tuple(f"x{i}" for i in range(rows.shape[1]))
+    save_artifact(tmp_path / "a", features={"vector": None, "columns": names})
+    run = tracking.start(settings, job("frames", "frames"), DATASET)
+    run.finish("finished", str(tmp_path / "a"))
+    location = store.client(settings).get_model_version_download_uri("frames", "1")
+    loaded = load_model(location)
+    signature = loaded.metadata.signature
+    assert signature.inputs.input_names() == list(names)
+    assert signature.params.to_dict()[0]["default"] == "encode"
+    assert (Path(location.removeprefix("file://")) / "input_example.json").exists()
+
+    frame = pd.DataFrame(rows[:4], columns=names)[list(reversed(names))].assign(id=1)
+    wanted = Predictor.load(str(tmp_path / "a")).anomaly(rows[:4])
+    assert np.array_equal(loaded.predict(frame, params={"output": "anomaly"}), wanted)
+    by_name = dict(zip(names, rows[:4].T, strict=True))
+    assert np.array_equal(loaded.predict(by_name, params={"output": "anomaly"}), wanted)
+    with pytest.raises(Exception, match="found 'scores', allowed are encode, hash, anomaly"):
+        loaded.predict(frame, params={"output": "scores"})
+
+
+def test_a_vector_model_takes_arrays_and_frames(
+    settings: Settings, digits: list[str], rows: np.ndarray
+) -> None:
+    from mlflow.pyfunc import load_model
+
+    location = store.client(settings).get_model_version_download_uri("digits", "1")
+    loaded = load_model(location)
+    wanted = loaded.predict(rows[:4])
+    assert np.array_equal(loaded.predict(pd.DataFrame(rows[:4])), wanted)
+    assert np.array_equal(loaded.predict(pd.DataFrame({"image": list(rows[:4])})), wanted)
+    with pytest.raises(Exception, match="does not match expected"):
+        loaded.predict(rows[:4, :3])
+
+
+def test_the_logged_model_holds_no_pickle(settings: Settings, digits: list[str]) -> None:
+    location = store.client(settings).get_model_version_download_uri("digits", "1")
+    files = [p for p in Path(location.removeprefix("file://")).rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} <= {"", ".yaml", ".txt", ".json", ".safetensors"}
+    assert "requirements.txt" in {p.name for p in files}
