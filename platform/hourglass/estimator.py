@@ -7,14 +7,10 @@ Shapes: B rows, C columns, K code units.
 
 import copy
 import glob
-import platform
-import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -24,24 +20,19 @@ from torch import Tensor
 
 from hourglass import artifact, spec, storage
 from hourglass.artifact import Artifact
-from hourglass.data import plan
-from hourglass.data.decode import chunk_rows, to_matrix
+from hourglass.data import arrays
+from hourglass.data.arrays import VECTOR, Rows
 from hourglass.data.feed import MemoryFeed
-from hourglass.data.schema import FeatureSchema, is_list
-from hourglass.data.stats import Stats, measure, merge_all
 from hourglass.errors import ArtifactError, DataError, SpecError
 from hourglass.inference.predictor import Predictor
 from hourglass.spec import TrainJob
-from hourglass.training import loop, state
+from hourglass.training import loop, provenance, state
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
 from hourglass.training.state import Record
 
-Rows = NDArray[Any]
 Kind = TypeVar("Kind", bound=np.generic)
-VECTOR = "x"
-"""Name of the vector column that rows without column names are."""
 
 
 class InputError(DataError, ValueError):
@@ -125,10 +116,20 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         rows, vector = self._rows(X, reset=True)
         job = self._job(vector)
         names = None if vector else getattr(self, "feature_names_in_", None)
-        schema = _schema(rows, vector or VECTOR, names, job)
-        features, held, dropped = _split(rows, schema, job)
-        stats = _measure(features[~held], schema)
-        self.dataset_ = _account(job, schema, features, held, dropped, stats)
+        missing = job.data.missing
+        schema = arrays.schema(rows, vector or VECTOR, names, missing)
+        features, held, dropped = arrays.split(rows, schema, missing, job.data.holdout)
+        stats = arrays.figures(features[~held], schema)
+        counted = provenance.account(
+            job,
+            stats,
+            schema.feature_names,
+            train=int((~held).sum()),
+            holdout=int(held.sum()),
+            dropped=dropped,
+            imputed=int((~np.isfinite(features)).sum()),
+        )
+        self.dataset_ = {"rows": len(rows), **counted}
         device = _device(job)
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             module = build(job, stats).to(device)
@@ -158,7 +159,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             calibration=calibration,
             metrics=best,
             job=spec.dump(job),
-            provenance={**_provenance(self.dataset_), "history": now.history},
+            provenance={
+                "dataset": self.dataset_,
+                **provenance.software("scikit-learn"),
+                "history": now.history,
+            },
             files={},
         )
         module.eval().requires_grad_(False)
@@ -268,7 +273,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Rows (B, C) as numbers, and the name of the vector column they came from, if they did."""
         if not reset:
             check_is_fitted(self, "predictor_")
-        X, vector = _vectors(X)
+        try:
+            X, vector = arrays.matrix(X)
+        except DataError as error:
+            raise InputError(str(error)) from None
         rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
         policy = self.missing if reset else self.predictor_.missing
         bad = np.empty(0) if policy == "mean" or rows.dtype.kind != "f" else ~np.isfinite(rows)
@@ -371,100 +379,12 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _vectors(X: Any) -> tuple[Any, str | None]:
-    """The matrix in a table's only column, when that holds lists, or in an Arrow array; its name.
-
-    Anything else comes back as it is. Raises InputError for vectors of unequal lengths.
-    """
-    if isinstance(X, pa.RecordBatch):
-        X = pa.Table.from_batches([X])
-    column, name = X, VECTOR
-    if hasattr(X, "columns") and len(X.columns) == 1:
-        name = str(getattr(X, "column_names", X.columns)[0])
-        column = X[name] if name in getattr(X, "column_names", X.columns) else X
-    if hasattr(column, "to_arrow") and not hasattr(column, "columns"):  # a polars Series
-        column = column.to_arrow()
-    elif getattr(column, "ndim", 0) == 1 and column.dtype == object:  # a pandas Series
-        column = pa.array(column)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if not isinstance(column, pa.Array) or not is_list(column.type):
-        return X, None
-    values = column.flatten()
-    width = len(values) // max(1, len(column) - column.null_count)
-    whole = column.null_count + values.null_count == 0
-    kind = np.dtype(values.type.to_pandas_dtype()).str if whole else "float64"
-    schema = FeatureSchema(name, (), width, "uint8" if kind == "|b1" else kind)
-    try:
-        return to_matrix(pa.table({name: column}), schema, "X")[0], name
-    except DataError as error:
-        raise InputError(str(error)) from None
-
-
-def _schema(rows: Rows, vector: str, names: Any, job: TrainJob) -> FeatureSchema:
-    """What a row is, as shards of these rows would say."""
-    whole = rows.dtype in (np.uint8, np.bool_) and job.data.missing == "error"
-    small = np.can_cast(rows.dtype, np.float32)
-    dtype = "uint8" if whole else "float32" if small else "float64"
-    if names is None:
-        return FeatureSchema(vector, (), rows.shape[1], dtype)
-    return FeatureSchema(None, tuple(names), rows.shape[1], dtype)
-
-
-def _split(rows: Rows, schema: FeatureSchema, job: TrainJob) -> tuple[Rows, NDArray[np.bool_], int]:
-    """Features, which of them are held out (by row number, whatever the seed), and rows dropped."""
-    features = rows.astype(schema.dtype, copy=False)
-    held = plan.holdout_mask("", 0, 0, len(rows), job.data.holdout)
-    if job.data.missing != "drop_row":
-        return features, held, 0
-    whole = np.isfinite(features).all(axis=1)
-    return features[whole], held[whole], int((~whole).sum())
-
-
-def _measure(features: Rows, schema: FeatureSchema) -> Stats:
-    size = chunk_rows(schema)
-    starts = range(0, max(1, len(features)), size)
-    return merge_all(measure(features[start : start + size]) for start in starts)
-
-
-def _account(
-    job: TrainJob,
-    schema: FeatureSchema,
-    features: Rows,
-    held: NDArray[np.bool_],
-    dropped: int,
-    stats: Stats,
-) -> dict[str, Any]:
-    """Nothing silent: rows and cells that did not go through untouched, counted."""
-    constant = [schema.feature_names[i] for i in stats.constant.nonzero()[0]]
-    return {
-        "rows": len(features) + dropped,
-        "train_rows": int((~held).sum()),
-        "holdout_rows": int(held.sum()),
-        "dropped_rows": dropped,
-        "imputed_cells": int(stats.missing.sum()) if job.data.missing == "mean" else 0,
-        "constant_columns": len(constant),
-        "constant_policy": job.data.constant,
-        "constant_names": constant[:100],
-    }
-
-
 def _device(job: TrainJob) -> torch.device:
     """Raises SpecError when a GPU is asked for and there is none."""
     found = torch.cuda.is_available()
     if job.scale.accelerator == "gpu" and not found:
         raise SpecError("accelerator: gpu; PyTorch sees none on this machine")
     return torch.device("cuda" if found and job.scale.accelerator != "cpu" else "cpu")
-
-
-def _provenance(dataset: dict[str, Any]) -> dict[str, Any]:
-    packages = ("hourglass", "torch", "pyarrow", "numpy", "safetensors", "scikit-learn")
-    return {
-        "dataset": dataset,
-        "packages": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
 
 
 def _line(record: Record, epochs: int) -> str:

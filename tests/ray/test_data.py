@@ -149,10 +149,12 @@ def test_dropped_and_imputed_cells_are_counted(folder: str, missing: Missing) ->
         np.testing.assert_array_equal(features, NUMBERS)
         expected = (~np.isfinite(NUMBERS[~HELD])).sum(0)
         assert (census.dropped, census.stats.missing.tolist()) == (0, expected.tolist())
+        assert census.imputed == (~np.isfinite(NUMBERS)).sum() > expected.sum()
     else:
         np.testing.assert_array_equal(features, NUMBERS[whole])
         assert np.array_equal(held, HELD[whole])
         assert (census.dropped, census.stats.missing.tolist()) == (4, [0, 0])
+        assert census.imputed == 0
         assert sum(count.train + count.holdout for count in census.counts) == 896
     trained = np.where(np.isfinite(NUMBERS), NUMBERS, np.nan)[~HELD & (whole | (missing == "mean"))]
     np.testing.assert_allclose(census.stats.mean, np.nanmean(trained, 0), rtol=1e-12)

@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 from ray import serve
 
+from hourglass.cluster.connect import connection
 from hourglass.inference.predictor import Predictor
 from hourglass.serving.app import build
 from hourglass.serving.run import deployed
@@ -35,16 +35,13 @@ COLUMNS = tuple("abcdef")
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="hgs", dir="/tmp"))  # short: Ray makes sockets below
-    before = dict(os.environ)
     os.environ |= {"HOURGLASS_HOME": str(folder / "home"), "HOURGLASS_SERVE_TOKEN": kit.TOKEN}
+    os.environ["HOURGLASS_TEMP_DIR"] = str(folder / "r")
     kit.save_model(folder / "plain", columns=COLUMNS)
     kit.save_model(folder / "image", vector="image", width=64, dtype="uint8", seed=2)
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=str(folder / "r"), log_to_driver=False)
-    yield folder
-    serve.shutdown()
-    ray.shutdown()
-    os.environ.clear()
-    os.environ |= before
+    with connection(cpus=2):
+        yield folder
+        serve.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 

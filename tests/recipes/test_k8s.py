@@ -25,8 +25,19 @@ ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT.parent / "shared" / "k8s-schemas"
 BUILDS = ["base", "overlays/local", "overlays/production"]
 
+
+def _kubectl() -> tuple[int, int]:
+    """Version of the kubectl on this machine; (0, 0) without one."""
+    if shutil.which("kubectl") is None:
+        return (0, 0)
+    asked = ["kubectl", "version", "--client", "--output=json"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    version = yaml.safe_load(said)["clientVersion"]
+    return int(version["major"]), int(re.sub(r"\D.*", "", version["minor"]))
+
+
 pytestmark = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="kubectl, which builds the manifests, is not installed"
+    _kubectl() < (1, 21), reason="building the manifests needs kubectl 1.21 or later (`patches`)"
 )
 
 

@@ -139,10 +139,14 @@ def pack(items: Sequence[Any], size: Callable[[Any], int]) -> list[list[Any]]:
 
 @dataclass(frozen=True)
 class Census:
-    """Every row accounted for: figures of the training rows, and counts for each row group."""
+    """Every row accounted for: figures of the training rows, and counts for each row group.
+
+    `imputed` counts the missing cells of all rows, held-out ones included.
+    """
 
     stats: Stats
     counts: tuple[GroupCount, ...]
+    imputed: int
 
     def rows(self, split: plan.Split) -> int:
         """Rows of one split."""
@@ -180,6 +184,7 @@ class _ReadAll:
         for shard, group in items:
             for _, features, held, dropped in self.rows.chunks(shard, group):
                 stats = measure(features[~held] if held.any() else features)
+                imputed = int(stats.missing.sum() + (~np.isfinite(features[held])).sum())
                 content = features if self.keep_features else features[:0]
                 mask = held if self.keep_features else held[:0]
                 yield pa.table(
@@ -191,6 +196,7 @@ class _ReadAll:
                         "train": [int((~held).sum())],
                         "holdout": [int(held.sum())],
                         "dropped": [dropped],
+                        "imputed": [imputed],
                         **{
                             name: pa.array([value.tobytes()], pa.binary())
                             for name, value in stats.arrays().items()
@@ -217,7 +223,7 @@ def _census(figures: list[dict[str, Any]]) -> Census:
         for index, name in enumerate(("train", "holdout", "dropped")):
             total[index] += row[name]
     counts = tuple(GroupCount(shard, group, *total) for (shard, group), total in totals.items())
-    return Census(merge_all(parts), counts)
+    return Census(merge_all(parts), counts, sum(row["imputed"] for row in figures))
 
 
 def fetch(refs: Sequence[Any], schema: FeatureSchema) -> tuple[NDArray[Any], NDArray[np.bool_]]:

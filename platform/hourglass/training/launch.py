@@ -1,13 +1,9 @@
 """Launching a run on Ray Train: check, measure the rows, start the workers, listen, conclude."""
 
 import math
-import platform
 import secrets
 import subprocess
-import time
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
 
 import ray
 import ray.train
@@ -20,6 +16,7 @@ from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import ClusterError, DataError, SpecError, TrainingError
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
+from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening
 from hourglass.training.build import fit_preprocessing
 from hourglass.training.worker import Task, train_worker
@@ -60,7 +57,15 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
     fit_preprocessing(job, census.stats)
     dataset = {
         **describe(manifest),
-        **_account(job, census, columns.feature_names),
+        **provenance.account(
+            job,
+            census.stats,
+            columns.feature_names,
+            train=census.rows("train"),
+            holdout=census.rows("holdout"),
+            dropped=census.dropped,
+            imputed=census.imputed,
+        ),
         "cached": cached,
     }
     listener.prepared(job, dataset)
@@ -75,7 +80,11 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
             refs=refs,
             run_uri=uri,
             data_digest=manifest.digest,
-            provenance={"dataset": dataset, **_provenance()},
+            provenance={
+                "dataset": dataset,
+                **provenance.software("ray"),
+                "git_commit": _git_commit(),
+            },
             threads=threads,
             line=line,
         )
@@ -143,21 +152,6 @@ def _cached(job: TrainJob, size: int) -> bool:
     return job.data.cache != "stream" and size <= job.data.cache_bytes
 
 
-def _account(job: TrainJob, census: reading.Census, names: list[str]) -> dict[str, Any]:
-    """Nothing silent: rows and cells that did not go through untouched, counted."""
-    missing = census.stats.missing
-    constant = [names[i] for i in census.stats.constant.nonzero()[0]]
-    return {
-        "train_rows": census.rows("train"),
-        "holdout_rows": census.rows("holdout"),
-        "dropped_rows": census.dropped,
-        "imputed_cells": int(missing.sum()) if job.data.missing == "mean" else 0,
-        "constant_columns": len(constant),
-        "constant_policy": job.data.constant,
-        "constant_names": constant[:100],
-    }
-
-
 def _resources(job: TrainJob) -> tuple[dict[str, float], int, bool]:
     """Resources of one worker, its threads, and whether it gets a GPU.
 
@@ -185,16 +179,6 @@ def _resources(job: TrainJob) -> tuple[dict[str, float], int, bool]:
         )
     resources = {"CPU": each, **({"GPU": 1.0} if gpu else {})}
     return resources, max(1, int(each)), gpu
-
-
-def _provenance() -> dict[str, Any]:
-    packages = ("hourglass", "ray", "torch", "pyarrow", "numpy", "safetensors")
-    return {
-        "packages": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "git_commit": _git_commit(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
 
 
 def _git_commit() -> str | None:
