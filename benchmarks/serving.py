@@ -54,7 +54,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def latencies(call: Callable[[], None], seconds: float) -> list[float]:
+def latencies(call: Callable[[], object], seconds: float) -> list[float]:
     """Milliseconds of each call, for about `seconds`, after a warm-up."""
     for _ in range(20):
         call()
@@ -68,7 +68,7 @@ def latencies(call: Callable[[], None], seconds: float) -> list[float]:
 
 
 def poster(port: int, path: str, body: bytes, headers: dict[str, str]) -> Callable[[], None]:
-    """A function that posts `body` once over one kept-alive connection."""
+    """A function that posts `body` once over one kept-alive connection, opened now."""
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def post() -> None:
@@ -120,15 +120,16 @@ def measure(home: Path) -> dict[str, object]:
     taken: dict[str, list[float]] = {"bare": [], "one": [], "arrow": [], "forward": []}
     try:
         with connection(settings=settings), deployed(schemas.load(file), settings):
-            calls = {
-                "bare": poster(bare_port, "/", one, plain),
-                "one": poster(port, "/models/bench/encode", one, {**auth, **plain}),
-                "arrow": poster(port, "/models/bench/encode", many, arrow),
-                "forward": lambda: predictor.encode(rows[:256]),
+            path = "/models/bench/encode"
+            calls: dict[str, Callable[[], Callable[[], object]]] = {
+                "bare": lambda: poster(bare_port, "/", one, plain),
+                "one": lambda: poster(port, path, one, {**auth, **plain}),
+                "arrow": lambda: poster(port, path, many, arrow),
+                "forward": lambda: lambda: predictor.encode(rows[:256]),
             }
-            for _ in range(3):
-                for name, call in calls.items():
-                    taken[name] += latencies(call, 4.0)
+            for _ in range(5):
+                for name, connected in calls.items():  # anew: a server closes an idle connection
+                    taken[name] += latencies(connected(), 3.0)
     finally:
         bare.terminate()
         bare.wait(10)

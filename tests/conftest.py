@@ -15,6 +15,7 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import ColumnStats, Preprocessing, Range
 from hourglass.model.spec import ModelSpec
 
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn then checks array API input as well
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
 settings.load_profile("house")

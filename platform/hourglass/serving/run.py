@@ -5,16 +5,20 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import ray
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions
 
 from hourglass.errors import ClusterError
 from hourglass.serving.app import build
 from hourglass.serving.schemas import ServeFile
 from hourglass.settings import Settings
+
+STOP_TIMEOUT_S = 30.0
 
 
 @contextlib.contextmanager
@@ -43,7 +47,23 @@ def deployed(file: ServeFile, settings: Settings) -> Iterator[str]:
             raise ClusterError(f"the endpoints did not start: {_last_line(error)}") from error
         yield file.url
     finally:
-        serve.shutdown()
+        _stop()
+
+
+def _stop() -> None:
+    """End Serve, waiting from outside.
+
+    `serve.shutdown` waits inside a call to the controller, which ends by its death; Ray then tells
+    the user of a failed task. It has nothing left to do here but to forget the controller.
+    """
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False))
+        end = time.monotonic() + STOP_TIMEOUT_S
+        while time.monotonic() < end:  # until it is gone, which get_actor says by ValueError
+            time.sleep(0.1)
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    serve.shutdown()
 
 
 def until_stopped(started: Callable[[], None]) -> None:
