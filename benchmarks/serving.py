@@ -1,5 +1,6 @@
 """Endpoints against their floors: a 256-row Arrow request beside the forward pass it wraps, and a
-one-row JSON request beside a bare FastAPI app on uvicorn that answers a constant.
+one-row JSON request beside a bare FastAPI app on uvicorn that answers a constant, and beside the
+same app on Ray Serve, asking a deployment that answers a constant.
 
 Both sides in one run, one client, keep-alive, 784-[100]-784 on random rows.
 
@@ -15,12 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from fastapi import FastAPI, Request
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
 
 from hourglass import Autoencoder, load
 from hourglass.cluster import tokens
@@ -46,6 +52,34 @@ applications:
     import_path: hourglass.serving.app:build
     args: {{models: [{{name: bench, uri: {uri}}}], replicas: 1, num_cpus: 1}}
 """
+
+
+@contextmanager
+def bare_serve(port: int) -> Iterator[None]:
+    """An ingress and a deployment behind it, as ours are, that check and compute nothing."""
+
+    @serve.deployment
+    class Constant:
+        async def __call__(self, body: object) -> list[list[float]]:
+            return [[0.0] * 100]
+
+    app = FastAPI()
+
+    @serve.deployment
+    @serve.ingress(app)
+    class Face:
+        def __init__(self, constant: DeploymentHandle) -> None:
+            self.constant = constant
+
+        @app.post("/")
+        async def answer(self, request: Request) -> dict[str, list[list[float]]]:
+            return {"codes": await self.constant.remote(await request.json())}
+
+    options = HTTPOptions(host="127.0.0.1", port=port)
+    serve.start(proxy_location="HeadOnly", http_options=options)
+    serve.run(Face.bind(Constant.bind()), name="bare", route_prefix="/")
+    yield
+    serve.shutdown()
 
 
 def free_port() -> int:
@@ -117,7 +151,8 @@ def measure(home: Path) -> dict[str, object]:
     arrow = {**auth, "Content-Type": "application/vnd.apache.arrow.stream"}
     one = json.dumps({"rows": rows[:1].tolist()}).encode()
     many = arrow_body(rows[:256])
-    taken: dict[str, list[float]] = {"bare": [], "one": [], "arrow": [], "forward": []}
+    names = ("bare", "one", "arrow", "forward", "bare_serve")
+    taken: dict[str, list[float]] = {name: [] for name in names}
     try:
         with connection(settings=settings), deployed(schemas.load(file), settings):
             path = "/models/bench/encode"
@@ -130,6 +165,10 @@ def measure(home: Path) -> dict[str, object]:
             for _ in range(5):
                 for name, connected in calls.items():  # anew: a server closes an idle connection
                     taken[name] += latencies(connected(), 3.0)
+        bare_serve_port = free_port()
+        with connection(settings=settings), bare_serve(bare_serve_port):
+            for _ in range(5):
+                taken["bare_serve"] += latencies(poster(bare_serve_port, "/", one, plain), 3.0)
     finally:
         bare.terminate()
         bare.wait(10)
@@ -138,6 +177,10 @@ def measure(home: Path) -> dict[str, object]:
         "what": "one client, keep-alive, 1 replica; 784-[100]-784 encode",
         "one_row_json": figures["one"],
         "bare_fastapi_one_row": figures["bare"],
+        "bare_ray_serve_one_row": figures["bare_serve"],
+        "ratio_one_row_p50_to_ray_serve": round(
+            figures["one"]["p50_ms"] / figures["bare_serve"]["p50_ms"], 2
+        ),
         "ratio_one_row_p50": round(figures["one"]["p50_ms"] / figures["bare"]["p50_ms"], 2),
         "arrow_256_rows": figures["arrow"],
         "forward_256_rows": figures["forward"],

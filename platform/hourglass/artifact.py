@@ -25,7 +25,7 @@ from hourglass import storage
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import ArtifactError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.networks import Units
+from hourglass.model.dense import Units
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import ModelSpec
 from hourglass.strict import Strict

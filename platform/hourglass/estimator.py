@@ -8,6 +8,7 @@ Shapes: B rows, C columns, K code units.
 import copy
 import glob
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from hourglass.data.arrays import VECTOR, Rows
 from hourglass.data.feed import MemoryFeed
 from hourglass.errors import ArtifactError, DataError, SpecError
 from hourglass.inference.predictor import Predictor
+from hourglass.model.dense import Dense
 from hourglass.spec import TrainJob
 from hourglass.training import loop, provenance, state
 from hourglass.training.build import build, feature_record
@@ -43,8 +45,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     """An autoencoder of rows: `fit`, then `encode`, `hash`, `anomaly`, `reconstruct`, `decode`.
 
     Parameters have the names and values of a job file (docs/notebook.md): a part is its kind, such
-    as "bce", or a mapping, such as {"kind": "gaussian", "sd": 0.1}. They are checked by `fit`,
-    which raises SpecError listing every mistake.
+    as "bce", or a mapping, such as {"kind": "gaussian", "sd": 0.1}; `network` is a mapping in place
+    of the dense network's own parameters. They are checked by `fit`, which raises SpecError listing
+    every mistake.
 
     Rows are arrays, lists, pandas, polars or Arrow tables of numeric columns, or a table with one
     column of equally long lists.
@@ -62,6 +65,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         activation: str = "tanh",
         code_activation: str | None = None,
         output_activation: str = "auto",
+        tied: bool = False,
+        norm: str = "none",
+        dropout: float = 0.0,
+        network: Any = None,
         corruption: Any = "none",
         code: Any = "plain",
         loss: Any = "mse",
@@ -87,6 +94,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.activation = activation
         self.code_activation = code_activation
         self.output_activation = output_activation
+        self.tied = tied
+        self.norm = norm
+        self.dropout = dropout
+        self.network = network
         self.corruption = corruption
         self.code = code
         self.loss = loss
@@ -314,13 +325,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "holdout": self.holdout,
             },
             "model": {
-                "network": {
-                    "widths": [self.widths] if np.isscalar(self.widths) else self.widths,
-                    "decoder": self.decoder,
-                    "activation": self.activation,
-                    "code_activation": self.code_activation,
-                    "output_activation": self.output_activation,
-                },
+                "network": self._network(),
                 "corruption": _part(self.corruption),
                 "code": _part(self.code),
                 "loss": _part(self.loss),
@@ -342,12 +347,30 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         assert isinstance(job, TrainJob)
         return job
 
+    def _network(self) -> Any:
+        """The dense network of the parameters, or the one given. Raises SpecError for both."""
+        if self.network is None:
+            given = {name: getattr(self, name) for name in _DENSE}
+            widths = [self.widths] if np.isscalar(self.widths) else self.widths
+            return {**given, "widths": widths}
+        usual = {name: what.default for name, what in signature(type(self)).parameters.items()}
+        both = [name for name in _DENSE if getattr(self, name) != usual[name]]
+        if both:
+            raise SpecError(f"{both[0]} is of the dense network, but `network` is given; keep one")
+        return self.network
+
+
+_DENSE = tuple(name for name in Dense.model_fields if name != "kind")
+"""Fields of the dense network, each a parameter of the estimator."""
+
 
 def _parameters(job: TrainJob) -> dict[str, Any]:
     """The estimator's parameters of a job; the inverse of `Autoencoder._job`."""
     tree = job.model_dump(mode="json")
     data, model, train = tree["data"], tree["model"], tree["train"]
-    network = {name: value for name, value in model.pop("network").items() if name != "kind"}
+    chosen = model.pop("network")
+    dense = chosen["kind"] == "dense"
+    network = {name: chosen[name] for name in _DENSE} if dense else {"network": chosen}
     return {
         **network,
         **model,

@@ -14,11 +14,29 @@ from torch import Tensor
 
 from hourglass.model.activations import FUNCTIONS, Activation
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.code import Code, NoisyCode, Plain
-from hourglass.model.corruption import Corruption, GaussianNoise, NoCorruption, SaltPepper, Zeros
-from hourglass.model.losses import Bce, Loss, Mse
-from hourglass.model.networks import Dense, DenseNetwork
-from hourglass.model.penalties import Penalty, SparsityKl
+from hourglass.model.code import Code, GaussianPosterior, NoisyCode, Plain, TopK
+from hourglass.model.corruption import (
+    CauchyNoise,
+    Corruption,
+    GaussianNoise,
+    NoCorruption,
+    Ones,
+    SaltPepper,
+    Zeros,
+)
+from hourglass.model.dense import Dense
+from hourglass.model.losses import Bce, Correntropy, Huber, Loss, Mae, Mse
+from hourglass.model.passes import Pass, Seen
+from hourglass.model.penalties import (
+    CodeL1,
+    CodeL2,
+    Contractive,
+    KlPrior,
+    Penalty,
+    SparsityKl,
+    WeightsL1,
+    WeightsL2,
+)
 from hourglass.model.preprocessing import ColumnStats, Preprocessing, Standard
 from hourglass.model.spec import ModelSpec
 
@@ -40,27 +58,91 @@ LOSSES: list[tuple[Any, Any, Any, Any, list[float]]] = [
     (Bce(), [[0, 0]], [[0, LN3]], [[1, 0]], [1.5 * LN2]),
     (Bce(), [[0, 0]], [[0, 0]], [[0.5, 0.25]], [LN2]),
     (Bce(), [[0, 0], [0, 0]], [[1e4, -1e4], [1e4, -1e4]], [[1, 0], [0, 1]], [0.0, 1e4]),
+    (Mae(), [[1, 2], [3, 5]], [[0, 0], [0, 0]], [[0, 4], [1, 1]], [1.5, 3.0]),
+    (Mae(), [[1e30, -1e30]], [[0, 0]], [[0, 0]], [1e30]),
+    (Huber(delta=1), [[0.5, 3.0]], [[0, 0]], [[0, 0]], [(0.125 + 2.5) / 2]),
+    (Huber(delta=2), [[0.5, 3.0]], [[0, 0]], [[0, 0]], [(0.125 + 4.0) / 2]),
+    (Huber(delta=2), [[1e30, 0.0]], [[0, 0]], [[0, 0]], [1e30]),
+    (Correntropy(sigma=1), [[math.sqrt(2 * LN2), 0.0]], [[0, 0]], [[0, 0]], [0.25]),
+    (Correntropy(sigma=2), [[math.sqrt(8 * LN3), 0.0]], [[0, 0]], [[0, 0]], [1 / 3]),
+    (Correntropy(sigma=0.2), [[1e4, -1e4]], [[0, 0]], [[0, 0]], [1.0]),
 ]
 
-# Penalties: part, code, lowest value of the code, value.
-PENALTIES: list[tuple[Any, Any, float, float]] = [
-    (SparsityKl(rho=0.5, beta=2), [[0.25], [0.25]], 0.0, math.log(4 / 3)),
-    (SparsityKl(rho=0.5, beta=2), [[0.0, 1.0], [0.5, 0.5]], 0.0, 2 * math.log(4 / 3)),
-    (SparsityKl(rho=0.0, beta=2), [[-1.0], [0.0]], -1.0, math.log(4 / 3)),
-    (SparsityKl(rho=-0.5, beta=1), [[-0.5, -0.5]], -1.0, 0.0),
+
+class Encoder:
+    """An encoder of given weights, as a penalty sees one."""
+
+    def __init__(self, *layers: Any) -> None:
+        weights = [torch.as_tensor(layer, dtype=torch.float64) for layer in layers]
+        self.layers = [w if w.requires_grad else w.requires_grad_() for w in weights]
+
+    def pre_of(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = torch.tanh(x @ layer.t())
+        return x @ self.layers[-1].t()
+
+    def code_from(self, pre: Tensor) -> Tensor:
+        return torch.tanh(pre)
+
+    def matrices(self) -> list[Tensor]:
+        return self.layers
+
+    def only_layer(self) -> Tensor | None:
+        return self.layers[0] if len(self.layers) == 1 else None
+
+
+WEIGHTS = [[0.5, -1.0, 2.0], [1.5, 0.0, -0.5]]
+
+
+def seen_of(
+    code: Any = ((0.0,),),
+    low: float = 0.0,
+    *,
+    pre: Any = ((0.0, 0.0),),
+    rows: Any = ((0.0,),),
+    coder: Any = None,
+    step: int = 0,
+) -> Seen:
+    """What one worker alone shows a penalty."""
+    clean, pre, code = (torch.as_tensor(x, dtype=torch.float64) for x in (rows, pre, code))
+    result = Pass(clean, pre, code, clean, clean)
+    coder = coder or Encoder(WEIGHTS)
+    return Seen(result, coder, low, step, seeded(), lambda values: values.mean(), mean)
+
+
+# Penalties: part, what it sees, value. The first field after `kind` that is a weight scales it.
+PENALTIES: list[tuple[Any, Seen, float]] = [
+    (SparsityKl(rho=0.5, beta=2), seen_of([[0.25], [0.25]]), math.log(4 / 3)),
+    (SparsityKl(rho=0.5, beta=2), seen_of([[0.0, 1.0], [0.5, 0.5]]), 2 * math.log(4 / 3)),
+    (SparsityKl(rho=0.0, beta=2), seen_of([[-1.0], [0.0]], -1.0), math.log(4 / 3)),
+    (SparsityKl(rho=-0.5, beta=1), seen_of([[-0.5, -0.5]], -1.0), 0.0),
     (
         SparsityKl(rho=0.05, beta=3),
-        [[0.2], [0.4]],
-        0.0,
+        seen_of([[0.2], [0.4]]),
         3 * (0.05 * math.log(0.05 / 0.3) + 0.95 * math.log(0.95 / 0.7)),
     ),
     # A dead unit: the mean is held at 1e-6, so the penalty is large but finite.
     (
         SparsityKl(rho=0.5, beta=1),
-        [[0.0], [0.0]],
-        0.0,
+        seen_of([[0.0], [0.0]]),
         0.5 * math.log(0.5 / 1e-6) + 0.5 * math.log(0.5 / (1 - 1e-6)),
     ),
+    (CodeL1(weight=0.1), seen_of([[1.0, -2.0], [0.5, 0.0]]), 0.1 * (3.0 + 0.5) / 2),
+    (CodeL2(weight=0.1), seen_of([[1.0, -2.0], [0.5, 0.0]]), 0.1 * (5.0 + 0.25) / 2),
+    (WeightsL1(weight=0.1), seen_of(), 0.1 * 5.5),
+    (WeightsL2(weight=0.1), seen_of(), 0.1 * (0.25 + 1 + 4 + 2.25 + 0.25)),
+    # At 0 the slope of tanh is 1: the squared weights themselves.
+    (Contractive(weight=0.1), seen_of(rows=[[0.0, 0.0, 0.0]]), 0.1 * 7.75),
+    # One pre-activation is atanh(0.5), where the slope is 1 - 0.25; the other is 0.
+    (
+        Contractive(weight=2),
+        seen_of(rows=[[2 * math.atanh(0.5)]], coder=Encoder([[0.5], [0.0]])),
+        2 * 0.75**2 * 0.25,
+    ),
+    (KlPrior(beta=3), seen_of(pre=[[0.0, 2.0, 0.0, math.log(4.0)]]), 1.5 * (4 + 4 - 1 - 2 * LN2)),
+    (KlPrior(beta=3), seen_of(pre=[[0.0, 0.0], [1.0, 0.0]]), 3 * 0.5 * 0.5),
+    (KlPrior(beta=3, warmup_steps=4), seen_of(pre=[[1.0, 0.0]], step=1), 2 / 5 * 3 * 0.5),
+    (KlPrior(beta=1), seen_of(pre=[[0.0, 1e6]]), 0.5 * (math.exp(20.0) - 1 - 20)),
 ]
 
 # Corruptions: part, share of cells that change, check of what the changed cells are.
@@ -70,7 +152,16 @@ CORRUPTIONS: list[tuple[Any, float, Callable[[np.ndarray, np.ndarray], None]]] =
     (Zeros(p=0.3), 0.3, lambda clean, seen: np.testing.assert_array_equal(seen, 0.0)),
     (SaltPepper(p=0.4), 0.4, lambda clean, seen: salt_and_pepper(seen)),
     (GaussianNoise(sd=0.5), 1.0, lambda clean, seen: normal(seen - clean, 0.5)),
+    (Ones(p=0.3), 0.3, lambda clean, seen: np.testing.assert_array_equal(seen, HIGH)),
+    (CauchyNoise(scale=0.5), 1.0, lambda clean, seen: cauchy(seen - clean, 0.5)),
 ]
+
+
+def cauchy(noise: np.ndarray, scale: float) -> None:
+    """Half of the draws within the scale, and the share beyond any bound as the quantiles say."""
+    assert np.mean(np.abs(noise) < scale) == pytest.approx(0.5, abs=0.01)
+    assert np.mean(np.abs(noise) > 10 * scale) == pytest.approx(0.0635, abs=0.005)
+    assert np.isfinite(noise).all()
 
 
 def salt_and_pepper(seen: np.ndarray) -> None:
@@ -85,7 +176,12 @@ def normal(noise: np.ndarray, sd: float) -> None:
 
 
 # Code parts, and the noise they add before the activation.
-CODES: list[tuple[Any, float]] = [(Plain(), 0.0), (NoisyCode(sd=2.0), 2.0)]
+CODES: list[tuple[Any, float]] = [
+    (Plain(), 0.0),
+    (TopK(k=400), 0.0),
+    (NoisyCode(sd=2.0), 2.0),
+    (GaussianPosterior(), 0.5),
+]
 
 # Activations: value by NumPy.
 erf = np.vectorize(math.erf)
@@ -145,16 +241,56 @@ def test_bce_is_the_cross_entropy_of_the_logistic() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("part", "code", "low", "expected"), named(PENALTIES))
-def test_penalty_value_weight_and_gradient(
-    part: Any, code: Any, low: float, expected: float
-) -> None:
-    code = torch.tensor(code, dtype=torch.float64)
-    assert float(part.value(code, low, mean)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    heavier = type(part).model_validate(part.model_dump() | {"beta": 10 * part.beta})
-    assert float(heavier.value(code, low, mean)) == pytest.approx(10 * expected, abs=1e-12)
-    inside = (0.6 * code + 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda c: part.value(c, low, mean), [inside])
+@pytest.mark.parametrize(("part", "seen", "expected"), named(PENALTIES))
+def test_penalty_value_and_weight(part: Any, seen: Seen, expected: float) -> None:
+    assert part.value(seen).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    knob = "beta" if "beta" in type(part).model_fields else "weight"
+    heavier = type(part).model_validate(part.model_dump() | {knob: 10 * getattr(part, knob)})
+    assert heavier.value(seen).item() == pytest.approx(10 * expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("part", "seen", "expected"), named(PENALTIES))
+def test_penalty_gradient(part: Any, seen: Seen, expected: float) -> None:
+    """By finite differences: of the code, of the posterior, of the encoder's weights."""
+
+    def value(code: Tensor, pre: Tensor, *layers: Tensor) -> Tensor:
+        result = seen.result._replace(code_BK=code, pre_BP=pre)
+        return part.value(seen._replace(result=result, coder=Encoder(*layers)))
+
+    inside = 0.6 * seen.result.code_BK + 0.1
+    pre = seen.result.pre_BP.clamp(-3, 3)
+    inputs = [
+        torch.where(x == 0, 0.01, x).detach().requires_grad_()
+        for x in (inside, pre, *seen.coder.layers)
+    ]
+    assert torch.autograd.gradcheck(value, inputs)
+
+
+@pytest.mark.parametrize("coder", [Encoder(WEIGHTS), Encoder(WEIGHTS, [[1.0, -2.0], [0.5, 0.3]])])
+def test_contractive_is_the_norm_of_autograds_jacobian(coder: Encoder) -> None:
+    """Closed form for one layer, unit by unit for two, and the mean of many random probes."""
+    rows = torch.randn((4, 3), generator=seeded(3), dtype=torch.float64)
+    seen = seen_of(rows=rows, coder=coder)
+
+    def code(row: Tensor) -> Tensor:
+        return coder.code_from(coder.pre_of(row[None]))[0]
+
+    jacobians = [torch.autograd.functional.jacobian(code, row) for row in rows]
+    expected = float(torch.stack([j.square().sum() for j in jacobians]).mean())
+    assert Contractive(weight=1).value(seen).item() == pytest.approx(expected, rel=1e-12)
+    if coder.only_layer() is None:
+        probed = Contractive(weight=1, probes=4000).value(seen).item()
+        assert probed == pytest.approx(expected, rel=0.05)
+        assert probed != expected
+
+
+def test_kl_prior_is_torch_distributions() -> None:
+    pre = torch.randn((6, 10), generator=seeded(2), dtype=torch.float64)
+    ours = torch.distributions.Normal(pre[:, :5], (0.5 * pre[:, 5:]).exp())
+    prior = torch.distributions.Normal(torch.tensor(0.0).double(), 1.0)
+    expected = torch.distributions.kl_divergence(ours, prior).sum(dim=1).mean()
+    found = KlPrior(beta=1).value(seen_of(pre=pre))
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_sparsity_pulls_the_mean_activation_to_rho() -> None:
@@ -166,7 +302,7 @@ def test_sparsity_pulls_the_mean_activation_to_rho() -> None:
         optimizer = torch.optim.Adam([pre], lr=0.1)
         for _ in range(300):
             optimizer.zero_grad()
-            part.value(squash(pre), low, mean).backward()
+            part.value(seen_of(squash(pre), low)).backward()
             optimizer.step()
         np.testing.assert_allclose(squash(pre).mean(dim=0).detach(), rho, atol=1e-3)
 
@@ -195,6 +331,8 @@ def test_corruption_share_values_seed_and_gradient(
         (Zeros(p=0.1), Zeros(p=0.4), 4.0),
         (SaltPepper(p=0.1), SaltPepper(p=0.4), 4.0),
         (GaussianNoise(sd=0.1), GaussianNoise(sd=0.4), 16.0),
+        (Ones(p=0.1), Ones(p=0.4), 4.0),
+        (CauchyNoise(scale=0.1), CauchyNoise(scale=0.4), 16.0),
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
@@ -211,19 +349,35 @@ def test_corruption_knob_is_alive(weak: Any, strong: Any, ratio: float) -> None:
 
 @pytest.mark.parametrize(("part", "sd"), named(CODES))
 def test_code_value_noise_and_gradient(part: Any, sd: float) -> None:
-    pre = torch.randn((300, 400), generator=seeded(5), dtype=torch.float64)
+    width = part.pre_units(400)
+    pre = torch.randn((300, width), generator=seeded(5), dtype=torch.float64)
+    if part.kind == "gaussian_posterior":
+        pre[:, 400:] = 2 * math.log(sd)
     quiet = part.code(pre, torch.sigmoid, None)
-    np.testing.assert_allclose(quiet, 1 / (1 + np.exp(-pre.numpy())), rtol=1e-12)
+    np.testing.assert_allclose(quiet, 1 / (1 + np.exp(-pre[:, :400].numpy())), rtol=1e-12)
     noisy = part.code(pre, torch.sigmoid, seeded())
-    noise = np.log(noisy / (1 - noisy)) - pre  # the logistic undone
+    noise = np.log(noisy / (1 - noisy)) - pre[:, :400]  # the logistic undone
     if sd:
         normal(noise.numpy(), sd)
     else:
         np.testing.assert_allclose(noise, 0.0, atol=1e-9)
     assert torch.equal(noisy, part.code(pre, torch.sigmoid, seeded()))
     assert torch.equal(noisy, part.code(pre, torch.sigmoid, seeded(2))) == (sd == 0.0)
-    small = pre[:3, :4].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: part.code(x, torch.tanh, seeded()), [small])
+    small = type(part).model_validate(
+        part.model_dump() | ({"k": 2} if "k" in type(part).model_fields else {})
+    )
+    few = pre[:3, : part.pre_units(4)].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: small.code(x, torch.tanh, seeded()), [few])
+
+
+def test_top_k_keeps_the_k_largest_of_each_row() -> None:
+    pre = torch.randn((50, 20), generator=seeded(5), dtype=torch.float64)
+    for k in (1, 3, 20):
+        code = TopK(k=k).code(pre, torch.tanh, None).numpy()
+        expected = np.tanh(pre.numpy())
+        expected[expected < np.sort(expected, axis=1)[:, -k, None]] = 0.0
+        np.testing.assert_allclose(code, expected, rtol=1e-12)
+        assert ((code != 0).sum(axis=1) == k).all()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -245,7 +399,7 @@ def test_activation_value_and_gradient(name: Activation) -> None:
 )
 def test_dense_network_is_matrix_products(spec: dict[str, Any], hidden: list[int]) -> None:
     dense = Dense.model_validate(spec)
-    network = DenseNetwork(dense, features=8).double()
+    network = dense.build(8, dense.code_width).double()
     assert [layer.out_features for layer in network.decoder] == [*hidden, 8]
 
     def by_numpy(layers: Any, x: np.ndarray) -> np.ndarray:
@@ -322,9 +476,13 @@ def test_activations_of_code_and_output(
     assert module.default_hash_threshold == threshold
 
 
-def test_penalties_are_named_and_see_the_mean_they_are_given() -> None:
-    module = whole({"penalties": [{"kind": "sparsity_kl", "rho": 0.0, "beta": 2.0}]})
+def test_penalties_are_named_and_see_the_means_they_are_given() -> None:
+    chosen = [{"kind": "sparsity_kl", "rho": 0.0, "beta": 2.0}, {"kind": "code_l2", "weight": 3.0}]
+    module = whole({"penalties": chosen})
     result = module(torch.randn((50, 8), generator=seeded(3)))
-    terms = module.penalties(result, lambda code: torch.full((4,), -0.5))
-    assert list(terms) == ["sparsity_kl"]
+    terms = module.penalties(
+        result, 0, seeded(), lambda _: torch.tensor(0.5), lambda _: torch.full((4,), -0.5)
+    )
+    assert list(terms) == ["sparsity_kl", "code_l2"]
     assert float(terms["sparsity_kl"].detach()) == pytest.approx(4 * math.log(4 / 3), rel=1e-6)
+    assert float(terms["code_l2"]) == 1.5

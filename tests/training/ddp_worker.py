@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hourglass.data.feed import Batch, MemoryFeed
+from hourglass.model import code
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.training import loop, state, step
 from hourglass.training.checkpoint import Checkpoints
@@ -25,16 +26,46 @@ sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, Stop, fresh, generated, held_out, job, timeless
 
 torch.set_num_threads(1)
+code._normal = lambda like, rng: torch.zeros_like(like)  # each worker's noise is its own
 
 KL = {"kind": "sparsity_kl", "rho": 0.2, "beta": 0.5}
 TANH = {"network": {"widths": [8, 3], "activation": "tanh"}}
 SIGMOID = {"network": {"widths": [8, 3], "activation": "sigmoid"}}
+
+
+def part(kind: str, weight: float) -> dict:
+    """A penalty with one field."""
+    return {"kind": kind, "weight": weight}
+
+
 MODELS: dict[str, dict] = {
     "plain": TANH,
     "tanh_kl": TANH | {"penalties": [KL]},
     "sigmoid_kl": SIGMOID | {"penalties": [KL]},
     "bce": SIGMOID | {"loss": {"kind": "bce"}},
     "bce_kl": TANH | {"loss": {"kind": "bce"}, "penalties": [KL]},
+    "tied": {"network": TANH["network"] | {"tied": True, "norm": "layer"}},
+    "code": TANH | {"penalties": [part("code_l1", 0.1), part("code_l2", 0.2)]},
+    "weights": TANH | {"penalties": [part("weights_l1", 0.01), part("weights_l2", 0.1)]},
+    "contractive": {"network": {"widths": [4]}, "penalties": [part("contractive", 0.3)]},
+    "contractive_deep": TANH | {"penalties": [part("contractive", 0.3)]},
+    "top_k": TANH | {"code": {"kind": "top_k", "k": 2}, "loss": {"kind": "huber"}},
+    "variational": TANH
+    | {
+        "code": {"kind": "gaussian_posterior"},
+        "penalties": [{"kind": "kl_prior", "beta": 0.5}],
+        "loss": {"kind": "correntropy"},
+    },
+    "conv": {
+        "network": {
+            "kind": "conv",
+            "shape": [3, 2, 2],
+            "layers": [{"channels": 3}, {"channels": 2, "kernel": 2, "stride": 2}],
+            "up": "transposed",
+        },
+        "penalties": [part("contractive", 0.3)],
+    },
+    "lstm": {"network": {"kind": "lstm", "shape": [6, 2], "hidden": 5, "code": 3, "predict": 2}},
 }
 WIDE = {"network": {"widths": [64, 9], "activation": "tanh"}, "penalties": [KL]}
 ROWS = generated(300).astype(np.float64)
@@ -73,7 +104,7 @@ def gradient(name: str, rows: np.ndarray, total: int, peers: Peers) -> dict[str,
     made = job(MODELS[name], "unit" if name.startswith("bce") else "range")
     module = fresh(made, ROWS).module.double()
     model = module if isinstance(peers, Alone) else parallel(module, Together())
-    terms, _ = step.loss_terms(model, module, Batch(rows, total), torch.Generator(), peers)
+    terms, _ = step.loss_terms(model, module, Batch(rows, total), 0, torch.Generator(), peers)
     torch.stack(list(terms.values())).sum().backward()
     return {key: p.grad.numpy().copy() for key, p in module.named_parameters()}
 

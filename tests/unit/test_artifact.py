@@ -387,7 +387,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "100,000 layers": (
         claim("model/network/widths", [5] * 100_000),
-        "manifest.json: model.network.widths: tuple should have at most 64 items",
+        "manifest.json: model.network.dense.widths: tuple should have at most 64 items",
     ),
     "huge row": (
         lambda f: (claim("features/width", 2**30)(f), claim("features/kept", 2**30)(f)),

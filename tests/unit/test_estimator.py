@@ -200,7 +200,9 @@ def test_mistakes_are_told_together(X: np.ndarray) -> None:
     assert text.startswith("job: 3 mistakes\n")
     assert "model.network.activation: found 'tahn', did you mean 'tanh'?" in text
     assert "train.epochs: found 0; input should be greater than 0" in text
-    assert "model.loss: found kind 'msee', did you mean 'mse'? Allowed: mse, bce" in text
+    assert (
+        "model.loss: found kind 'msee', did you mean 'mse'? Allowed: mse, mae, huber, bce" in text
+    )
     with pytest.raises(SpecError, match="lr is given twice: as lr and in optimizer; keep one"):
         make(lr=0.1, optimizer={"kind": "adam", "lr": 0.1}).fit(X)
     with pytest.raises(SpecError, match="loss bce needs features in"):

@@ -99,7 +99,8 @@ MISTAKES = {
     "no kind of job": (TRAIN.replace("kind: train\n", ""), "job.yaml:1: `kind` is missing"),
     "wrong kind of part": (
         model("loss: {kind: msee}"),
-        "job.yaml:7: model.loss: found kind 'msee', did you mean 'mse'? Allowed: mse, bce",
+        "job.yaml:7: model.loss: found kind 'msee', did you mean 'mse'? "
+        "Allowed: mse, mae, huber, bce, correntropy",
     ),
     "no kind of part": (
         model("corruption: {p: 0.1}"),
@@ -167,7 +168,8 @@ MISTAKES = {
         model(
             "penalties:\n- {kind: sparsity_kl, rho: 0.1, beta: 1}\n- {kind: l1, rho: 0.1, beta: 1}"
         ),
-        "job.yaml:9: model.penalties.1.kind: found 'l1'. Allowed: 'sparsity_kl'",
+        "job.yaml:9: model.penalties.1: found kind 'l1'. Allowed: sparsity_kl, code_l1, code_l2, "
+        "weights_l1, weights_l2, contractive, kl_prior",
     ),
     "single value for a mapping": (
         TRAIN + "train: 5\n",

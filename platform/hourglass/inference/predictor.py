@@ -19,7 +19,7 @@ from torch.nn import functional
 from hourglass.artifact import Artifact, load
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import DataError
-from hourglass.model.autoencoder import Pass
+from hourglass.model.passes import Pass
 
 Array = NDArray[Any]
 TILE = 64

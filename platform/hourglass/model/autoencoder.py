@@ -1,38 +1,30 @@
 """The autoencoder: one module made of the parts a ModelSpec names.
 
-Shapes: B rows, C raw columns, F features in model space, K code units.
+Shapes: B rows, C raw columns, F features in model space, K code units, P units before the code part.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hourglass.model.activations import FUNCTIONS
-from hourglass.model.networks import DenseNetwork
-from hourglass.model.penalties import BatchMean
+from hourglass.model.passes import BatchMean, Pass, RowMean, Seen
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import CODE_LOW, ModelSpec
 
 
-class Pass(NamedTuple):
-    """Everything a loss may read from one forward pass."""
-
-    clean_BF: Tensor
-    code_BK: Tensor
-    pre_BF: Tensor
-    output_BF: Tensor
-
-
 class AutoencoderModule(nn.Module):
-    """Raw rows to code and back, as `spec` says; `unit_data` is true when model space is [0, 1]."""
+    """Raw rows to code and back, as `spec` says; `unit_data` is true when model space is [0, 1].
+
+    Raises: ValueError when the network does not fit the number of features.
+    """
 
     def __init__(self, spec: ModelSpec, preprocessing: Preprocessing, unit_data: bool) -> None:
         super().__init__()
         self.spec = spec
         self.unit_data = unit_data
         self.preprocessing = preprocessing
-        self.network = DenseNetwork(spec.network, len(preprocessing.kept_F))
+        units = spec.code.pre_units(spec.network.code_width)
+        self.network = spec.network.build(len(preprocessing.kept_F), units)
         self._code_activation = FUNCTIONS[spec.code_activation]
         self._output_activation = FUNCTIONS[spec.output_activation(unit_data)]
 
@@ -43,28 +35,51 @@ class AutoencoderModule(nn.Module):
         if rng is not None:
             low_F, high_F = self.preprocessing.low_F, self.preprocessing.high_F
             seen_BF = self.spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
-        pre_BK = self.network.encode(seen_BF)
-        code_BK = self.spec.code.code(pre_BK, self._code_activation, rng)
-        pre_BF = self.network.decode(code_BK)
-        return Pass(clean_BF, code_BK, pre_BF, self._output_activation(pre_BF))
+        pre_BP = self.network.encode(seen_BF, rng)
+        code_BK = self.spec.code.code(pre_BP, self._code_activation, rng)
+        pre_BF = self.network.decode(code_BK, rng)
+        return Pass(clean_BF, pre_BP, code_BK, pre_BF, self._output_activation(pre_BF))
 
     def encode(self, rows_BC: Tensor) -> Tensor:
         """Raw rows (B, C) to codes (B, K)."""
-        pre_BK = self.network.encode(self.preprocessing(rows_BC))
-        return self.spec.code.code(pre_BK, self._code_activation, None)
+        return self.code_from(self.pre_of(self.preprocessing(rows_BC)))
 
     def decode(self, code_BK: Tensor) -> Tensor:
         """Codes (B, K) to raw rows (B, C)."""
         return self.preprocessing.inverse(self._output_activation(self.network.decode(code_BK)))
 
+    def pre_of(self, x_BF: Tensor) -> Tensor:
+        """Rows in model space to what the code part takes, (B, P)."""
+        return self.network.encode(x_BF)
+
+    def code_from(self, pre_BP: Tensor) -> Tensor:
+        """Codes (B, K), without noise."""
+        return self.spec.code.code(pre_BP, self._code_activation, None)
+
+    def matrices(self) -> list[Tensor]:
+        """The weights of all layers, without biases and norms; a tied one once."""
+        return self.network.matrices()
+
+    def only_layer(self) -> Tensor | None:
+        """Weights (P, F) when the encoder is a single linear layer."""
+        return self.network.only_layer()
+
     def row_losses(self, result: Pass) -> Tensor:
         """The reconstruction loss of each row, shape (B,)."""
         return self.spec.loss.per_row(result.output_BF, result.pre_BF, result.clean_BF)
 
-    def penalties(self, result: Pass, batch_mean: BatchMean) -> dict[str, Tensor]:
+    def penalties(
+        self,
+        result: Pass,
+        step: int,
+        rng: torch.Generator,
+        row_mean: RowMean,
+        batch_mean: BatchMean,
+    ) -> dict[str, Tensor]:
         """Each weighted penalty by its kind, a scalar each."""
         low = CODE_LOW.get(self.spec.code_activation, 0.0)
-        return {p.kind: p.value(result.code_BK, low, batch_mean) for p in self.spec.penalties}
+        seen = Seen(result, self, low, step, rng, row_mean, batch_mean)
+        return {penalty.kind: penalty.value(seen) for penalty in self.spec.penalties}
 
     @property
     def default_hash_threshold(self) -> float | None:

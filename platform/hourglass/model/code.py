@@ -1,13 +1,20 @@
-"""Code parts: from the code's pre-activation (B, K) to the code (B, K)."""
+"""Code parts: from what the encoder ends in, (B, P), to the code (B, K).
+
+Shapes: B rows, K code units, P = K units before the code part (2 K for a posterior).
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from hourglass.strict import Strict
+
+Function = Callable[[Tensor], Tensor]
+LOG_VAR = 20.0
+"""Bound of |log variance|, so that neither exp nor its gradient overflows."""
 
 
 class Plain(Strict):
@@ -15,11 +22,33 @@ class Plain(Strict):
 
     kind: Literal["plain"] = "plain"
 
-    def code(
-        self, pre_BK: Tensor, activation: Callable[[Tensor], Tensor], rng: torch.Generator | None
-    ) -> Tensor:
+    def pre_units(self, units: int) -> int:
+        """P = K."""
+        return units
+
+    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
         """activation(pre)."""
-        return activation(pre_BK)
+        return activation(pre_BP)
+
+
+class TopK(Strict):
+    """k-sparse: the k largest units of each row stay, the others are 0; in training and after.
+
+    Source: Makhzani and Frey 2014, "k-Sparse autoencoders", section 2.1.
+    """
+
+    kind: Literal["top_k"] = "top_k"
+    k: PositiveInt = Field(description="Units of the code that stay.")
+
+    def pre_units(self, units: int) -> int:
+        """P = K."""
+        return units
+
+    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+        """activation(pre) where it is among the row's k largest, else 0."""
+        code_BK = activation(pre_BP)
+        kept = torch.topk(code_BK, self.k, dim=1, sorted=False)
+        return torch.zeros_like(code_BK).scatter(1, kept.indices, kept.values)
 
 
 class NoisyCode(Strict):
@@ -31,16 +60,46 @@ class NoisyCode(Strict):
     kind: Literal["gaussian_noise"] = "gaussian_noise"
     sd: float = Field(gt=0.0, description="Standard deviation of the noise before the logistic.")
 
-    def code(
-        self, pre_BK: Tensor, activation: Callable[[Tensor], Tensor], rng: torch.Generator | None
-    ) -> Tensor:
+    def pre_units(self, units: int) -> int:
+        """P = K."""
+        return units
+
+    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
         """activation(pre + sd * N(0, 1)) in training (rng given), activation(pre) otherwise."""
         if rng is not None:
-            noise_BK = torch.randn(
-                pre_BK.shape, generator=rng, device=pre_BK.device, dtype=pre_BK.dtype
-            )
-            pre_BK = pre_BK + self.sd * noise_BK
-        return activation(pre_BK)
+            pre_BP = pre_BP + self.sd * _normal(pre_BP, rng)
+        return activation(pre_BP)
 
 
-Code = Annotated[Plain | NoisyCode, Field(discriminator="kind")]
+class GaussianPosterior(Strict):
+    """Variational: the encoder ends in means and log variances; the code is a draw in training.
+
+    Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", section 2.4. At inference
+    the code is the mean.
+    """
+
+    kind: Literal["gaussian_posterior"] = "gaussian_posterior"
+
+    def pre_units(self, units: int) -> int:
+        """P = 2 K."""
+        return 2 * units
+
+    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+        """mean + exp(log variance / 2) * N(0, 1) in training (rng given), the mean otherwise."""
+        mean_BK, log_var_BK = posterior(pre_BP)
+        if rng is not None:
+            mean_BK = mean_BK + (0.5 * log_var_BK).exp() * _normal(mean_BK, rng)
+        return activation(mean_BK)
+
+
+def posterior(pre_BP: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and log variances, (B, K) each, of what the encoder of a posterior ends in."""
+    mean_BK, log_var_BK = pre_BP.chunk(2, dim=1)
+    return mean_BK, log_var_BK.clamp(-LOG_VAR, LOG_VAR)
+
+
+def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=rng, device=like.device, dtype=like.dtype)
+
+
+Code = Annotated[Plain | TopK | NoisyCode | GaussianPosterior, Field(discriminator="kind")]

@@ -49,6 +49,18 @@ class Zeros(Strict):
         return torch.where(draw_BF < self.p, torch.zeros_like(x_BF), x_BF)
 
 
+class Ones(Strict):
+    """Each feature becomes its largest value with probability p."""
+
+    kind: Literal["ones"] = "ones"
+    p: Probability = Field(description="Share of features replaced.")
+
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+        """x where a uniform draw is >= p, else high."""
+        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device)
+        return torch.where(draw_BF < self.p, high_F.to(x_BF.dtype), x_BF)
+
+
 class SaltPepper(Strict):
     """Each feature becomes its smallest or its largest value, p/2 each."""
 
@@ -62,6 +74,21 @@ class SaltPepper(Strict):
         return torch.where(draw_BF < self.p / 2, low_F.to(x_BF.dtype), salted_BF)
 
 
+class CauchyNoise(Strict):
+    """Adds Cauchy noise to every feature, in model space: now and then a value far off."""
+
+    kind: Literal["cauchy"] = "cauchy"
+    scale: float = Field(gt=0.0, description="Half the width at half the height, in model space.")
+
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+        """x + scale * tan(pi (u - 1/2)), u uniform: the quantile function of the distribution."""
+        # In float64 and away from 0 and 1, where the tangent is infinite.
+        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device, dtype=torch.float64)
+        noise_BF = torch.tan(torch.pi * (draw_BF.clamp(1e-9, 1.0 - 1e-9) - 0.5))
+        return x_BF + (self.scale * noise_BF).to(x_BF.dtype)
+
+
 Corruption = Annotated[
-    NoCorruption | GaussianNoise | Zeros | SaltPepper, Field(discriminator="kind")
+    NoCorruption | GaussianNoise | CauchyNoise | Zeros | Ones | SaltPepper,
+    Field(discriminator="kind"),
 ]

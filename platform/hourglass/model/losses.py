@@ -5,6 +5,7 @@ Shapes: B rows, F features; `pre_BF` is the output before its activation.
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +23,32 @@ class Mse(Strict):
         return (output_BF - clean_BF).square().mean(dim=1)
 
 
+class Mae(Strict):
+    """Absolute error, mean over features: large errors count less than with mse."""
+
+    kind: Literal["mae"] = "mae"
+
+    def per_row(self, output_BF: Tensor, pre_BF: Tensor, clean_BF: Tensor) -> Tensor:
+        """(1/F) sum_f |output - clean|, shape (B,)."""
+        return (output_BF - clean_BF).abs().mean(dim=1)
+
+
+class Huber(Strict):
+    """Squared error up to `delta`, absolute error beyond it, mean over features.
+
+    Source: Huber 1964, "Robust estimation of a location parameter", section 4.
+    """
+
+    kind: Literal["huber"] = "huber"
+    delta: float = Field(1.0, gt=0.0, description="Error, in model space, where growth is linear.")
+
+    def per_row(self, output_BF: Tensor, pre_BF: Tensor, clean_BF: Tensor) -> Tensor:
+        """(1/F) sum_f e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2), shape (B,)."""
+        return functional.huber_loss(output_BF, clean_BF, reduction="none", delta=self.delta).mean(
+            dim=1
+        )
+
+
 class Bce(Strict):
     """Cross-entropy of [0,1] features, mean over features; needs a sigmoid output.
 
@@ -37,4 +64,20 @@ class Bce(Strict):
         )
 
 
-Loss = Annotated[Mse | Bce, Field(discriminator="kind")]
+class Correntropy(Strict):
+    """One minus a Gaussian kernel of the error, mean over features: an outlier costs at most 1.
+
+    Near zero it is mse / (2 sigma^2). Source: Qi et al. 2014, "Robust feature learning by stacked
+    autoencoder with maximum correntropy criterion", equation 5, with its kernel's height set to 1.
+    """
+
+    kind: Literal["correntropy"] = "correntropy"
+    sigma: float = Field(0.2, gt=0.0, description="Width of the kernel, in model space.")
+
+    def per_row(self, output_BF: Tensor, pre_BF: Tensor, clean_BF: Tensor) -> Tensor:
+        """(1/F) sum_f 1 - exp(-(output - clean)^2 / (2 sigma^2)), shape (B,)."""
+        exponent_BF = (output_BF - clean_BF).square() / (2.0 * self.sigma**2)
+        return -torch.expm1(-exponent_BF).mean(dim=1)
+
+
+Loss = Annotated[Mse | Mae | Huber | Bce | Correntropy, Field(discriminator="kind")]

@@ -1,19 +1,22 @@
 """Penalties: one scalar each, already weighted, added to the loss by name.
 
-A penalty that needs a batch statistic asks for it through `batch_mean`, so that several workers
-see the statistic of the whole batch, not of their share of it.
+Several workers see their own rows only. A mean over rows is taken with `row_mean` (each worker its
+part), a statistic that is used as a whole with `batch_mean`, and what does not depend on rows is
+the same on every worker: so that N workers have the gradient of one.
+Shapes: B rows, F features, K code units.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from hourglass.model.code import posterior
+from hourglass.model.passes import Seen
 from hourglass.strict import Strict
 
-BatchMean = Callable[[Tensor], Tensor]
-"""(B, K) -> (K,): the mean over all rows of the batch, on every worker."""
+Weight = Annotated[float, Field(gt=0.0, description="Weight of the penalty.")]
 
 
 class SparsityKl(Strict):
@@ -25,15 +28,136 @@ class SparsityKl(Strict):
 
     kind: Literal["sparsity_kl"] = "sparsity_kl"
     rho: float = Field(gt=-1.0, lt=1.0, description="Target mean activation of every code unit.")
-    beta: float = Field(gt=0.0, description="Weight of the penalty.")
+    beta: Weight
 
-    def value(self, code_BK: Tensor, code_low: float, batch_mean: BatchMean) -> Tensor:
-        """The weighted penalty, a scalar; `code_low` is 0 for a logistic code, -1 for tanh."""
-        span = 1.0 - code_low
-        rho = (self.rho - code_low) / span
-        mean_K = ((batch_mean(code_BK) - code_low) / span).clamp(1e-6, 1.0 - 1e-6)
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar."""
+        span = 1.0 - seen.code_low
+        rho = (self.rho - seen.code_low) / span
+        mean_K = (seen.batch_mean(seen.result.code_BK) - seen.code_low) / span
+        mean_K = mean_K.clamp(1e-6, 1.0 - 1e-6)
         kl_K = rho * (rho / mean_K).log() + (1.0 - rho) * ((1.0 - rho) / (1.0 - mean_K)).log()
         return self.beta * kl_K.sum()
 
 
-Penalty = SparsityKl
+class CodeL1(Strict):
+    """weight * sum_k |code_k|, mean over rows."""
+
+    kind: Literal["code_l1"] = "code_l1"
+    weight: Weight
+
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar."""
+        return self.weight * seen.row_mean(seen.result.code_BK.abs().sum(dim=1))
+
+
+class CodeL2(Strict):
+    """weight * sum_k code_k^2, mean over rows."""
+
+    kind: Literal["code_l2"] = "code_l2"
+    weight: Weight
+
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar."""
+        return self.weight * seen.row_mean(seen.result.code_BK.square().sum(dim=1))
+
+
+class WeightsL1(Strict):
+    """weight * sum of |w| over the weights of all layers (biases not)."""
+
+    kind: Literal["weights_l1"] = "weights_l1"
+    weight: Weight
+
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar."""
+        return self.weight * torch.stack([w.abs().sum() for w in seen.coder.matrices()]).sum()
+
+
+class WeightsL2(Strict):
+    """weight * sum of w^2 over the weights of all layers (biases not)."""
+
+    kind: Literal["weights_l2"] = "weights_l2"
+    weight: Weight
+
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar."""
+        return self.weight * torch.stack([w.square().sum() for w in seen.coder.matrices()]).sum()
+
+
+class Contractive(Strict):
+    """weight * ||d code / d row||_F^2 at the clean row in model space, mean over rows.
+
+    Exact: in closed form where the encoder is one layer, else by one backward pass for each code
+    unit. With `probes` it is Hutchinson's estimate, unbiased, from that many random directions.
+    Source: Rifai et al. 2011, "Contractive auto-encoders", equations 3 and 6.
+    """
+
+    kind: Literal["contractive"] = "contractive"
+    weight: Weight
+    probes: PositiveInt | None = Field(
+        None, description="Random directions in place of all code units; for deep, wide codes."
+    )
+
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar."""
+        layer_KF = seen.coder.only_layer()
+        x_BF = seen.result.clean_BF.detach()
+        if layer_KF is not None:
+            norms_B = _one_layer(seen, x_BF, layer_KF)
+        else:
+            x_BF = x_BF.requires_grad_()
+            code_BK = seen.coder.code_from(seen.coder.pre_of(x_BF))
+            norms_B = torch.stack([_pulled(code_BK, x_BF, v) for v in self._along(code_BK, seen)])
+            norms_B = norms_B.sum(dim=0) / (self.probes or 1)
+        return self.weight * seen.row_mean(norms_B)
+
+    def _along(self, code_BK: Tensor, seen: Seen) -> list[Tensor]:
+        """Directions in code space, each (B, K): every unit's own, or random signs."""
+        if self.probes is None:
+            units = torch.eye(code_BK.shape[1], dtype=code_BK.dtype, device=code_BK.device)
+            return [unit_K.expand_as(code_BK) for unit_K in units]
+        shape, device = code_BK.shape, code_BK.device
+        draws = [
+            torch.randint(0, 2, shape, generator=seen.rng, device=device)
+            for _ in range(self.probes)
+        ]
+        return [(2 * draw - 1).to(code_BK.dtype) for draw in draws]
+
+
+def _one_layer(seen: Seen, x_BF: Tensor, layer_KF: Tensor) -> Tensor:
+    """sum_k slope_k^2 ||w_k||^2 for each row: the code's slope at each unit, its weights' norm."""
+    pre_BK = seen.coder.pre_of(x_BF)
+    code_BK = seen.coder.code_from(pre_BK)
+    (slope_BK,) = torch.autograd.grad(code_BK.sum(), pre_BK, create_graph=True)
+    return slope_BK.square() @ layer_KF.square().sum(dim=1)
+
+
+def _pulled(code_BK: Tensor, x_BF: Tensor, along_BK: Tensor) -> Tensor:
+    """||J^T v||^2 of each row, (B,)."""
+    (back_BF,) = torch.autograd.grad(code_BK, x_BF, along_BK, create_graph=True)
+    return back_BF.square().sum(dim=1)
+
+
+class KlPrior(Strict):
+    """beta * KL(posterior || N(0, 1)), summed over units, mean over rows; beta grows from 0.
+
+    Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", appendix B; the weight is
+    Higgins et al. 2017, "beta-VAE", equation 4.
+    """
+
+    kind: Literal["kl_prior"] = "kl_prior"
+    beta: Weight
+    warmup_steps: NonNegativeInt = Field(0, description="Steps over which beta grows linearly.")
+
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar."""
+        mean_BK, log_var_BK = posterior(seen.result.pre_BP)
+        kl_BK = 0.5 * (mean_BK.square() + log_var_BK.exp() - 1.0 - log_var_BK)
+        share = min(1.0, (seen.step + 1) / (self.warmup_steps + 1))
+        return self.beta * share * seen.row_mean(kl_BK.sum(dim=1))
+
+
+Penalty = Annotated[
+    SparsityKl | CodeL1 | CodeL2 | WeightsL1 | WeightsL2 | Contractive | KlPrior,
+    Field(discriminator="kind"),
+]

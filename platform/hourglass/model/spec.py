@@ -1,5 +1,6 @@
 """ModelSpec: a choice of parts, and the rules about which parts go together."""
 
+from collections.abc import Iterator
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -14,6 +15,11 @@ from hourglass.strict import Strict
 
 CODE_LOW: dict[Activation, float] = {"sigmoid": 0.0, "tanh": -1.0}
 """Lowest value of a bounded code activation (the highest is 1)."""
+CODE_ACTIVATION: dict[str, tuple[Activation, str]] = {
+    "gaussian_noise": ("sigmoid", "its noise acts before the logistic"),
+    "gaussian_posterior": ("linear", "it is a draw from a normal distribution"),
+}
+"""The activation that a code part is defined with, and why."""
 
 
 class ModelSpec(Strict):
@@ -27,10 +33,11 @@ class ModelSpec(Strict):
 
     @property
     def code_activation(self) -> Activation:
-        """The code's activation: the hashing code is logistic, others follow the network."""
+        """The code's activation: the network's, unless it names one or the code part needs one."""
         if self.network.code_activation is not None:
             return self.network.code_activation
-        return "sigmoid" if self.code.kind == "gaussian_noise" else self.network.activation
+        needed, _ = CODE_ACTIVATION.get(self.code.kind, (self.network.last_activation, ""))
+        return needed
 
     def output_activation(self, unit_data: bool) -> Activation:
         """What `output_activation: auto` becomes: sigmoid on [0, 1] data, else linear."""
@@ -41,29 +48,62 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.code.kind == "gaussian_noise" and self.code_activation != "sigmoid":
-            raise ValueError(
-                f"code gaussian_noise needs a sigmoid code, found '{self.code_activation}': "
-                "its noise acts before the logistic; remove network.code_activation"
-            )
+        for contradiction in self._contradictions():
+            raise ValueError(contradiction)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Sentences about parts that do not go together."""
+        yield from self._about_the_code()
         if self.loss.kind == "bce" and self.network.output_activation not in ("auto", "sigmoid"):
-            raise ValueError(
+            yield (
                 f"loss bce needs output_activation sigmoid or auto, "
                 f"found '{self.network.output_activation}'"
             )
         kinds = [penalty.kind for penalty in self.penalties]
         if len(set(kinds)) < len(kinds):
-            raise ValueError(f"penalties must differ in kind, found {kinds}: add up their weights")
+            yield f"penalties must differ in kind, found {kinds}: add up their weights"
         for penalty in self.penalties:
-            low = CODE_LOW.get(self.code_activation)
-            if low is None:
-                raise ValueError(
-                    f"penalty sparsity_kl needs a bounded code (sigmoid or tanh), "
-                    f"found '{self.code_activation}': set network.code_activation"
-                )
-            if not low < penalty.rho:
-                raise ValueError(
-                    f"penalty sparsity_kl: rho must lie inside the code's range "
-                    f"({low:g}, 1) of '{self.code_activation}', found {penalty.rho:g}"
-                )
-        return self
+            yield from self._about(penalty)
+
+    def _about_the_code(self) -> Iterator[str]:
+        needed, why = CODE_ACTIVATION.get(self.code.kind, (self.code_activation, ""))
+        if self.code_activation != needed:
+            yield (
+                f"code {self.code.kind} needs a {needed} code, found '{self.code_activation}': "
+                f"{why}; remove network.code_activation"
+            )
+        if self.code.kind == "top_k" and self.code.k > self.network.code_width:
+            yield f"code top_k: k is {self.code.k}, the code has {self.network.code_width} units"
+        variational = self.code.kind == "gaussian_posterior"
+        prior = any(penalty.kind == "kl_prior" for penalty in self.penalties)
+        if variational and not prior:
+            yield (
+                "code gaussian_posterior needs penalty kl_prior: without it the variances shrink to 0"
+                " and the model is a plain one; add {kind: kl_prior, beta: ...} to penalties"
+            )
+        if prior and not variational:
+            yield (
+                "penalty kl_prior needs code gaussian_posterior, whose means and variances it "
+                f"compares with the prior; found code '{self.code.kind}'"
+            )
+
+    def _about(self, penalty: Penalty) -> Iterator[str]:
+        if penalty.kind == "contractive" and self.network.kind == "lstm":
+            yield (
+                "penalty contractive needs second derivatives, which the LSTM of a GPU has not; "
+                "use network dense or conv"
+            )
+        if penalty.kind != "sparsity_kl":
+            return
+        low = CODE_LOW.get(self.code_activation)
+        if low is None:
+            yield (
+                f"penalty sparsity_kl needs a bounded code (sigmoid or tanh), "
+                f"found '{self.code_activation}': set network.code_activation"
+            )
+        elif not low < penalty.rho:
+            yield (
+                f"penalty sparsity_kl: rho must lie inside the code's range "
+                f"({low:g}, 1) of '{self.code_activation}', found {penalty.rho:g}"
+            )

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hourglass.model.autoencoder import AutoencoderModule, Pass
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.passes import Pass
 
 
 class Peers(Protocol):

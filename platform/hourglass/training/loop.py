@@ -49,7 +49,14 @@ def fit(
             set_rate(state, spec, steps)
             try:
                 sums = train_step(
-                    model, state.module, state.optimizer, batch, rng, peers, spec.clip_norm
+                    model,
+                    state.module,
+                    state.optimizer,
+                    batch,
+                    state.step,
+                    rng,
+                    peers,
+                    spec.clip_norm,
                 )
             except TrainingError as error:
                 raise TrainingError(

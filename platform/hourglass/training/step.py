@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hourglass.data.feed import Batch
 from hourglass.errors import TrainingError
-from hourglass.model.autoencoder import AutoencoderModule, Pass
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.passes import Pass
 from hourglass.training.collective import Peers
 
 Sums = dict[str, Tensor]
@@ -30,11 +31,19 @@ def autocast(device: torch.device) -> "torch.autocast | nullcontext[None]":
 
 
 def loss_terms(
-    model: nn.Module, module: AutoencoderModule, batch: Batch, rng: torch.Generator, peers: Peers
+    model: nn.Module,
+    module: AutoencoderModule,
+    batch: Batch,
+    step: int,
+    rng: torch.Generator,
+    peers: Peers,
 ) -> tuple[dict[str, Tensor], Pass]:
     """Named, weighted terms of this worker's loss; DDP's mean of their sum is the batch's loss."""
     rows = torch.from_numpy(batch.rows).to(rng.device, non_blocking=True)
     scale = peers.size / batch.total
+
+    def row_mean(values_B: Tensor) -> Tensor:
+        return values_B.sum() * scale
 
     def batch_mean(values_BK: Tensor) -> Tensor:
         local_K = values_BK.sum(dim=0)
@@ -44,8 +53,8 @@ def loss_terms(
     with autocast(rng.device):
         result = Pass(*model(rows, rng))
     result = Pass(*(part.float() if part.dtype == torch.bfloat16 else part for part in result))
-    reconstruction = module.row_losses(result).sum() * scale
-    return {module.spec.loss.kind: reconstruction, **module.penalties(result, batch_mean)}, result
+    terms = {module.spec.loss.kind: row_mean(module.row_losses(result))}
+    return terms | module.penalties(result, step, rng, row_mean, batch_mean), result
 
 
 def train_step(
@@ -53,6 +62,7 @@ def train_step(
     module: AutoencoderModule,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
+    step: int,
     rng: torch.Generator,
     peers: Peers,
     clip_norm: float | None,
@@ -61,13 +71,13 @@ def train_step(
 
     Raises: TrainingError, on every worker, when a gradient is not finite.
     """
-    terms, result = loss_terms(model, module, batch, rng, peers)
+    terms, result = loss_terms(model, module, batch, step, rng, peers)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(torch.stack(list(terms.values())).sum())
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if not bool(torch.isfinite(norm)):
-        raise non_finite(module, batch, rng, peers)
+        raise non_finite(module, batch, step, rng, peers)
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip_norm, norm)
     optimizer.step()
@@ -92,7 +102,7 @@ def _sums(
 
 
 def non_finite(
-    module: AutoencoderModule, batch: Batch, rng: torch.Generator, peers: Peers
+    module: AutoencoderModule, batch: Batch, step: int, rng: torch.Generator, peers: Peers
 ) -> TrainingError:
     """An error naming the worker and the first tensor that is not finite; the same on every worker.
 
@@ -100,7 +110,7 @@ def non_finite(
     here, where each computes the step again, with the same noise and gradients of its own.
     """
     rng.manual_seed(rng.initial_seed())
-    terms, result = loss_terms(module, module, batch, rng, peers)
+    terms, result = loss_terms(module, module, batch, step, rng, peers)
     names, weights = zip(*module.named_parameters(), strict=True)
     loss = torch.stack(list(terms.values())).sum()
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
