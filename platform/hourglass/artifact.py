@@ -310,8 +310,11 @@ def _require_finite(path: str, tensors: dict[str, Tensor], but: str = "") -> Non
 def _build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> AutoencoderModule:
     path = storage.join(uri, WEIGHTS)
     features = manifest.features
-    with torch.device("meta"):  # shapes first: a hostile spec must not make us allocate
-        module = _module(manifest)
+    try:
+        with torch.device("meta"):  # shapes first: a hostile spec must not make us allocate
+            module = _module(manifest)
+    except ValueError as error:
+        raise ArtifactError(f"{storage.join(uri, MANIFEST)}: {error}") from None
     expected = module.state_dict()
     if sorted(expected) != sorted(weights):
         odd = sorted(set(expected) ^ set(weights))[0]

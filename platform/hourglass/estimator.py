@@ -32,6 +32,7 @@ from hourglass.training import loop, provenance, state
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
+from hourglass.training.knobs import certify
 from hourglass.training.state import Record
 
 Kind = TypeVar("Kind", bound=np.generic)
@@ -69,10 +70,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         norm: str = "none",
         dropout: float = 0.0,
         network: Any = None,
-        corruption: Any = "none",
-        code: Any = "plain",
-        loss: Any = "mse",
-        penalties: Any = (),
+        preset: str | None = None,
+        corruption: Any = None,
+        code: Any = None,
+        loss: Any = None,
+        penalties: Any = None,
         scaling: Any = "range",
         constant: str = "keep",
         missing: str = "error",
@@ -98,6 +100,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.norm = norm
         self.dropout = dropout
         self.network = network
+        self.preset = preset
         self.corruption = corruption
         self.code = code
         self.loss = loss
@@ -145,6 +148,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             module = build(job, stats).to(device)
         feed = MemoryFeed(features, held, batch_rows=job.train.batch_rows, seed=job.train.seed)
+        certificate = certify(module, feed, device)
         now = state.fresh(module, job.train)
         say = print if self.verbose else _silent
         say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
@@ -173,6 +177,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             provenance={
                 "dataset": self.dataset_,
                 **provenance.software("scikit-learn"),
+                "live_knobs": certificate,
                 "history": now.history,
             },
             files={},
@@ -324,13 +329,14 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "missing": self.missing,
                 "holdout": self.holdout,
             },
-            "model": {
-                "network": self._network(),
-                "corruption": _part(self.corruption),
-                "code": _part(self.code),
-                "loss": _part(self.loss),
-                "penalties": [_part(penalty) for penalty in self.penalties],
-            },
+            "model": _given(
+                preset=self.preset,
+                network=self._network(),
+                corruption=_part(self.corruption),
+                code=_part(self.code),
+                loss=_part(self.loss),
+                penalties=_parts(self.penalties),
+            ),
             "train": {
                 "epochs": self.epochs,
                 "batch_rows": self.batch_rows,
@@ -350,9 +356,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _network(self) -> Any:
         """The dense network of the parameters, or the one given. Raises SpecError for both."""
         if self.network is None:
-            given = {name: getattr(self, name) for name in _DENSE}
             widths = [self.widths] if np.isscalar(self.widths) else self.widths
-            return {**given, "widths": widths}
+            fields = {name: getattr(self, name) for name in _DENSE}
+            return _given(kind="dense", **{**fields, "widths": widths})
         usual = {name: what.default for name, what in signature(type(self)).parameters.items()}
         both = [name for name in _DENSE if getattr(self, name) != usual[name]]
         if both:
@@ -386,6 +392,16 @@ def _parameters(job: TrainJob) -> dict[str, Any]:
 def _exactly(names: Any) -> Any:
     """Globs that match these column names and no others."""
     return [glob.escape(name) for name in names]
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """The fields that are not None, which leaves the choice to the preset or the default."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _parts(values: Any) -> Any:
+    """A list of parts, or None."""
+    return None if values is None else [_part(value) for value in values]
 
 
 def _part(value: Any) -> Any:

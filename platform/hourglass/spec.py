@@ -221,6 +221,26 @@ class TrainJob(Strict):
         return self
 
     @model_validator(mode="after")
+    def _a_shape_keeps_its_columns(self) -> Self:
+        network = self.model.network
+        if network.kind != "dense" and self.data.constant == "drop":
+            raise ValueError(
+                f"network {network.kind} needs every column of its shape, "
+                "found data.constant: drop; keep them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_norm_is_alone(self) -> Self:
+        network = self.model.network
+        if network.kind == "dense" and network.norm == "batch" and self.scale.workers > 1:
+            raise ValueError(
+                f"network norm: batch takes the figures of one worker's rows, so {self.scale.workers} "
+                "workers would train another model than one: use norm: layer, or scale.workers: 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _every_worker_has_rows(self) -> Self:
         if self.train.batch_rows < self.scale.workers:
             raise ValueError(

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, Stop, fresh, generated, held_out, job, timeless
 
 torch.set_num_threads(1)
-code._normal = lambda like, rng: torch.zeros_like(like)  # each worker's noise is its own
 
 KL = {"kind": "sparsity_kl", "rho": 0.2, "beta": 0.5}
 TANH = {"network": {"widths": [8, 3], "activation": "tanh"}}
@@ -99,12 +99,19 @@ class LocalMean(Together):
         return value.detach() * self.size
 
 
+def no_noise(like: Tensor, rng: torch.Generator) -> Tensor:
+    """In place of draws, which are each worker's own."""
+    return torch.zeros_like(like)
+
+
 def gradient(name: str, rows: np.ndarray, total: int, peers: Peers) -> dict[str, np.ndarray]:
     """The gradient in float64 of a step of `total` rows, of which this worker has `rows`."""
     made = job(MODELS[name], "unit" if name.startswith("bce") else "range")
     module = fresh(made, ROWS).module.double()
     model = module if isinstance(peers, Alone) else parallel(module, Together())
-    terms, _ = step.loss_terms(model, module, Batch(rows, total), 0, torch.Generator(), peers)
+    batch, rng = Batch(rows, total), torch.Generator()
+    with patch.object(code, "_normal", no_noise):
+        terms, _ = step.loss_terms(model, module, batch, 0, rng, peers)
     torch.stack(list(terms.values())).sum().backward()
     return {key: p.grad.numpy().copy() for key, p in module.named_parameters()}
 

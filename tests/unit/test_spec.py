@@ -207,6 +207,37 @@ MISTAKES = {
         + "  loss: {kind: bce}\n",
         "job.yaml:6: model: loss bce needs output_activation sigmoid or auto, found 'tanh'",
     ),
+    "a posterior without its prior": (
+        TRAIN + "  code: {kind: gaussian_posterior}\n",
+        "job.yaml:6: model: code gaussian_posterior needs penalty kl_prior: without it the variances "
+        "shrink to 0 and the model is a plain one; add {kind: kl_prior, beta: ...} to penalties",
+    ),
+    "a prior without a posterior": (
+        TRAIN + "  penalties: [{kind: kl_prior, beta: 1}]\n",
+        "job.yaml:6: model: penalty kl_prior needs code gaussian_posterior, whose means and variances "
+        "it compares with the prior; found code 'plain'",
+    ),
+    "more than all units": (
+        TRAIN + "  code: {kind: top_k, k: 5}\n",
+        "job.yaml:6: model: code top_k: k is 5, the code has 4 units",
+    ),
+    "second derivatives of an LSTM": (
+        TRAIN.replace("dense, widths: [4]", "lstm, shape: [2, 3], code: 2")
+        + "  penalties: [{kind: contractive, weight: 1}]\n",
+        "job.yaml:6: model: penalty contractive needs second derivatives, which the LSTM of a GPU "
+        "has not; use network dense or conv",
+    ),
+    "batch norm on workers": (
+        TRAIN.replace("widths: [4]", "widths: [5, 4], norm: batch") + "scale: {workers: 2}\n",
+        "job.yaml:1: network norm: batch takes the figures of one worker's rows, so 2 workers would "
+        "train another model than one: use norm: layer, or scale.workers: 1",
+    ),
+    "columns dropped from a shape": (
+        TRAIN.replace("dense, widths: [4]", "lstm, shape: [2, 3], code: 2").replace(
+            "  uri: /rows", "  uri: /rows\n  constant: drop"
+        ),
+        "job.yaml:1: network lstm needs every column of its shape, found data.constant: drop; keep them",
+    ),
     "hashing code of another activation": (
         TRAIN.replace("widths: [4]", "widths: [4], code_activation: tanh")
         + "  code: {kind: gaussian_noise, sd: 1}\n",

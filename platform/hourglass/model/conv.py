@@ -5,6 +5,7 @@ K code units; a place is (length,) or (height, width).
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import torch
@@ -67,11 +68,6 @@ class Conv(Strict):
     )
 
     @property
-    def features(self) -> int:
-        """F, the features a row must have."""
-        return math.prod(self.shape)
-
-    @property
     def depth(self) -> int:
         """Channels of a row."""
         return self.shape[0 if self.channels == "first" else -1]
@@ -96,12 +92,12 @@ class Conv(Strict):
 
     def build(self, features: int, pre_units: int) -> "ConvNetwork":
         """The module, with fresh weights. Raises ValueError when rows have another width."""
-        if features != self.features:
-            raise ValueError(
-                f"network conv: shape {list(self.shape)} has {self.features} features, "
-                f"the rows have {features}"
-            )
+        self.require(features)
         return ConvNetwork(self, pre_units)
+
+    def require(self, features: int) -> None:
+        """Raises ValueError when rows of so many features do not have the shape."""
+        require_shape(self.kind, self.shape, features)
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
@@ -121,6 +117,15 @@ class Conv(Strict):
                     "or `up: nearest`"
                 )
         return self
+
+
+def require_shape(kind: str, shape: Sequence[int], features: int) -> None:
+    """Raises ValueError when rows of so many features do not have the shape."""
+    if features != math.prod(shape):
+        raise ValueError(
+            f"network {kind}: shape {list(shape)} has {math.prod(shape)} features, "
+            f"the rows have {features}"
+        )
 
 
 def _by(place: Place) -> str:

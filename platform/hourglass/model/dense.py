@@ -82,6 +82,9 @@ class Dense(Strict):
         """The module, with fresh weights."""
         return DenseNetwork(self, features, pre_units)
 
+    def require(self, features: int) -> None:
+        """Any number of features fits."""
+
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
         mirrored = self.hidden == tuple(reversed(self.widths[:-1]))

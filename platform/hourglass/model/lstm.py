@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from hourglass.model.activations import Activation
+from hourglass.model.conv import require_shape
 from hourglass.model.dense import Units
 from hourglass.strict import Strict
 
@@ -40,11 +41,6 @@ class Lstm(Strict):
     )
 
     @property
-    def features(self) -> int:
-        """F, the features a row must have."""
-        return self.shape[0] * self.shape[1]
-
-    @property
     def code_width(self) -> int:
         """K, the units of the code."""
         return self.code
@@ -56,12 +52,12 @@ class Lstm(Strict):
 
     def build(self, features: int, pre_units: int) -> "LstmNetwork":
         """The module, with fresh weights. Raises ValueError when rows have another width."""
-        if features != self.features:
-            raise ValueError(
-                f"network lstm: shape {list(self.shape)} has {self.features} features, "
-                f"the rows have {features}"
-            )
+        self.require(features)
         return LstmNetwork(self, pre_units)
+
+    def require(self, features: int) -> None:
+        """Raises ValueError when rows of so many features do not have the shape."""
+        require_shape(self.kind, self.shape, features)
 
     @model_validator(mode="after")
     def _something_is_read(self) -> Self:

@@ -1,7 +1,7 @@
 """ModelSpec: a choice of parts, and the rules about which parts go together."""
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from hourglass.model.corruption import Corruption, NoCorruption
 from hourglass.model.losses import Loss, Mse
 from hourglass.model.networks import Network
 from hourglass.model.penalties import Penalty
+from hourglass.model.presets import Preset, expand
 from hourglass.strict import Strict
 
 CODE_LOW: dict[Activation, float] = {"sigmoid": 0.0, "tanh": -1.0}
@@ -25,6 +26,9 @@ CODE_ACTIVATION: dict[str, tuple[Activation, str]] = {
 class ModelSpec(Strict):
     """network x corruption x code x loss x penalties."""
 
+    preset: Preset | None = Field(
+        None, description="A famous name: its parts, where this file names no others."
+    )
     network: Network = Field(description="Layers from features to code and back.")
     corruption: Corruption = Field(NoCorruption(), description="What the encoder sees in training.")
     code: Code = Field(Plain(), description="How the code is made from its pre-activation.")
@@ -45,6 +49,11 @@ class ModelSpec(Strict):
         if chosen != "auto":
             return chosen
         return "sigmoid" if unit_data or self.loss.kind == "bce" else "linear"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_is_parts(cls, tree: Any) -> Any:
+        return expand(tree)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -20,8 +20,17 @@ def build(job: TrainJob, stats: Stats) -> AutoencoderModule:
     Raises: DataError, SpecError (see `fit_preprocessing`).
     """
     preprocessing = fit_preprocessing(job, stats)
+    require_width(job, len(preprocessing.kept_F))
     torch.manual_seed(job.train.seed)
     return AutoencoderModule(job.model, preprocessing, job.unit_data)
+
+
+def require_width(job: TrainJob, features: int) -> None:
+    """Raises SpecError when the network is made for rows of another number of features."""
+    try:
+        job.model.network.require(features)
+    except ValueError as error:
+        raise SpecError(f"model.network: {error}; say in `shape` what a row is") from None
 
 
 def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:

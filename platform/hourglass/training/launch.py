@@ -18,7 +18,7 @@ from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening
-from hourglass.training.build import fit_preprocessing
+from hourglass.training.build import fit_preprocessing, require_width
 from hourglass.training.worker import Task, train_worker
 
 
@@ -51,6 +51,7 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
         return _finished(job, found, manifest.digest)
     resources, threads, gpu = _resources(job)
     columns = feature_schema(manifest, schema, job.data.features, job.data.missing)
+    require_width(job, columns.width)
     rows = reading.of(manifest, columns, job.data.missing, job.data.holdout)
     cached = _cached(job, manifest.rows * columns.row_bytes)
     census, refs = reading.load(rows, keep_features=cached)

@@ -13,7 +13,8 @@ import torch
 from hourglass import artifact, storage
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.reading import Census, Rows, fetch, stream_features
-from hourglass.errors import HourglassError, TrainingError
+from hourglass.errors import HourglassError, SpecError, TrainingError
+from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.spec import TrainJob, dump
 from hourglass.training import loop, state
 from hourglass.training.board import Line
@@ -21,6 +22,7 @@ from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone, Peers, Together, parallel
+from hourglass.training.knobs import Certificate, certify
 
 Tell = Callable[[str, Any], None]
 
@@ -78,6 +80,7 @@ def _run(task: Task) -> None:
     now = state.fresh(module, task.job.train)
     feed = _feed(task, rank, size)
     tell = task.line.tell if rank == 0 else _quiet
+    certificate = _certify(module, feed, peers, device)
     _resume(now, task.checkpoints, peers, tell)
     loop.fit(
         now,
@@ -102,7 +105,11 @@ def _run(task: Task) -> None:
             name=task.job.track.register_as or task.job.name or "model",
             metrics=best,
             job=dump(task.job),
-            provenance={**task.provenance, "history": now.history},
+            provenance={
+                **task.provenance,
+                "live_knobs": certificate,
+                "history": now.history,
+            },
         )
 
 
@@ -123,6 +130,22 @@ def _feed(task: Task, rank: int, size: int) -> Feed:
         workers=size,
         **common,
     )
+
+
+def _certify(
+    module: AutoencoderModule, feed: Feed, peers: Peers, device: torch.device
+) -> Certificate:
+    """The first worker tries the knobs on its rows; all of them hear of one that does nothing."""
+    found: Certificate | str | None = None
+    if peers.rank == 0:
+        try:
+            found = certify(module, feed, device)
+        except SpecError as error:
+            found = str(error)
+    first = peers.share(found)[0]
+    if isinstance(first, str):
+        raise SpecError(first)
+    return list(first)
 
 
 def _resume(now: state.State, saved: Checkpoints, peers: Peers, tell: Tell) -> None:

@@ -1,0 +1,58 @@
+"""Famous names as choices of parts: `preset: NAME` is these fields, and the file's own go over them.
+
+A preset leaves the widths to you. Adding one is one row here and one in docs/variants.md.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Preset = Literal[
+    "undercomplete",
+    "sparse",
+    "k_sparse",
+    "denoising",
+    "contractive",
+    "robust",
+    "variational",
+    "semantic_hashing",
+]
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "undercomplete": {},
+    "sparse": {
+        "network": {"code_activation": "sigmoid"},
+        "penalties": [{"kind": "sparsity_kl", "rho": 0.05, "beta": 1e-3}],
+    },
+    "k_sparse": {
+        "network": {"code_activation": "relu"},
+        "code": {"kind": "top_k", "k": 8},
+    },
+    "denoising": {"corruption": {"kind": "gaussian", "sd": 0.1}},
+    "contractive": {"penalties": [{"kind": "contractive", "weight": 1e-3}]},
+    "robust": {"loss": {"kind": "correntropy"}},
+    "variational": {
+        "code": {"kind": "gaussian_posterior"},
+        "penalties": [{"kind": "kl_prior", "beta": 1e-3}],
+    },
+    "semantic_hashing": {"code": {"kind": "gaussian_noise", "sd": 4.0}},
+}
+
+
+def expand(tree: Any) -> Any:
+    """The fields of the preset that `tree` names under those of `tree`; other values as they are."""
+    if not isinstance(tree, Mapping) or tree.get("preset") not in PRESETS:
+        return tree
+    return _over(PRESETS[tree["preset"]], tree)
+
+
+def _over(below: Any, above: Any) -> Any:
+    """`above` over `below`, field by field; a part of another kind replaces the one below."""
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    if above.get("kind", below.get("kind")) != below.get("kind") and "kind" in below:
+        return above
+    merged = {**below, **above}
+    return {
+        name: _over(below[name], above[name]) if name in below and name in above else value
+        for name, value in merged.items()
+    }

@@ -1,0 +1,111 @@
+"""No dead knobs: before a run starts, every number of its model is changed once, and must matter.
+
+A knob is a number in the corruption, code, loss or penalties, or the dropout. It is alive when
+another value of it changes a loss term or a gradient on two batches of the run's own rows; one that
+does not would be an option that does nothing, and the run is refused.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from hourglass.data.feed import Batch, Feed
+from hourglass.errors import SpecError
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.spec import ModelSpec
+from hourglass.training.collective import Alone
+from hourglass.training.step import loss_terms
+
+BATCHES = 2
+Certificate = list[dict[str, Any]]
+
+
+def certify(module: AutoencoderModule, feed: Feed, device: torch.device) -> Certificate:
+    """For each knob: its value, the one tried, and how far loss terms and gradients moved.
+
+    `module` stays as it is. Raises: SpecError naming every knob that changes nothing.
+    """
+    knobs = list(_knobs(module.spec))
+    if not knobs:
+        return []
+    batches = list(islice(feed.train(0), BATCHES))
+    usual = _response(module, module.spec, batches, device)
+    found: Certificate = []
+    for path, value in knobs:
+        tried, spec = _changed(module.spec, path, value)
+        moved = 0.0
+        if spec is not None:
+            response = _response(module, spec, batches, device)
+            moved = float((response - usual).norm() / usual.norm().clamp_min(1e-30))
+        found.append({"knob": f"model.{path}", "value": value, "tried": tried, "moved": moved})
+    dead = [knob for knob in found if knob["tried"] is not None and knob["moved"] == 0.0]
+    if dead:
+        raise SpecError(
+            "\n".join(
+                f"{knob['knob']}: {knob['value']} does nothing: with {knob['tried']} two batches of "
+                "rows give the same losses and gradients; remove the part, or choose a value that "
+                "acts on these rows"
+                for knob in dead
+            )
+        )
+    return found
+
+
+def _knobs(spec: ModelSpec) -> Iterator[tuple[str, float]]:
+    """Dotted path and value of every number that acts in training."""
+    tree = spec.model_dump(mode="json")
+    for part in ("corruption", "code", "loss"):
+        yield from _numbers(part, tree[part])
+    for index, penalty in enumerate(tree["penalties"]):
+        yield from _numbers(f"penalties.{index}", penalty)
+    if tree["network"].get("dropout"):
+        yield "network.dropout", tree["network"]["dropout"]
+
+
+def _numbers(path: str, part: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in part.items():
+        off = name == "warmup_steps" and value == 0  # its default: no warm-up
+        if isinstance(value, int | float) and not isinstance(value, bool) and not off:
+            yield f"{path}.{name}", value
+
+
+def _changed(spec: ModelSpec, path: str, value: float) -> tuple[float | None, ModelSpec | None]:
+    """The spec with the knob at another valid value, and that value; None when there is none."""
+    whole = isinstance(value, int)
+    nearby = (value + 1, value - 1) if whole else (value + 0.5, value * 2.0, value / 2.0)
+    for tried in nearby:
+        tree = spec.model_dump(mode="json")
+        *steps, last = path.split(".")
+        place: Any = tree
+        for step in steps:
+            place = place[int(step)] if isinstance(place, list) else place[step]
+        place[last] = tried
+        try:
+            return tried, ModelSpec.model_validate(tree)
+        except ValidationError:
+            continue
+    return None, None
+
+
+def _response(
+    module: AutoencoderModule, spec: ModelSpec, batches: Sequence[Batch], device: torch.device
+) -> Tensor:
+    """Every loss term and gradient of the batches, in one vector, with the noise of one seed."""
+    twin = copy.deepcopy(module).train()  # batch norm learns while it is watched
+    twin.spec = spec
+    if spec.network.kind == "dense":
+        twin.network.dropout = spec.network.dropout
+    parts: list[Tensor] = []
+    for step, batch in enumerate(batches):
+        rng = torch.Generator(device=device).manual_seed(step)
+        alone = Batch(batch.rows, len(batch.rows))
+        terms, _ = loss_terms(twin, twin, alone, step, rng, Alone())
+        values = torch.stack(list(terms.values()))
+        gradients = torch.autograd.grad(values.sum(), list(twin.parameters()), allow_unused=True)
+        parts += [values.detach(), *(g.flatten() for g in gradients if g is not None)]
+    return torch.cat([part.double() for part in parts])

@@ -1,0 +1,99 @@
+"""A knob that does nothing is refused before the run; every number of every part is a live one."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hourglass.data.stats import measure
+from hourglass.errors import SpecError
+from hourglass.training.build import build
+from hourglass.training.knobs import certify
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_kit import CPU, generated, job, memory_feed
+
+ROWS = generated()
+
+ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no knobs": ({}, []),
+    "gaussian": ({"corruption": {"kind": "gaussian", "sd": 0.1}}, ["corruption.sd"]),
+    "cauchy": ({"corruption": {"kind": "cauchy", "scale": 0.1}}, ["corruption.scale"]),
+    "zeros": ({"corruption": {"kind": "zeros", "p": 0.001}}, ["corruption.p"]),
+    "ones": ({"corruption": {"kind": "ones", "p": 0.001}}, ["corruption.p"]),
+    "salt and pepper": ({"corruption": {"kind": "salt_pepper", "p": 0.99}}, ["corruption.p"]),
+    "top k": ({"code": {"kind": "top_k", "k": 2}}, ["code.k"]),
+    "hashing": ({"code": {"kind": "gaussian_noise", "sd": 4.0}}, ["code.sd"]),
+    "variational": (
+        {
+            "code": {"kind": "gaussian_posterior"},
+            "penalties": [{"kind": "kl_prior", "beta": 0.1, "warmup_steps": 10}],
+        },
+        ["penalties.0.beta", "penalties.0.warmup_steps"],
+    ),
+    "no warm-up is no knob": (
+        {
+            "code": {"kind": "gaussian_posterior"},
+            "penalties": [{"kind": "kl_prior", "beta": 0.1}],
+        },
+        ["penalties.0.beta"],
+    ),
+    "huber": ({"loss": {"kind": "huber", "delta": 0.1}}, ["loss.delta"]),
+    "correntropy": ({"loss": {"kind": "correntropy"}}, ["loss.sigma"]),
+    "penalties": (
+        {
+            "penalties": [
+                {"kind": "sparsity_kl", "rho": -0.9, "beta": 0.1},
+                {"kind": "code_l1", "weight": 0.1},
+                {"kind": "code_l2", "weight": 0.1},
+                {"kind": "weights_l1", "weight": 0.1},
+                {"kind": "weights_l2", "weight": 0.1},
+                {"kind": "contractive", "weight": 0.1, "probes": 2},
+            ]
+        },
+        [
+            "penalties.0.rho",
+            "penalties.0.beta",
+            *(f"penalties.{i}.weight" for i in range(1, 6)),
+            "penalties.5.probes",
+        ],
+    ),
+    "dropout": ({"network": {"widths": [8, 3], "dropout": 0.1}}, ["network.dropout"]),
+}
+
+
+def certified(model: dict[str, Any], rows: Any = ROWS) -> list[dict[str, Any]]:
+    made = job(model)
+    module = build(made, measure(rows))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    found = certify(module, memory_feed(made, rows), CPU)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    return found
+
+
+@pytest.mark.parametrize("name", ALIVE)
+def test_every_number_is_tried_and_moves_something(name: str) -> None:
+    model, knobs = ALIVE[name]
+    found = certified(model)
+    assert [knob["knob"] for knob in found] == [f"model.{knob}" for knob in knobs]
+    assert all(knob["moved"] > 0 for knob in found)
+    assert all(knob["tried"] != knob["value"] for knob in found)
+    assert found == certified(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "knob"),
+    [
+        ({"loss": {"kind": "huber", "delta": 100.0}}, "model.loss.delta: 100.0"),
+        ({"corruption": {"kind": "zeros", "p": 0.2}}, "model.corruption.p: 0.2"),
+    ],
+    ids=["no error reaches delta", "rows of zeros have nothing to mask"],
+)
+def test_a_dead_knob_is_refused_by_name(model: dict[str, Any], knob: str) -> None:
+    rows = ROWS * 0 + 5.0 if "corruption" in model else ROWS  # range scaling takes the mean away
+    with pytest.raises(SpecError) as caught:
+        certified(model, rows)
+    assert str(caught.value).startswith(f"{knob} does nothing: with ")
+    assert "two batches of rows give the same losses and gradients" in str(caught.value)
