@@ -178,7 +178,8 @@ def _make_room(uri: str) -> None:
 def golden_outputs(module: AutoencoderModule, rows_BC: Tensor) -> dict[str, Tensor]:
     """The golden rows (B, C) with the code (B, K) and the output in model space they lead to."""
     result = module(rows_BC)
-    return {"rows": rows_BC.contiguous(), "code": result.code_BK, "output": result.output_BF}
+    outputs = {"rows": rows_BC, "code": result.code_BK, "output": result.output_BF}
+    return {name: value.contiguous() for name, value in outputs.items()}
 
 
 def load(uri: str, digest: str | None = None) -> Artifact:

@@ -28,6 +28,7 @@ from hourglass.model.dense import Dense
 from hourglass.model.losses import Bce, Correntropy, Huber, Loss, Mae, Mse
 from hourglass.model.passes import Pass, Seen
 from hourglass.model.penalties import (
+    AuxK,
     CodeL1,
     CodeL2,
     Contractive,
@@ -84,6 +85,12 @@ class Encoder:
     def code_from(self, pre: Tensor) -> Tensor:
         return torch.tanh(pre)
 
+    def activated(self, pre: Tensor) -> Tensor:
+        return torch.tanh(pre)
+
+    def output_with(self, pre: Tensor, extra: Tensor) -> Tensor:
+        return pre + extra @ torch.tensor([[2.0], [4.0]], dtype=torch.float64)
+
     def matrices(self) -> list[Tensor]:
         return self.layers
 
@@ -91,6 +98,7 @@ class Encoder:
         return self.layers[0] if len(self.layers) == 1 else None
 
 
+HALVES = [[math.atanh(0.5), math.atanh(0.75)]]
 WEIGHTS = [[0.5, -1.0, 2.0], [1.5, 0.0, -0.5]]
 
 
@@ -102,12 +110,15 @@ def seen_of(
     rows: Any = ((0.0,),),
     coder: Any = None,
     step: int = 0,
+    idle: Any = (0.0, 0.0),
 ) -> Seen:
     """What one worker alone shows a penalty."""
     clean, pre, code = (torch.as_tensor(x, dtype=torch.float64) for x in (rows, pre, code))
     result = Pass(clean, pre, code, clean, clean)
     coder = coder or Encoder(WEIGHTS)
-    return Seen(result, coder, low, step, seeded(), lambda values: values.mean(), mean)
+    return Seen(
+        result, coder, low, step, torch.tensor(idle), seeded(), lambda values: values.mean(), mean
+    )
 
 
 # Penalties: part, what it sees, value. The first field after `kind` that is a weight scales it.
@@ -139,6 +150,12 @@ PENALTIES: list[tuple[Any, Seen, float]] = [
         seen_of(rows=[[2 * math.atanh(0.5)]], coder=Encoder([[0.5], [0.0]])),
         2 * 0.75**2 * 0.25,
     ),
+    # tanh of the pre-activations is 1/2 and 3/4; the decoder makes 1 and 3 of them.
+    (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]]), 0.0),
+    (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 99.0]), 0.5 * 1.0),
+    (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]], idle=[99.0, 100.0]), 0.5 * 9.0),
+    (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 500.0]), 0.5 * 16.0),
+    (AuxK(weight=0.5, k=1), seen_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 500.0]), 0.5 * 9.0),
     (KlPrior(beta=3), seen_of(pre=[[0.0, 2.0, 0.0, math.log(4.0)]]), 1.5 * (4 + 4 - 1 - 2 * LN2)),
     (KlPrior(beta=3), seen_of(pre=[[0.0, 0.0], [1.0, 0.0]]), 3 * 0.5 * 0.5),
     (KlPrior(beta=3, warmup_steps=4), seen_of(pre=[[1.0, 0.0]], step=1), 2 / 5 * 3 * 0.5),
@@ -481,7 +498,12 @@ def test_penalties_are_named_and_see_the_means_they_are_given() -> None:
     module = whole({"penalties": chosen})
     result = module(torch.randn((50, 8), generator=seeded(3)))
     terms = module.penalties(
-        result, 0, seeded(), lambda _: torch.tensor(0.5), lambda _: torch.full((4,), -0.5)
+        result,
+        0,
+        torch.zeros(4),
+        seeded(),
+        lambda _: torch.tensor(0.5),
+        lambda _: torch.full((4,), -0.5),
     )
     assert list(terms) == ["sparsity_kl", "code_l2"]
     assert float(terms["sparsity_kl"].detach()) == pytest.approx(4 * math.log(4 / 3), rel=1e-6)

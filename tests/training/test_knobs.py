@@ -25,6 +25,13 @@ ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "ones": ({"corruption": {"kind": "ones", "p": 0.001}}, ["corruption.p"]),
     "salt and pepper": ({"corruption": {"kind": "salt_pepper", "p": 0.99}}, ["corruption.p"]),
     "top k": ({"code": {"kind": "top_k", "k": 2}}, ["code.k"]),
+    "revived": (
+        {
+            "code": {"kind": "top_k", "k": 1},
+            "penalties": [{"kind": "aux_k", "k": 1, "dead_after_steps": 50}],
+        },
+        ["code.k", "penalties.0.weight", "penalties.0.k", "penalties.0.dead_after_steps"],
+    ),
     "hashing": ({"code": {"kind": "gaussian_noise", "sd": 4.0}}, ["code.sd"]),
     "variational": (
         {

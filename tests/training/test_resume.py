@@ -102,6 +102,22 @@ def test_stop_and_resume_is_the_uninterrupted_run(
     assert_same_run(resume(spec(), feed, tmp_path).state, undisturbed[feed])
 
 
+def test_a_k_sparse_run_remembers_which_units_are_idle(tmp_path: Path) -> None:
+    """Dropout and the revival of dead units go on as if nothing had happened."""
+    model = {
+        "network": {"widths": [8, 6], "code_activation": "relu", "dropout": 0.1},
+        "code": {"kind": "top_k", "k": 1},
+        "penalties": [{"kind": "aux_k", "dead_after_steps": 3}],
+    }
+    made = job(model, checkpoint_every_steps=1)
+    whole = begin(made, "memory").fit()
+    stop_at(11, made, "memory", tmp_path)
+    assert_same_run(resume(made, "memory", tmp_path).state, whole)
+    assert whole.idle_K is not None
+    assert sum(record["loss_aux_k"] > 0 for record in whole.history) > 0
+    assert all(0.0 <= record["dead_units"] < 1.0 for record in whole.history)
+
+
 def test_two_stops_in_one_epoch(tmp_path: Path, undisturbed: dict[str, State]) -> None:
     stop_at(11, spec(), "memory", tmp_path)
     run, saved = begin(spec(), "memory"), checkpoints(tmp_path)

@@ -169,7 +169,7 @@ MISTAKES = {
             "penalties:\n- {kind: sparsity_kl, rho: 0.1, beta: 1}\n- {kind: l1, rho: 0.1, beta: 1}"
         ),
         "job.yaml:9: model.penalties.1: found kind 'l1'. Allowed: sparsity_kl, code_l1, code_l2, "
-        "weights_l1, weights_l2, contractive, kl_prior",
+        "weights_l1, weights_l2, contractive, aux_k, kl_prior",
     ),
     "single value for a mapping": (
         TRAIN + "train: 5\n",
@@ -216,6 +216,11 @@ MISTAKES = {
         TRAIN + "  penalties: [{kind: kl_prior, beta: 1}]\n",
         "job.yaml:6: model: penalty kl_prior needs code gaussian_posterior, whose means and variances "
         "it compares with the prior; found code 'plain'",
+    ),
+    "reviving units of a plain code": (
+        TRAIN + "  penalties: [{kind: aux_k}]\n",
+        "job.yaml:6: model: penalty aux_k needs code top_k, whose unused units it revives; "
+        "found code 'plain'",
     ),
     "more than all units": (
         TRAIN + "  code: {kind: top_k, k: 5}\n",

@@ -56,6 +56,15 @@ class AutoencoderModule(nn.Module):
         """Codes (B, K), without noise."""
         return self.spec.code.code(pre_BP, self._code_activation, None)
 
+    def activated(self, pre_BP: Tensor) -> Tensor:
+        """The code's activation of every unit, (B, P)."""
+        return self._code_activation(pre_BP)
+
+    def output_with(self, pre_BF: Tensor, extra_BK: Tensor) -> Tensor:
+        """The output (B, F) with what the decoder makes of `extra_BK` alone added to `pre_BF`."""
+        nothing = self.network.decode(torch.zeros_like(extra_BK))
+        return self._output_activation(pre_BF + self.network.decode(extra_BK) - nothing)
+
     def matrices(self) -> list[Tensor]:
         """The weights of all layers, without biases and norms; a tied one once."""
         return self.network.matrices()
@@ -72,13 +81,14 @@ class AutoencoderModule(nn.Module):
         self,
         result: Pass,
         step: int,
+        idle_K: Tensor,
         rng: torch.Generator,
         row_mean: RowMean,
         batch_mean: BatchMean,
     ) -> dict[str, Tensor]:
-        """Each weighted penalty by its kind, a scalar each."""
+        """Each weighted penalty by its kind, a scalar each; `idle_K` as in `Seen`."""
         low = CODE_LOW.get(self.spec.code_activation, 0.0)
-        seen = Seen(result, self, low, step, rng, row_mean, batch_mean)
+        seen = Seen(result, self, low, step, idle_K, rng, row_mean, batch_mean)
         return {penalty.kind: penalty.value(seen) for penalty in self.spec.penalties}
 
     @property

@@ -36,6 +36,14 @@ class Coder(Protocol):
         """Codes (B, K), without noise."""
         ...
 
+    def activated(self, pre_BP: Tensor) -> Tensor:
+        """The code's activation of every unit, (B, P)."""
+        ...
+
+    def output_with(self, pre_BF: Tensor, extra_BK: Tensor) -> Tensor:
+        """The output (B, F) with what the decoder makes of `extra_BK` alone added to `pre_BF`."""
+        ...
+
     def matrices(self) -> list[Tensor]:
         """The weights of all layers, without biases and norms; a tied one once."""
         ...
@@ -46,12 +54,16 @@ class Coder(Protocol):
 
 
 class Seen(NamedTuple):
-    """What a penalty may read: a pass, the model, the step, and means over the whole batch."""
+    """What a penalty may read: a pass, the model, the step, and means over the whole batch.
+
+    `idle_K` are the steps since each code unit was last active, on any worker.
+    """
 
     result: Pass
     coder: Coder
     code_low: float
     step: int
+    idle_K: Tensor
     rng: torch.Generator
     row_mean: RowMean
     batch_mean: BatchMean

@@ -138,6 +138,40 @@ def _pulled(code_BK: Tensor, x_BF: Tensor, along_BK: Tensor) -> Tensor:
     return back_BF.square().sum(dim=1)
 
 
+class AuxK(Strict):
+    """Revives dead units of a k-sparse code: they learn what the living ones missed.
+
+    weight * squared error of the output with their share added, mean over features and rows; the
+    output of the living units is taken as given. A unit is dead after `dead_after_steps` steps in
+    which no row used it. Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders",
+    appendix A.2, with the error of the completed output in place of the error of the error: the same
+    for a linear output.
+    """
+
+    kind: Literal["aux_k"] = "aux_k"
+    weight: float = Field(1 / 32, gt=0.0, description="Weight of the penalty.")
+    k: PositiveInt | None = Field(
+        None, description="Dead units that take part for a row, the strongest; default: all."
+    )
+    dead_after_steps: PositiveInt = Field(
+        100, description="Steps without use that make a unit dead."
+    )
+
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar; 0 while no unit is dead."""
+        dead_K = seen.idle_K >= self.dead_after_steps
+        count = int(dead_K.sum())
+        if count == 0:
+            return seen.result.code_BK.sum() * 0.0
+        full_BK = seen.coder.activated(seen.result.pre_BP)
+        of_dead_BK = torch.where(dead_K, full_BK, -torch.inf)
+        kept = torch.topk(of_dead_BK, min(self.k or count, count), dim=1, sorted=False)
+        extra_BK = torch.zeros_like(full_BK).scatter(1, kept.indices, kept.values)
+        output_BF = seen.coder.output_with(seen.result.pre_BF.detach(), extra_BK)
+        error_B = (output_BF - seen.result.clean_BF).square().mean(dim=1)
+        return self.weight * seen.row_mean(error_B)
+
+
 class KlPrior(Strict):
     """beta * KL(posterior || N(0, 1)), summed over units, mean over rows; beta grows from 0.
 
@@ -158,6 +192,6 @@ class KlPrior(Strict):
 
 
 Penalty = Annotated[
-    SparsityKl | CodeL1 | CodeL2 | WeightsL1 | WeightsL2 | Contractive | KlPrior,
+    SparsityKl | CodeL1 | CodeL2 | WeightsL1 | WeightsL2 | Contractive | AuxK | KlPrior,
     Field(discriminator="kind"),
 ]

@@ -26,6 +26,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "k_sparse": {
         "network": {"code_activation": "relu"},
         "code": {"kind": "top_k", "k": 8},
+        "penalties": [{"kind": "aux_k"}],
     },
     "denoising": {"corruption": {"kind": "gaussian", "sd": 0.1}},
     "contractive": {"penalties": [{"kind": "contractive", "weight": 1e-3}]},

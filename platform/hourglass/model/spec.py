@@ -103,6 +103,11 @@ class ModelSpec(Strict):
                 "penalty contractive needs second derivatives, which the LSTM of a GPU has not; "
                 "use network dense or conv"
             )
+        if penalty.kind == "aux_k" and self.code.kind != "top_k":
+            yield (
+                "penalty aux_k needs code top_k, whose unused units it revives; "
+                f"found code '{self.code.kind}'"
+            )
         if penalty.kind != "sparsity_kl":
             return
         low = CODE_LOW.get(self.code_activation)

@@ -34,13 +34,14 @@ def certify(module: AutoencoderModule, feed: Feed, device: torch.device) -> Cert
     if not knobs:
         return []
     batches = list(islice(feed.train(0), BATCHES))
-    usual = _response(module, module.spec, batches, device)
+    idle_K = _idle(module.spec, device)
+    usual = _response(module, module.spec, batches, idle_K)
     found: Certificate = []
     for path, value in knobs:
         tried, spec = _changed(module.spec, path, value)
         moved = 0.0
         if spec is not None:
-            response = _response(module, spec, batches, device)
+            response = _response(module, spec, batches, idle_K)
             moved = float((response - usual).norm() / usual.norm().clamp_min(1e-30))
         found.append({"knob": f"model.{path}", "value": value, "tried": tried, "moved": moved})
     dead = [knob for knob in found if knob["tried"] is not None and knob["moved"] == 0.0]
@@ -92,8 +93,17 @@ def _changed(spec: ModelSpec, path: str, value: float) -> tuple[float | None, Mo
     return None, None
 
 
+def _idle(spec: ModelSpec, device: torch.device) -> Tensor:
+    """Every second unit is taken as dead: what revives dead units would have nothing to do yet."""
+    idle_K = torch.zeros(spec.network.code_width, device=device)
+    for penalty in spec.penalties:
+        if penalty.kind == "aux_k":
+            idle_K[::2] = penalty.dead_after_steps
+    return idle_K
+
+
 def _response(
-    module: AutoencoderModule, spec: ModelSpec, batches: Sequence[Batch], device: torch.device
+    module: AutoencoderModule, spec: ModelSpec, batches: Sequence[Batch], idle_K: Tensor
 ) -> Tensor:
     """Every loss term and gradient of the batches, in one vector, with the noise of one seed."""
     twin = copy.deepcopy(module).train()  # batch norm learns while it is watched
@@ -102,9 +112,9 @@ def _response(
         twin.network.dropout = spec.network.dropout
     parts: list[Tensor] = []
     for step, batch in enumerate(batches):
-        rng = torch.Generator(device=device).manual_seed(step)
+        rng = torch.Generator(device=idle_K.device).manual_seed(step)
         alone = Batch(batch.rows, len(batch.rows))
-        terms, _ = loss_terms(twin, twin, alone, step, rng, Alone())
+        terms, _ = loss_terms(twin, twin, alone, step, rng, Alone(), idle_K)
         values = torch.stack(list(terms.values()))
         gradients = torch.autograd.grad(values.sum(), list(twin.parameters()), allow_unused=True)
         parts += [values.detach(), *(g.flatten() for g in gradients if g is not None)]

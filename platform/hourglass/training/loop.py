@@ -48,16 +48,7 @@ def fit(
             rng.manual_seed(noise_seed(spec.seed, state.step, peers.rank))
             set_rate(state, spec, steps)
             try:
-                sums = train_step(
-                    model,
-                    state.module,
-                    state.optimizer,
-                    batch,
-                    state.step,
-                    rng,
-                    peers,
-                    spec.clip_norm,
-                )
+                sums = train_step(model, state, batch, rng, peers, spec.clip_norm)
             except TrainingError as error:
                 raise TrainingError(
                     f"stopped at step {state.step} (epoch {state.epoch + 1}): {error}. The last "
@@ -96,6 +87,8 @@ def end_of_epoch(
     terms = {name[5:]: total / rows for name, total in totals.items() if name.startswith("term.")}
     record |= {f"loss_{name}": value for name, value in terms.items()}
     record["loss"] = sum(terms.values())
+    if state.idle_K is not None:  # a share: units that no row of this epoch has used
+        record["dead_units"] = float((state.idle_K >= feed.steps).double().mean())
     state.module.eval()
     held = evaluate(state, (torch.from_numpy(rows) for rows in feed.holdout()), peers, device)
     record |= held

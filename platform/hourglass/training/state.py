@@ -22,7 +22,8 @@ Record = dict[str, float]
 class State:
     """Position, weights, optimizer, sums of the epoch so far, best weights and history.
 
-    `sums` are this worker's own; everything else is the same on every worker.
+    `sums` are this worker's own; everything else is the same on every worker. `idle_K` are the steps
+    since each unit of a k-sparse code was active; other codes have none.
     """
 
     module: AutoencoderModule
@@ -34,6 +35,7 @@ class State:
     best_error: float | None = None
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    idle_K: Tensor | None = None
     stopped: bool = False
     history: list[Record] = field(default_factory=list)
 
@@ -43,6 +45,7 @@ class State:
         flat |= {f"best.{name}": value for name, value in self.best_weights.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             flat |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+        flat |= {} if self.idle_K is None else {"idle.steps": self.idle_K}
         return {name: value.detach().cpu().contiguous() for name, value in flat.items()}
 
     def position(self, peers: Peers) -> dict[str, Any]:
@@ -60,7 +63,12 @@ class State:
 
     def restore(self, tensors: dict[str, Tensor], position: dict[str, Any], rank: int = 0) -> None:
         """Become the state that `tensors()` and `position()` describe, on the worker `rank`."""
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            "weights": {},
+            "best": {},
+            "optimizer": {},
+            "idle": {},
+        }
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
@@ -75,6 +83,8 @@ class State:
         for name, value in position.items():
             setattr(self, name, value)
         device = next(self.module.parameters()).device
+        idle_K = parts["idle"].get("steps")
+        self.idle_K = None if idle_K is None else idle_K.to(device)
         self.sums = {
             name: torch.tensor(value, dtype=torch.float64, device=device)
             for name, value in position["sums"][rank].items()

@@ -16,6 +16,7 @@ from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.passes import Pass
 from hourglass.training.collective import Peers
+from hourglass.training.state import State
 
 Sums = dict[str, Tensor]
 
@@ -37,8 +38,12 @@ def loss_terms(
     step: int,
     rng: torch.Generator,
     peers: Peers,
+    idle_K: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Pass]:
-    """Named, weighted terms of this worker's loss; DDP's mean of their sum is the batch's loss."""
+    """Named, weighted terms of this worker's loss; DDP's mean of their sum is the batch's loss.
+
+    `idle_K` are the steps since each code unit was last active; without it none is dead.
+    """
     rows = torch.from_numpy(batch.rows).to(rng.device, non_blocking=True)
     scale = peers.size / batch.total
 
@@ -54,15 +59,16 @@ def loss_terms(
         result = Pass(*model(rows, rng))
     result = Pass(*(part.float() if part.dtype == torch.bfloat16 else part for part in result))
     terms = {module.spec.loss.kind: row_mean(module.row_losses(result))}
-    return terms | module.penalties(result, step, rng, row_mean, batch_mean), result
+    if idle_K is None:
+        idle_K = torch.zeros(result.code_BK.shape[1], device=rng.device)
+    penalties = module.penalties(result, step, idle_K, rng, row_mean, batch_mean)
+    return terms | penalties, result
 
 
 def train_step(
     model: nn.Module,
-    module: AutoencoderModule,
-    optimizer: torch.optim.Optimizer,
+    state: State,
     batch: Batch,
-    step: int,
     rng: torch.Generator,
     peers: Peers,
     clip_norm: float | None,
@@ -71,17 +77,27 @@ def train_step(
 
     Raises: TrainingError, on every worker, when a gradient is not finite.
     """
-    terms, result = loss_terms(model, module, batch, step, rng, peers)
-    optimizer.zero_grad(set_to_none=True)
+    module = state.module
+    terms, result = loss_terms(model, module, batch, state.step, rng, peers, state.idle_K)
+    state.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(torch.stack(list(terms.values())).sum())
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if not bool(torch.isfinite(norm)):
-        raise non_finite(module, batch, step, rng, peers)
+        raise non_finite(state, batch, rng, peers)
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip_norm, norm)
-    optimizer.step()
+    state.optimizer.step()
+    if module.spec.code.kind == "top_k":
+        state.idle_K = _idle(state.idle_K, result.code_BK, peers)
     return _sums(module, terms, result, batch, peers)
+
+
+def _idle(idle_K: Tensor | None, code_BK: Tensor, peers: Peers) -> Tensor:
+    """Steps since each unit was not 0 for any row of any worker."""
+    active_K = peers.sum((code_BK.detach() != 0).sum(dim=0, dtype=torch.float32)) > 0
+    before_K = torch.zeros_like(active_K, dtype=torch.float32) if idle_K is None else idle_K
+    return torch.where(active_K, 0.0, before_K + 1.0)
 
 
 @torch.no_grad()
@@ -101,16 +117,15 @@ def _sums(
     return sums
 
 
-def non_finite(
-    module: AutoencoderModule, batch: Batch, step: int, rng: torch.Generator, peers: Peers
-) -> TrainingError:
+def non_finite(state: State, batch: Batch, rng: torch.Generator, peers: Peers) -> TrainingError:
     """An error naming the worker and the first tensor that is not finite; the same on every worker.
 
     DDP has averaged the gradients, so every worker sees them non-finite in the same step and comes
     here, where each computes the step again, with the same noise and gradients of its own.
     """
     rng.manual_seed(rng.initial_seed())
-    terms, result = loss_terms(module, module, batch, step, rng, peers)
+    module = state.module
+    terms, result = loss_terms(module, module, batch, state.step, rng, peers, state.idle_K)
     names, weights = zip(*module.named_parameters(), strict=True)
     loss = torch.stack(list(terms.values())).sum()
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
