@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hourglass import __version__
-from hourglass.cli import cluster, data, models, runs, serve
+from hourglass.cli import cluster, data, models, report, runs, serve, tasks
 from hourglass.errors import HourglassError
 
 
@@ -40,6 +40,11 @@ for command in (
     runs.check,
     runs.train,
     runs.score,
+    report.report,
+    tasks.encode,
+    tasks.similar,
+    tasks.classify_probe,
+    tasks.generate,
     serve.serve,
     cluster.submit,
     cluster.render,

@@ -146,6 +146,18 @@ def resolve(uri: str, settings: Settings) -> Resolved:
     return Resolved(str(folder), name, chosen.version, digest)
 
 
+def attach(settings: Settings, model: Resolved, name: str, text: str) -> str | None:
+    """Log `text` as the file `name` of the run that made a registered model; returns the run.
+
+    None when the version came from no run. Raises: RegistryError when MLflow does not answer.
+    """
+    made = version(settings, model.name, str(model.version))
+    if made.run_id is not None:
+        with answering(settings):
+            client(settings).log_text(made.run_id, text, name)
+    return made.run_id
+
+
 @contextmanager
 def _registry(settings: Settings) -> Iterator[Any]:
     """A client; a store that was never made is an answer, not a reason to make one."""

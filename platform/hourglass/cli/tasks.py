@@ -1,0 +1,210 @@
+"""Commands that put a trained model to a task: encode, similar, classify-probe, generate."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from hourglass.inference.predictor import Predictor
+    from hourglass.inference.rows import Rows
+
+MOST = 100_000
+STEPS = 10
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Artifact folder, s3://, or models:/NAME@ALIAS.")
+]
+Uri = Annotated[str, typer.Argument(metavar="URI", help="Rows: folder, glob, file or s3://.")]
+Out = Annotated[str, typer.Option("--out", metavar="FILE.parquet", help="A new file.")]
+MaxRows = Annotated[int, typer.Option("--max-rows", min=1, help="Read no more rows than these.")]
+
+
+def encode(
+    model: Model,
+    uri: Uri,
+    out: Out,
+    layer: Annotated[
+        int | None, typer.Option(help="Encoder layer, counted from 1 [the last: the code].")
+    ] = None,
+    max_rows: MaxRows = MOST,
+) -> None:
+    """Write the codes of rows, or what a hidden layer makes of them, to one Parquet file."""
+    import pyarrow as pa
+
+    from hourglass.inference.layers import deep_features
+    from hourglass.inference.rows import lists, require_new, write_table
+
+    require_new(out)
+    predictor = _predictor(model)
+    rows = _rows(predictor, uri, max_rows)
+    name = "code" if layer is None else f"layer_{layer}"
+    made = (
+        predictor.encode(rows.features)
+        if layer is None
+        else deep_features(predictor, rows.features, layer)
+    )
+    write_table(out, pa.table({"row": rows.numbers, name: lists(made)}))
+    typer.echo(f"output       {out}: {len(made)} rows, {name} of {made.shape[1]} units")
+
+
+def similar(
+    model: Model,
+    uri: Uri,
+    row: Annotated[int, typer.Option(min=0, help="Number of the row, from 0 in shard order.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours to show.")] = 10,
+    by: Annotated[Literal["code", "hash"], typer.Option(help="What is compared.")] = "code",
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="COL", help="Column to print; may be given again."),
+    ] = None,
+    max_rows: MaxRows = MOST,
+) -> None:
+    """Print the rows nearest to a row, by code (Euclidean distance) or hash (differing bits)."""
+    from hourglass.errors import DataError
+    from hourglass.inference.neighbours import Index
+
+    predictor = _predictor(model)
+    rows = _rows(predictor, uri, max_rows, *(label or ()))
+    own = rows.position(row)
+    if k >= len(rows.numbers):
+        raise DataError(
+            f"-k: found {k}, allowed are 1 to {len(rows.numbers) - 1}: the rows beside row {row}"
+        )
+    points = predictor.encode(rows.features) if by == "code" else predictor.hash(rows.features)
+    distances, found = Index(points).nearest(points[own : own + 1], k + 1)
+    # Equal rows before it may have pushed the row itself out of the k + 1.
+    others = [(d, at) for d, at in zip(distances[0], found[0], strict=True) if at != own][:k]
+    typer.echo(f"{'row':>10} {'distance':>10}" + "".join(f"  {name}" for name in label or ()))
+    for distance, at in [(0, own), *others]:
+        shown = f"{distance:>10.4f}" if by == "code" else f"{distance:>10d}"
+        cells = "".join(f"  {rows.columns.column(name)[int(at)].as_py()}" for name in label or ())
+        typer.echo(f"{rows.numbers[at]:>10} {shown}{cells}")
+
+
+def classify_probe(
+    model: Model,
+    train: Annotated[str, typer.Option(metavar="URI", help="Rows to learn the label from.")],
+    test: Annotated[str, typer.Option(metavar="URI", help="Rows to be right about.")],
+    label: Annotated[str, typer.Option(metavar="COL", help="Column of the label.")],
+    max_rows: MaxRows = MOST,
+) -> None:
+    """Print how well codes tell a label: nearest neighbours, logistic regression, and the floor."""
+    from hourglass.inference.probe import NEIGHBOURS, STEPS, classify
+
+    predictor = _predictor(model)
+    known, asked = (_rows(predictor, uri, max_rows, label) for uri in (train, test))
+    probe = classify(
+        predictor.encode(known.features),
+        known.labels(label),
+        predictor.encode(asked.features),
+        asked.labels(label),
+    )
+    stopped = "" if probe.logistic_converged else f" (stopped after {STEPS} steps)"
+    near = f"{NEIGHBOURS} neighbours"
+    typer.echo(f"{near:<12} {probe.knn_accuracy:.4f} in {probe.knn_seconds:.2f} s")
+    typer.echo(
+        f"logistic     {probe.logistic_accuracy:.4f} in {probe.logistic_seconds:.2f} s{stopped}"
+    )
+    typer.echo(f"floor        {probe.floor:.4f} (always the most frequent label)")
+
+
+def generate(
+    model: Model,
+    out: Out,
+    count: Annotated[int | None, typer.Option(min=1, help="Rows to draw from the prior.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws [0].")] = None,
+    between: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="ROW ROW", help="Go from one row to another.")
+    ] = None,
+    traverse: Annotated[
+        int | None, typer.Option(metavar="UNIT", help="Move this code unit, counted from 0.")
+    ] = None,
+    row: Annotated[int | None, typer.Option(help="The row whose code is traversed.")] = None,
+    uri: Annotated[str | None, typer.Option(metavar="URI", help="Where the rows are.")] = None,
+    steps: Annotated[int | None, typer.Option(min=2, help=f"Rows to make [{STEPS}].")] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1, help=f"Read no more rows than these [{MOST}].")
+    ] = None,
+) -> None:
+    """Write new rows: draws from the prior, a way between two rows, or one code unit moved."""
+    _one_way(
+        {"--count": count, "--between": between, "--traverse": traverse},
+        {"--seed": seed, "--row": row, "--uri": uri, "--steps": steps, "--max-rows": max_rows},
+    )
+    from hourglass.inference import generate as make
+    from hourglass.inference.rows import as_table, require_new, write_table
+
+    require_new(out)
+    predictor = _predictor(model)
+    if count is not None:
+        made = make.prior(predictor, count, seed or 0)
+    else:
+        assert uri is not None  # `_one_way` saw to it
+        rows = _rows(predictor, uri, max_rows or MOST)
+        if between is not None:
+            first, second = (rows.features[rows.position(number)] for number in between)
+            made = make.interpolate(predictor, first, second, steps or STEPS)
+        else:
+            assert row is not None
+            assert traverse is not None
+            made = _traversed(predictor, rows, row, traverse, steps or STEPS)
+    table, clipped = as_table(made, predictor.features)
+    write_table(out, table)
+    note = f", {clipped} cells clipped to 0..255" if clipped else ""
+    typer.echo(f"output       {out}: {len(made)} rows of {made.shape[1]} features{note}")
+
+
+WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "--count": ((), ("--seed",)),
+    "--between": (("--uri",), ("--steps", "--max-rows")),
+    "--traverse": (("--row", "--uri"), ("--steps", "--max-rows")),
+}
+"""Ways to generate: the options each needs, and those it allows."""
+
+
+def _one_way(ways: dict[str, Any], options: dict[str, Any]) -> None:
+    """Refuse none or two ways, an option that a way needs and has not, and one it would ignore."""
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise typer.BadParameter(f"give one of {', '.join(ways)}; found {found}")
+    needs, allows = WAYS[given[0]]
+    for name, value in options.items():
+        if value is None and name in needs:
+            raise typer.BadParameter(f"{given[0]} needs {name}")
+        if value is not None and name not in needs + allows:
+            raise typer.BadParameter(f"{given[0]} takes no {name}; remove it")
+
+
+def _traversed(predictor: "Predictor", rows: "Rows", row: int, unit: int, steps: int) -> Any:
+    """The row's code with `unit` going from its lowest to its highest value among the rows read."""
+    import numpy as np
+
+    from hourglass.inference.generate import require_unit, traverse
+
+    chosen = rows.features[rows.position(row)]
+    require_unit(predictor, unit)
+    values_B = predictor.encode(rows.features)[:, unit]
+    low, high = float(values_B.min()), float(values_B.max())
+    typer.echo(f"unit {unit:<7} {low:.4f} to {high:.4f}, its range over the rows read")
+    return traverse(predictor, chosen, unit, np.linspace(low, high, steps, dtype=np.float32))
+
+
+def _predictor(model: str) -> "Predictor":
+    from hourglass.inference.predictor import Predictor
+    from hourglass.settings import Settings
+    from hourglass.tracking.registry import resolve
+
+    found = resolve(model, Settings())
+    return Predictor.load(found.path, found.digest)
+
+
+def _rows(predictor: "Predictor", uri: str, most: int, *columns: str) -> "Rows":
+    """The first `most` rows at `uri`; says how many were read, dropped and left out."""
+    from hourglass.inference.rows import read_rows
+
+    rows = read_rows(uri, predictor.features, predictor.missing, columns, most)
+    dropped = f", {rows.dropped} dropped for missing cells" if rows.dropped else ""
+    left_out = f", {rows.left_out} left out by --max-rows {most}" if rows.left_out else ""
+    typer.echo(f"rows         {len(rows.numbers)} of {uri}{dropped}{left_out}")
+    return rows

@@ -1,0 +1,109 @@
+"""Rows from codes: draws from the prior, ways between two rows, one code unit moved; and denoising.
+
+Shapes: B rows, C raw columns, K code units.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hourglass.errors import DataError
+from hourglass.inference.predictor import Array, Predictor
+
+Rows = NDArray[np.float32]
+
+
+def prior(predictor: Predictor, count: int, seed: int) -> Rows:
+    """`count` new rows (B, C): codes drawn from the prior, decoded; the same seed, the same rows.
+
+    Raises: DataError for a model without a prior. Source: Kingma and Welling 2014, "Auto-encoding
+    variational Bayes", section 2.1.
+    """
+    return predictor.decode(prior_codes(predictor, count, seed))
+
+
+def prior_codes(predictor: Predictor, count: int, seed: int) -> Rows:
+    """`count` codes (B, K) drawn from N(0, 1). Raises DataError for a model without a prior."""
+    kind = predictor.module.spec.code.kind
+    if kind != "gaussian_posterior":
+        raise DataError(
+            f"code '{kind}' has no prior: its codes have no known distribution to draw from; "
+            "generate needs a model with code gaussian_posterior"
+        )
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((count, predictor.code_width), dtype=np.float32)
+
+
+def interpolate(predictor: Predictor, first: Array, second: Array, steps: int) -> Rows:
+    """Rows (steps, C) decoded from the straight line between the codes of two rows (C,), ends included.
+
+    Raises: DataError for fewer than 2 steps.
+    """
+    if steps < 2:
+        raise DataError(f"steps: found {steps}, needed are 2 or more: both ends are included")
+    one_K, two_K = _code(predictor, first), _code(predictor, second)
+    share_B1 = np.linspace(0.0, 1.0, steps, dtype=np.float32)[:, None]
+    return predictor.decode((1 - share_B1) * one_K + share_B1 * two_K)
+
+
+def traverse(predictor: Predictor, row: Array, unit: int, values: Array) -> Rows:
+    """Rows (B, C) decoded from one row's code with `unit`, counted from 0, set to each of `values`.
+
+    Raises: DataError for a unit the code has not.
+    """
+    require_unit(predictor, unit)
+    codes_BK = np.repeat(_code(predictor, row)[None], len(values), axis=0)
+    codes_BK[:, unit] = values
+    return predictor.decode(codes_BK)
+
+
+def require_unit(predictor: Predictor, unit: int) -> None:
+    """Raise DataError for a unit the code has not."""
+    if not 0 <= unit < predictor.code_width:
+        raise DataError(
+            f"unit: found {unit}, allowed are 0 to {predictor.code_width - 1}: the code has "
+            f"{predictor.code_width} units"
+        )
+
+
+def _code(predictor: Predictor, row: Array) -> Rows:
+    """The code (K,) of one raw row (C,)."""
+    code_K: Rows = predictor.encode(np.asarray(row)[None])[0]
+    return code_K
+
+
+@torch.inference_mode()
+def denoise(predictor: Predictor, rows: Array, seed: int) -> tuple[Rows, Rows]:
+    """Noisy rows (B, C), made by the corruption of training in model space, and their reconstructions.
+
+    Both in the units of the rows. The noise is drawn on the CPU: a seed means the same anywhere.
+    Raises: DataError for a model trained without corruption.
+    """
+    spec, preprocessing = predictor.module.spec, predictor.module.preprocessing
+    if spec.corruption.kind == "none":
+        raise DataError(
+            "the model was trained without corruption, so there is no noise that it removes; "
+            "train one with `corruption` set"
+        )
+    raw_BC = torch.from_numpy(np.array(predictor._rows(rows)))
+    clean_BF = preprocessing(raw_BC.to(predictor.device)).cpu()
+    low_F, high_F = preprocessing.low_F.cpu(), preprocessing.high_F.cpu()
+    rng = torch.Generator().manual_seed(seed)
+    seen_BF = spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
+    noisy: Rows = preprocessing.inverse(seen_BF.to(predictor.device)).cpu().numpy()
+    return noisy, predictor.reconstruct(noisy)
+
+
+def psnr(clean: Array, other: Array, peak: float) -> float:
+    """Peak signal-to-noise ratio in dB over all cells; `peak` is the largest value a cell may have.
+
+    Infinite for equal rows. Raises: DataError for shapes that differ.
+    Source: Huynh-Thu and Ghanbari 2008, "Scope of validity of PSNR in image/video quality
+    assessment".
+    """
+    if np.shape(clean) != np.shape(other):
+        raise DataError(f"rows of shape {np.shape(clean)} beside rows of {np.shape(other)}")
+    mse = float(np.square(np.subtract(clean, other, dtype=np.float64)).mean())
+    return 10.0 * math.log10(peak**2 / mse) if mse else math.inf

@@ -1,0 +1,69 @@
+"""Sections about the model itself: what it is, and how its loss fell."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hourglass.report import charts
+from hourglass.report.look import Look
+from hourglass.report.page import Section, note, table
+from hourglass.tracking.shown import redact
+
+
+def head(look: Look) -> Section:
+    """Name, version, digests, network, holdout metrics, the parts, the rows of this page."""
+    model = look.model
+    dataset = model.provenance.get("dataset", {})
+    facts = {
+        "name": model.name,
+        "version": look.version or "not registered",
+        "digest": look.digest,
+        "network": _network(look),
+        "data digest": dataset.get("digest", "not recorded"),
+        **{name: f"{v:.6g}" for name, v in model.metrics.items() if name.startswith("holdout")},
+        "threshold": f"{model.calibration.threshold:.6g}, the {model.calibration.quantile:g} "
+        f"quantile of {model.calibration.rows} held-out scores",
+        "rows of this page": f"{len(look.rows_BC)} {look.sight.what} of {redact(look.sight.source)}",
+    }
+    sentence = "What the model is, which data it learned from, and which parts it is made of."
+    notes = [note(text) for text in look.sight.notes]
+    parts = (table((), facts.items()), table(("part", "kind", "set to"), _parts(look)))
+    return Section("Model", sentence, (*notes, *parts))
+
+
+def _network(look: Look) -> str:
+    network = look.model.model.network
+    count = sum(weight.numel() for weight in look.predictor.module.parameters())
+    kind, units = str(network.kind), network.code_width
+    if network.kind == "dense":
+        features = look.model.features.kept
+        layers = (features, *network.widths[:-1], f"[{units}]", *network.hidden, features)
+        kind += f" {'-'.join(map(str, layers))}"
+    return f"{kind}, {units} code units, {count} parameters"
+
+
+def _parts(look: Look) -> Iterator[tuple[str, str, str]]:
+    """Each part, its kind and its settings; what `auto` and defaults became, too."""
+    spec = look.model.model
+    scaling = look.model.job.get("data", {}).get("scaling")
+    tree = {"scaling": scaling, **spec.model_dump(mode="json")}
+    for name, value in tree.items():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                kept = {key: part[key] for key in part if key != "kind" and part[key] is not None}
+                yield name, part.get("kind", ""), ", ".join(f"{k}: {kept[k]}" for k in kept)
+            elif part is not None:
+                yield name, str(part), ""
+    yield "code activation", spec.code_activation, ""
+    yield "output activation", spec.output_activation(look.model.unit_data), ""
+
+
+def losses(look: Look) -> Section | None:
+    """The loss by term over epochs, when the artifact has a history."""
+    history: list[dict[str, Any]] = look.model.provenance.get("history", [])
+    if not history:
+        return None
+    sentence = (
+        "The loss, its terms and the errors over the epochs of training; a holdout error that "
+        "rises while the training error falls is overfitting."
+    )
+    return Section("Loss", sentence, (charts.losses(history),))

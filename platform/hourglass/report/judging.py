@@ -1,0 +1,105 @@
+"""Sections about errors: the scores, the worst rows, and what referees make of the same rows.
+
+Shapes: B rows, C raw columns, F features in model space.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from hourglass.report import charts, figures, referee, showing
+from hourglass.report.look import Look, model_space
+from hourglass.report.page import Section, table
+from hourglass.report.referee import Verdict
+
+WORST, FEATURES = 10, 3
+
+
+def scores(look: Look) -> Section:
+    """The histogram of scores with the threshold, and the worst rows with their worst features."""
+    score, threshold = look.scores.score, look.predictor.threshold
+    above = int(look.scores.is_anomaly.sum())
+    drawn = charts.histogram(
+        figures.bins(score, skewed=True), "score", "rows", ("threshold", threshold)
+    )
+    label = [look.label] if look.label is not None else []
+    columns = ["shard, row group, row", *label, "score"]
+    columns += [f"worst feature {index + 1}" for index in range(FEATURES)]
+    sentence = (
+        f"The score of each row, its mean squared error in model space: {above} of {len(score)} "
+        f"rows ({above / len(score):.2%}) are above the threshold {threshold:.4g}. Below, the rows "
+        "with the highest scores, and the features that make them so, with their share of the "
+        "score: value, then reconstruction."
+    )
+    parts = (drawn, *showing.worst(look, figures.worst(score, WORST)))
+    return Section("Scores", sentence, (*parts, table(columns, _worst(look))))
+
+
+def _worst(look: Look) -> Iterator[list[Any]]:
+    at = figures.worst(look.scores.score, WORST)
+    rows = look.rows_BC[at]
+    found = look.predictor.score(rows, reconstruction=True, feature_errors=True)
+    assert found.feature_errors is not None
+    assert found.reconstruction is not None
+    kept = look.predictor.module.preprocessing.kept_F.tolist()
+    names = look.predictor.feature_names
+    judged = look.sight.judged
+    for index, errors in enumerate(found.feature_errors):
+        total = float(errors.sum()) or 1.0
+        cells = []
+        for feature in figures.worst(errors, FEATURES).tolist():
+            value = float(rows[index, kept[feature]])
+            made = float(found.reconstruction[index, kept[feature]])
+            share = errors[feature] / total
+            cells.append(f"{names[feature]} {share:.1%}: {value:.4g}, then {made:.4g}")
+        label = [] if judged.labels is None else [judged.labels[at[index]]]
+        yield [judged.places[at[index]], *label, f"{found.score[index]:.4g}", *cells]
+
+
+def referees(look: Look) -> Section:
+    """The model's error beside that of PCA, and of logistic PCA where model space is [0, 1]."""
+    fitted, judged, score = look.space_BF[::2], look.space_BF[1::2], look.scores.score[1::2]
+    if len(look.sight.fitted):
+        fitted = model_space(look.predictor, look.sight.fitted)
+        judged, score = look.space_BF, look.scores.score
+    scale = look.predictor.module.preprocessing
+    mean = ((scale.mean_C[scale.kept_F] - scale.shift_F) / scale.scale_F).double().numpy()
+    units = look.predictor.code_width
+    verdicts = [
+        referee.verdict("this model", units, float(score.mean()), judged, mean),
+        referee.pca(fitted, judged, mean, units),
+    ]
+    unit_space = float(scale.low_F.min()) >= 0.0 and float(scale.high_F.max()) <= 1.0
+    more = ""
+    if unit_space and units < fitted.shape[1]:
+        verdicts.append(referee.logistic_pca(fitted, judged, mean, units))
+        more = (
+            " Logistic PCA (Schein, Saul and Ungar 2003) searches the best code of each row anew, "
+            "which no encoder does in one pass."
+        )
+    sentence = f"{_ruling(verdicts, fitted.shape[1])} In model space; {look.sight.split}.{more}"
+    lines = [(v.name, v.units, f"{v.mse:.6g}", _share(v.fvu)) for v in verdicts]
+    return Section("Referee", sentence, (table(("", "units", "MSE", "FVU"), lines),))
+
+
+def _share(fvu: float) -> str:
+    return "no spread" if math.isnan(fvu) else f"{fvu:.4f}"
+
+
+def _ruling(verdicts: list[Verdict], features: int) -> str:
+    """A plain sentence about the model and PCA."""
+    ours, pca = verdicts[:2]
+    if ours.units >= features:
+        return (
+            f"A code of {features} units or more can hold the whole row: PCA proves nothing here."
+        )
+    times = ours.mse / pca.mse if pca.mse else math.inf
+    if times > 1.0:
+        return (
+            f"The model loses to PCA: its error is {times:.3g} times that of "
+            f"{pca.units} principal components, so a linear map would serve these rows better."
+        )
+    return (
+        f"The model beats PCA: its error is {times:.3g} times that of {pca.units} "
+        "principal components."
+    )

@@ -1,0 +1,278 @@
+"""The commands encode, similar, classify-probe and generate, on shards and a model on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from hourglass import Autoencoder, Predictor
+from hourglass.cli import app
+from hourglass.data.schema import FeatureSchema
+from hourglass.errors import DataError
+from hourglass.inference.generate import interpolate, prior, traverse
+from hourglass.inference.layers import deep_features
+from hourglass.inference.neighbours import Index
+from hourglass.inference.probe import classify
+from hourglass.inference.rows import as_table
+
+
+def hourglass(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def said(*arguments: Any) -> list[str]:
+    done = hourglass(*arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output.splitlines()
+
+
+def write(path: Path, rows: np.ndarray, label: list[Any], groups: int = 64) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"image": pa.array(list(rows)), "label": pa.array(label)}
+    pq.write_table(pa.table(columns), path, row_group_size=groups, write_page_checksum=True)
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: np.ndarray,
+    save_artifact: Callable[..., str],
+) -> Path:
+    """The working folder: `model`, and `data` of two shards with 300 rows."""
+    monkeypatch.chdir(tmp_path)
+    save_artifact("model")
+    parity = (rows[:, 0] > 3).astype(int).tolist()
+    write(tmp_path / "data" / "a.parquet", rows[:200], parity[:200])
+    write(tmp_path / "data" / "b.parquet", rows[200:], parity[200:])
+    return tmp_path
+
+
+def cells(path: str, column: str) -> np.ndarray:
+    return np.array(pq.read_table(path)[column].to_pylist())
+
+
+def test_encode_writes_the_codes_in_shard_order(folder: Path, rows: np.ndarray) -> None:
+    assert said("encode", "model", "data", "--out", "out/codes.parquet") == [
+        "rows         300 of data",
+        "output       out/codes.parquet: 300 rows, code of 5 units",
+    ]
+    written = pq.read_table("out/codes.parquet")
+    assert written.schema.field("code").type == pa.list_(pa.float32(), 5)
+    np.testing.assert_array_equal(cells("out/codes.parquet", "row"), np.arange(300))
+    expected = Predictor.load("model").encode(rows)
+    np.testing.assert_array_equal(cells("out/codes.parquet", "code"), expected)
+
+
+def test_encode_writes_a_hidden_layer(folder: Path, rows: np.ndarray) -> None:
+    lines = said("encode", "model", "data", "--out", "l.parquet", "--layer", 1)
+    assert lines[-1] == "output       l.parquet: 300 rows, layer_1 of 7 units"
+    expected = deep_features(Predictor.load("model"), rows, 1)
+    np.testing.assert_array_equal(cells("l.parquet", "layer_1"), expected)
+
+
+def test_rows_beyond_the_limit_are_told(folder: Path) -> None:
+    lines = said("encode", "model", "data", "--out", "c.parquet", "--max-rows", 230)
+    assert lines[0] == "rows         230 of data, 70 left out by --max-rows 230"
+    np.testing.assert_array_equal(cells("c.parquet", "row"), np.arange(230))
+
+
+def test_dropped_rows_are_told_and_keep_the_numbers_of_the_others(
+    folder: Path, rows: np.ndarray, save_artifact: Callable[..., str]
+) -> None:
+    save_artifact("model", features={"missing": "drop_row"})
+    holes = rows[:5].copy()
+    holes[[0, 3], 7] = np.nan
+    write(folder / "holes" / "a.parquet", holes, [0] * 5, groups=2)
+    lines = said("encode", "model", "holes", "--out", "c.parquet")
+    assert lines[0] == "rows         3 of holes, 2 dropped for missing cells"
+    assert cells("c.parquet", "row").tolist() == [1, 2, 4]
+    done = hourglass("similar", "model", "holes", "--row", 3, "-k", 1)
+    assert str(done.exception) == "holes: row 3 was dropped, it has missing cells"
+    write(folder / "holes" / "a.parquet", holes[[0, 3]], [0] * 2)
+    done = hourglass("encode", "model", "holes", "--out", "d.parquet")
+    assert str(done.exception) == ("holes: each of the 2 rows read has missing cells; none is left")
+
+
+@pytest.mark.parametrize("by", ["code", "hash"])
+def test_similar_prints_the_row_then_its_neighbours(
+    folder: Path, rows: np.ndarray, by: str
+) -> None:
+    lines = said("similar", "model", "data", "--row", 250, "-k", 4, "--by", by, "--label", "label")
+    model = Predictor.load("model")
+    points = model.encode(rows) if by == "code" else model.hash(rows)
+    distances, found = Index(points).nearest(points[250:251], 300)
+    labels = cells("data", "label")
+    expected = [
+        (at, d, labels[at]) for d, at in zip(distances[0], found[0], strict=True) if at != 250
+    ]
+    shown = "{:>10} {:>10.4f}  {}" if by == "code" else "{:>10} {:>10d}  {}"
+    assert lines == [
+        "rows         300 of data",
+        "       row   distance  label",
+        shown.format(250, 0, labels[250]),
+        *(shown.format(*one) for one in expected[:4]),
+    ]
+
+
+def test_similar_shows_a_row_among_its_copies_once(folder: Path, rows: np.ndarray) -> None:
+    write(folder / "same" / "a.parquet", np.repeat(rows[:1], 6, axis=0), [0] * 6)
+    lines = said("similar", "model", "same", "--row", 5, "-k", 2)
+    assert [line.split()[0] for line in lines[2:]] == ["5", "0", "1"]
+
+
+def test_classify_probe_prints_accuracies_and_the_floor(folder: Path, rows: np.ndarray) -> None:
+    lines = said(
+        *("classify-probe", "model", "--label", "label"),
+        *("--train", "data/a.parquet", "--test", "data/b.parquet"),
+    )
+    assert lines[:2] == ["rows         200 of data/a.parquet", "rows         100 of data/b.parquet"]
+    model = Predictor.load("model")
+    parity = cells("data", "label")
+    codes = model.encode(rows)
+    probe = classify(codes[:200], parity[:200], codes[200:], parity[200:])
+    assert [line.split(" in ")[0] for line in lines[2:]] == [
+        f"7 neighbours {probe.knn_accuracy:.4f}",
+        f"logistic     {probe.logistic_accuracy:.4f}",
+        f"floor        {probe.floor:.4f} (always the most frequent label)",
+    ]
+
+
+def test_generate_between_two_rows(folder: Path, rows: np.ndarray) -> None:
+    lines = said(
+        *("generate", "model", "--between", 3, 250, "--uri", "data"),
+        *("--steps", 4, "--out", "g.parquet"),
+    )
+    assert lines[-1] == "output       g.parquet: 4 rows of 12 features"
+    assert pq.read_schema("g.parquet").field("image").type == pa.list_(pa.float32(), 12)
+    expected = interpolate(Predictor.load("model"), rows[3], rows[250], 4)
+    np.testing.assert_array_equal(cells("g.parquet", "image"), expected)
+
+
+def test_generate_traverses_the_range_of_a_unit(folder: Path, rows: np.ndarray) -> None:
+    lines = said(
+        *("generate", "model", "--traverse", 1, "--row", 9, "--uri", "data"),
+        *("--out", "g.parquet"),
+    )
+    model = Predictor.load("model")
+    unit = model.encode(rows)[:, 1]
+    low, high = float(unit.min()), float(unit.max())
+    assert lines[1] == f"unit 1       {low:.4f} to {high:.4f}, its range over the rows read"
+    expected = traverse(model, rows[9], 1, np.linspace(low, high, 10, dtype=np.float32))
+    np.testing.assert_array_equal(cells("g.parquet", "image"), expected)
+
+
+def test_generate_draws_rows_in_the_columns_and_types_of_training(folder: Path) -> None:
+    bytes_ = np.random.default_rng(0).integers(0, 256, (200, 3)).astype(np.uint8)
+    vae = Autoencoder(
+        [4, 2],
+        code="gaussian_posterior",
+        penalties=[{"kind": "kl_prior", "beta": 0.01}],
+        epochs=1,
+        random_state=0,
+    )
+    vae.fit(pa.table({name: bytes_[:, i] for i, name in enumerate("abc")})).save("vae")
+    lines = said("generate", "vae", "--count", 50, "--seed", 7, "--out", "g.parquet")
+    written = pq.read_table("g.parquet")
+    assert written.schema == pa.schema([(name, pa.uint8()) for name in "abc"])
+    made = np.rint(prior(Predictor.load("vae"), 50, 7))
+    clipped = int(((made < 0) | (made > 255)).sum())
+    note = f", {clipped} cells clipped to 0..255" if clipped else ""
+    assert lines == [f"output       g.parquet: 50 rows of 3 features{note}"]
+    np.testing.assert_array_equal(np.array(written.to_pandas()), made.clip(0, 255))
+
+
+def test_cells_are_rounded_and_clipped_to_bytes_and_counted() -> None:
+    features = FeatureSchema("image", (), 3, "uint8")
+    table, clipped = as_table(np.array([[-3.0, 0.6, 254.4], [300.0, -0.4, 255.4]]), features)
+    assert table["image"].to_pylist() == [[0, 1, 254], [255, 0, 255]]
+    assert clipped == 2
+
+
+def test_nothing_is_overwritten(folder: Path) -> None:
+    before = (folder / "data" / "a.parquet").read_bytes()
+    for command in (
+        ("encode", "model", "data/a.parquet"),
+        ("generate", "model", "--between", 0, 1, "--uri", "data"),
+    ):
+        done = hourglass(*command, "--out", "data/a.parquet")
+        assert isinstance(done.exception, DataError)
+        assert str(done.exception) == (
+            "data/a.parquet: exists already; remove it, or write elsewhere"
+        )
+    assert (folder / "data" / "a.parquet").read_bytes() == before
+
+
+DATA_REFUSALS: list[tuple[tuple[Any, ...], str]] = [
+    (
+        ("generate", "model", "--count", 3, "--out", "g.parquet"),
+        "code 'plain' has no prior: its codes have no known distribution to draw from; generate needs "
+        "a model with code gaussian_posterior",
+    ),
+    (
+        ("generate", "model", "--traverse", 5, "--row", 0, "--uri", "data", "--out", "g.parquet"),
+        "unit: found 5, allowed are 0 to 4: the code has 5 units",
+    ),
+    (
+        ("similar", "model", "data", "--row", 300),
+        "data: no row 300; read were rows 0 to 299",
+    ),
+    (
+        ("similar", "model", "data", "--row", 40, "--max-rows", 40),
+        "data: no row 40; read were rows 0 to 39, 260 more were left out; raise the limit",
+    ),
+    (
+        ("similar", "model", "data", "--row", 4, "-k", 300),
+        "-k: found 300, allowed are 1 to 299: the rows beside row 4",
+    ),
+    (
+        ("similar", "model", "data", "--row", 4, "--label", "lable"),
+        "data/a.parquet: no column 'lable', did you mean 'label'? Columns: image, label",
+    ),
+    (
+        ("classify-probe", "model", "--train", "data", "--test", "data", "--label", "image"),
+        "data: column 'image' is list<element: float>, a label is one value",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), DATA_REFUSALS)
+def test_refusals(folder: Path, arguments: tuple[Any, ...], sentence: str) -> None:
+    done = hourglass(*arguments)
+    assert str(done.exception).replace(f"{folder}/", "") == sentence
+    assert not (folder / "g.parquet").exists()
+
+
+def test_every_row_needs_a_label(folder: Path, rows: np.ndarray) -> None:
+    write(folder / "some" / "a.parquet", rows[:3], [1, None, 0])
+    done = hourglass(
+        *("classify-probe", "model", "--train", "some", "--test", "data", "--label", "label")
+    )
+    assert str(done.exception) == (
+        "some: column 'label' is null in 1 of 3 rows; every row needs a label"
+    )
+
+
+OPTION_REFUSALS: list[tuple[tuple[Any, ...], str]] = [
+    ((), "give one of --count, --between, --traverse; found none"),
+    (
+        ("--count", 3, "--traverse", 1),
+        "give one of --count, --between, --traverse; found --count and --traverse",
+    ),
+    (("--between", 1, 2), "--between needs --uri"),
+    (("--traverse", 1, "--uri", "data"), "--traverse needs --row"),
+    (("--count", 3, "--steps", 4), "--count takes no --steps; remove it"),
+    (("--between", 1, 2, "--uri", "data", "--seed", 1), "--between takes no --seed; remove it"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), OPTION_REFUSALS)
+def test_ways_to_generate_do_not_mix(options: tuple[Any, ...], sentence: str) -> None:
+    done = hourglass("generate", "model", "--out", "g.parquet", *options)
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1] == f"Error: Invalid value: {sentence}"
