@@ -1,6 +1,6 @@
 """Commands that look at shards."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,3 +29,14 @@ def manifest(
     save_manifest(out, manifest)
     size = f"{len(manifest.shards)} shards, {manifest.rows} rows"
     typer.echo(f"{out}: {size}, digest {manifest.digest[:12]}")
+
+
+def make(
+    name: Annotated[Literal["digits", "lorenz"], typer.Argument(help="What to write.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where to; also s3://.")],
+) -> None:
+    """Write shards to try things with: handwritten digits, or a chaotic series with a strange part."""
+    from hourglass.data.demo import write_digits, write_lorenz
+
+    rows = {"digits": write_digits, "lorenz": write_lorenz}[name](folder)
+    typer.echo(f"{folder}: {rows} rows")

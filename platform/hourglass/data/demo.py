@@ -1,19 +1,26 @@
-"""Real data that comes with scikit-learn, as Parquet shards: 1,797 handwritten digits of 8 x 8."""
+"""Rows to try things with, as Parquet shards: real digits, and a generated chaotic series."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hourglass import storage
 
 SHARDS = 4
 GROUP_ROWS = 128
+WINDOW = 24
+"""Steps of one row of the series."""
+STEP_S = 0.02
+SERIES_ROWS = 4000
+STRANGE_ROWS = 200
 
 
 def write_digits(uri: str) -> int:
-    """Write the digits as shards below `uri` (`image` uint8[64], 0 to 16, and `label`); the rows.
+    """Write scikit-learn's 8 x 8 digits below `uri` (`image` uint8[64], 0 to 16, `label`); the rows.
 
     Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", test part.
     """
@@ -21,18 +28,72 @@ def write_digits(uri: str) -> int:
 
     digits = load_digits()
     images = digits.data.astype(np.uint8)
-    for shard, index in enumerate(np.array_split(np.arange(len(images)), SHARDS)):
-        flat = pa.array(images[index].reshape(-1))
+    labels = digits.target.astype(np.uint8)
+    parts = np.array_split(np.arange(len(images)), SHARDS)
+    _write(uri, [{"image": images[i], "label": labels[i], "row_id": i} for i in parts])
+    return len(images)
+
+
+def write_lorenz(uri: str) -> int:
+    """Write windows of Lorenz's system below `uri`/train and `uri`/test; the rows of both.
+
+    A row is `window` float32[24 x 3], consecutive steps of (x, y, z); `is_anomaly` marks a region of
+    the test series in which the steps of each window are shuffled: every value is a usual one, their
+    order is not. Source: Lorenz 1963, equations 25 to 27; the task after Sakurada and Yairi 2014.
+    """
+    rng = np.random.default_rng(0)
+    for split, start in (("train", (1.0, 1.0, 20.0)), ("test", (-5.0, 3.0, 30.0))):
+        windows = _windows(lorenz(start, SERIES_ROWS + WINDOW))
+        strange = np.zeros(len(windows), dtype=np.bool_)
+        if split == "test":
+            strange[SERIES_ROWS // 2 : SERIES_ROWS // 2 + STRANGE_ROWS] = True
+            windows[strange] = rng.permuted(windows[strange], axis=1)
+        flat = windows.reshape(len(windows), -1).astype(np.float32)
+        steps = np.arange(len(windows))
+        parts = np.array_split(steps, SHARDS)
+        columns = {"window": flat, "is_anomaly": strange, "step": steps}
+        _write(storage.join(uri, split), [{k: v[i] for k, v in columns.items()} for i in parts])
+    return 2 * SERIES_ROWS
+
+
+def lorenz(start: tuple[float, float, float], steps: int) -> NDArray[np.float64]:
+    """`steps` points (steps, 3) of Lorenz's system, STEP_S apart, by Runge and Kutta's fourth order."""
+
+    def slope(p: NDArray[np.float64]) -> NDArray[np.float64]:
+        x, y, z = p
+        return np.array([10.0 * (y - x), x * (28.0 - z) - y, x * y - 8.0 / 3.0 * z])
+
+    points = np.empty((steps, 3))
+    point = np.array(start)
+    for index in range(steps):
+        points[index] = point
+        one = slope(point)
+        two = slope(point + STEP_S / 2 * one)
+        three = slope(point + STEP_S / 2 * two)
+        four = slope(point + STEP_S * three)
+        point = point + STEP_S / 6 * (one + 2 * two + 2 * three + four)
+    return points
+
+
+def _windows(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Every run of WINDOW points (rows, WINDOW, 3), one starting at each step."""
+    view = np.lib.stride_tricks.sliding_window_view(points, WINDOW, axis=0)
+    return view.transpose(0, 2, 1)[:SERIES_ROWS].copy()
+
+
+def _write(uri: str, shards: Sequence[dict[str, NDArray[np.generic]]]) -> None:
+    """One Parquet file for each shard; a matrix becomes a vector column."""
+    for number, columns in enumerate(shards):
         table = pa.table(
             {
-                "image": pa.FixedSizeListArray.from_arrays(flat, images.shape[1]),
-                "label": pa.array(digits.target[index].astype(np.uint8)),
-                "row_id": pa.array(index),
+                name: pa.FixedSizeListArray.from_arrays(pa.array(v.reshape(-1)), v.shape[1])
+                if v.ndim == 2
+                else pa.array(v)
+                for name, v in columns.items()
             }
         )
         buffer = io.BytesIO()
         pq.write_table(
             table, buffer, compression="zstd", row_group_size=GROUP_ROWS, write_page_checksum=True
         )
-        storage.write(storage.join(uri, f"part-{shard:05d}.parquet"), buffer.getvalue())
-    return len(images)
+        storage.write(storage.join(uri, f"part-{number:05d}.parquet"), buffer.getvalue())
