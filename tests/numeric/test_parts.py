@@ -33,6 +33,7 @@ from hourglass.model.penalties import (
     CodeL2,
     Contractive,
     KlPrior,
+    Nested,
     Penalty,
     SparsityKl,
     WeightsL1,
@@ -84,6 +85,10 @@ class Encoder:
 
     def code_from(self, pre: Tensor) -> Tensor:
         return torch.tanh(pre)
+
+    def losses_from(self, code: Tensor, clean: Tensor) -> Tensor:
+        """As a decoder that adds the units up would have them."""
+        return (code.sum(dim=1, keepdim=True) - clean).square().mean(dim=1)
 
     def activated(self, pre: Tensor) -> Tensor:
         return torch.tanh(pre)
@@ -150,6 +155,8 @@ PENALTIES: list[tuple[Any, Seen, float]] = [
         seen_of(rows=[[2 * math.atanh(0.5)]], coder=Encoder([[0.5], [0.0]])),
         2 * 0.75**2 * 0.25,
     ),
+    (Nested(widths=(1,), weight=0.5), seen_of([[1.0, 5.0]], rows=[[3.0]]), 0.5 * 4.0),
+    (Nested(widths=(1, 2)), seen_of([[1.0, 5.0, 9.0]], rows=[[3.0]]), (4.0 + 9.0) / 2),
     # tanh of the pre-activations is 1/2 and 3/4; the decoder makes 1 and 3 of them.
     (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]]), 0.0),
     (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 99.0]), 0.5 * 1.0),

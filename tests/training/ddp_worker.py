@@ -49,6 +49,7 @@ MODELS: dict[str, dict] = {
     "weights": TANH | {"penalties": [part("weights_l1", 0.01), part("weights_l2", 0.1)]},
     "contractive": {"network": {"widths": [4]}, "penalties": [part("contractive", 0.3)]},
     "contractive_deep": TANH | {"penalties": [part("contractive", 0.3)]},
+    "nested": TANH | {"penalties": [{"kind": "nested", "widths": [1, 2]}]},
     "top_k": TANH | {"code": {"kind": "top_k", "k": 2}, "loss": {"kind": "huber"}},
     "variational": TANH
     | {

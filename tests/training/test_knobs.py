@@ -32,6 +32,10 @@ ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["code.k", "penalties.0.weight", "penalties.0.k", "penalties.0.dead_after_steps"],
     ),
+    "nested": (
+        {"penalties": [{"kind": "nested", "widths": [1]}]},
+        ["penalties.0.widths.0", "penalties.0.weight"],
+    ),
     "hashing": ({"code": {"kind": "gaussian_noise", "sd": 4.0}}, ["code.sd"]),
     "variational": (
         {

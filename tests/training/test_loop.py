@@ -263,3 +263,27 @@ def test_columns_that_float32_cannot_hold_are_refused_before_training() -> None:
     sentence = re.escape("feature 4 has values from ") + ".*which float32 does not hold"
     with pytest.raises(DataError, match=sentence):
         build(job(), stats.measure(rows))
+
+
+def test_a_nested_code_has_an_error_at_every_width() -> None:
+    """One run, a usable code at each listed width: better than cutting a code that was not nested."""
+    rows, widths = generated(600), [1, 2]
+    nested = {"network": {"widths": [8, 3]}, "penalties": [{"kind": "nested", "widths": widths}]}
+    settings = {"epochs": 20, "optimizer": {"kind": "adam", "lr": 0.01}}
+    runs = []
+    for model in (nested, {"network": {"widths": [8, 3]}}):
+        made = job(model, **settings)
+        run = Run(made, memory_feed(made, rows), fresh(made, rows))
+        runs.append(run.fit())
+    record = runs[0].history[-1]
+    curve = [record["holdout_mse_at_1"], record["holdout_mse_at_2"], record["holdout_mse"]]
+    assert curve == sorted(curve, reverse=True)
+    whole = torch.from_numpy(rows)
+    with torch.no_grad():
+        for width in widths:
+            cut = []
+            for state in runs:
+                result = state.module(whole)
+                output = state.module.output_at(result.code_BK, width)
+                cut.append(float((output - result.clean_BF).square().mean()))
+            assert cut[0] < 0.7 * cut[1]

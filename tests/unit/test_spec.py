@@ -169,7 +169,7 @@ MISTAKES = {
             "penalties:\n- {kind: sparsity_kl, rho: 0.1, beta: 1}\n- {kind: l1, rho: 0.1, beta: 1}"
         ),
         "job.yaml:9: model.penalties.1: found kind 'l1'. Allowed: sparsity_kl, code_l1, code_l2, "
-        "weights_l1, weights_l2, contractive, aux_k, kl_prior",
+        "weights_l1, weights_l2, contractive, aux_k, nested, kl_prior",
     ),
     "single value for a mapping": (
         TRAIN + "train: 5\n",
@@ -221,6 +221,10 @@ MISTAKES = {
         TRAIN + "  penalties: [{kind: aux_k}]\n",
         "job.yaml:6: model: penalty aux_k needs code top_k, whose unused units it revives; "
         "found code 'plain'",
+    ),
+    "nested widths out of order": (
+        TRAIN + "  penalties: [{kind: nested, widths: [2, 4]}]\n",
+        "job.yaml:6: model: penalty nested: widths [2, 4] must increase and stay below the code's 4 units",
     ),
     "more than all units": (
         TRAIN + "  code: {kind: top_k, k: 5}\n",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hourglass.model.activations import FUNCTIONS
+from hourglass.model.code import prefix
 from hourglass.model.passes import BatchMean, Pass, RowMean, Seen
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import CODE_LOW, ModelSpec
@@ -56,6 +57,11 @@ class AutoencoderModule(nn.Module):
         """Codes (B, K), without noise."""
         return self.spec.code.code(pre_BP, self._code_activation, None)
 
+    def losses_from(self, code_BK: Tensor, clean_BF: Tensor) -> Tensor:
+        """The reconstruction loss (B,) of rows decoded from these codes."""
+        pre_BF = self.network.decode(code_BK)
+        return self.spec.loss.per_row(self._output_activation(pre_BF), pre_BF, clean_BF)
+
     def activated(self, pre_BP: Tensor) -> Tensor:
         """The code's activation of every unit, (B, P)."""
         return self._code_activation(pre_BP)
@@ -76,6 +82,10 @@ class AutoencoderModule(nn.Module):
     def row_losses(self, result: Pass) -> Tensor:
         """The reconstruction loss of each row, shape (B,)."""
         return self.spec.loss.per_row(result.output_BF, result.pre_BF, result.clean_BF)
+
+    def output_at(self, code_BK: Tensor, width: int) -> Tensor:
+        """The output (B, F) from the first `width` units of the code, the others 0."""
+        return self._output_activation(self.network.decode(prefix(code_BK, width)))
 
     def penalties(
         self,

@@ -98,6 +98,12 @@ def posterior(pre_BP: Tensor) -> tuple[Tensor, Tensor]:
     return mean_BK, log_var_BK.clamp(-LOG_VAR, LOG_VAR)
 
 
+def prefix(code_BK: Tensor, width: int) -> Tensor:
+    """The code with all but its first `width` units set to 0."""
+    kept_K = torch.arange(code_BK.shape[1], device=code_BK.device) < width
+    return code_BK * kept_K
+
+
 def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=rng, device=like.device, dtype=like.dtype)
 

@@ -36,6 +36,10 @@ class Coder(Protocol):
         """Codes (B, K), without noise."""
         ...
 
+    def losses_from(self, code_BK: Tensor, clean_BF: Tensor) -> Tensor:
+        """The reconstruction loss (B,) of rows decoded from these codes."""
+        ...
+
     def activated(self, pre_BP: Tensor) -> Tensor:
         """The code's activation of every unit, (B, P)."""
         ...

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from hourglass.model.code import posterior
+from hourglass.model.code import posterior, prefix
 from hourglass.model.passes import Seen
 from hourglass.strict import Strict
 
@@ -172,6 +172,27 @@ class AuxK(Strict):
         return self.weight * seen.row_mean(error_B)
 
 
+class Nested(Strict):
+    """weight * reconstruction loss from the first units of the code alone, mean over `widths`.
+
+    One run then has a usable code of every listed width: its first units. Source: Rippel, Gelbart and
+    Adams 2014, "Learning ordered representations with nested dropout"; all widths at once as in
+    Kusupati et al. 2022, "Matryoshka representation learning", equation 1.
+    """
+
+    kind: Literal["nested"] = "nested"
+    widths: tuple[PositiveInt, ...] = Field(
+        min_length=1, max_length=64, description="Units of the shorter codes, increasing."
+    )
+    weight: float = Field(1.0, gt=0.0, description="Weight of the penalty.")
+
+    def value(self, seen: Seen) -> Tensor:
+        """The weighted penalty, a scalar."""
+        code_BK, clean_BF = seen.result.code_BK, seen.result.clean_BF
+        losses = [seen.coder.losses_from(prefix(code_BK, w), clean_BF) for w in self.widths]
+        return self.weight * seen.row_mean(torch.stack(losses).mean(dim=0))
+
+
 class KlPrior(Strict):
     """beta * KL(posterior || N(0, 1)), summed over units, mean over rows; beta grows from 0.
 
@@ -192,6 +213,6 @@ class KlPrior(Strict):
 
 
 Penalty = Annotated[
-    SparsityKl | CodeL1 | CodeL2 | WeightsL1 | WeightsL2 | Contractive | AuxK | KlPrior,
+    SparsityKl | CodeL1 | CodeL2 | WeightsL1 | WeightsL2 | Contractive | AuxK | Nested | KlPrior,
     Field(discriminator="kind"),
 ]

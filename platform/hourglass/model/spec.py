@@ -50,6 +50,11 @@ class ModelSpec(Strict):
             return chosen
         return "sigmoid" if unit_data or self.loss.kind == "bce" else "linear"
 
+    @property
+    def nested_widths(self) -> tuple[int, ...]:
+        """Widths at which the first units of the code are a code of their own."""
+        return next((p.widths for p in self.penalties if p.kind == "nested"), ())
+
     @model_validator(mode="before")
     @classmethod
     def _preset_is_parts(cls, tree: Any) -> Any:
@@ -103,6 +108,13 @@ class ModelSpec(Strict):
                 "penalty contractive needs second derivatives, which the LSTM of a GPU has not; "
                 "use network dense or conv"
             )
+        if penalty.kind == "nested":
+            widths = (*penalty.widths, self.network.code_width)
+            if list(widths) != sorted(set(widths)):
+                yield (
+                    f"penalty nested: widths {list(penalty.widths)} must increase and stay below the "
+                    f"code's {self.network.code_width} units"
+                )
         if penalty.kind == "aux_k" and self.code.kind != "top_k":
             yield (
                 "penalty aux_k needs code top_k, whose unused units it revives; "

@@ -71,8 +71,11 @@ def _knobs(spec: ModelSpec) -> Iterator[tuple[str, float]]:
 def _numbers(path: str, part: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in part.items():
         off = name == "warmup_steps" and value == 0  # its default: no warm-up
-        if isinstance(value, int | float) and not isinstance(value, bool) and not off:
-            yield f"{path}.{name}", value
+        values = value if isinstance(value, list) else [value]
+        for index, number in enumerate(values):
+            below = f".{index}" if isinstance(value, list) else ""
+            if isinstance(number, int | float) and not isinstance(number, bool) and not off:
+                yield f"{path}.{name}{below}", number
 
 
 def _changed(spec: ModelSpec, path: str, value: float) -> tuple[float | None, ModelSpec | None]:
@@ -85,7 +88,7 @@ def _changed(spec: ModelSpec, path: str, value: float) -> tuple[float | None, Mo
         place: Any = tree
         for step in steps:
             place = place[int(step)] if isinstance(place, list) else place[step]
-        place[last] = tried
+        place[int(last) if isinstance(place, list) else last] = tried
         try:
             return tried, ModelSpec.model_validate(tree)
         except ValidationError:

@@ -111,13 +111,15 @@ def evaluate(
 ) -> dict[str, float]:
     """Holdout MSE in model space, FVU, mean code activation, of all workers; empty without rows."""
     zero = torch.zeros((), dtype=torch.float64, device=device)
-    sums: Sums = {name: zero.clone() for name in ("error", "spread", "code", "rows")}
+    at_widths = [f"error_at_{width}" for width in state.module.spec.nested_widths]
+    sums: Sums = {name: zero.clone() for name in ("error", "spread", "code", "rows", *at_widths)}
     for part in rows:
         add(sums, evaluate_batch(state.module, part.to(device)))
     totals = reduce(sums, peers)
     if not totals["rows"]:
         return {}
-    return {
+    curve = {f"holdout_mse{name[5:]}": totals[name] / totals["rows"] for name in at_widths}
+    return curve | {
         "holdout_mse": totals["error"] / totals["rows"],
         "holdout_fvu": totals["error"] / totals["spread"] if totals["spread"] else 0.0,
         "holdout_code_mean": totals["code"] / totals["rows"],

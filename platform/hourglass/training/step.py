@@ -150,7 +150,15 @@ def evaluate_batch(module: AutoencoderModule, rows: Tensor) -> Sums:
     mean_F = (
         preprocessing.mean_C[preprocessing.kept_F] - preprocessing.shift_F
     ) / preprocessing.scale_F
-    return {
+    at_widths = {
+        f"error_at_{width}": (module.output_at(result.code_BK, width) - result.clean_BF)
+        .square()
+        .mean(dim=1)
+        .double()
+        .sum()
+        for width in module.spec.nested_widths
+    }
+    return at_widths | {
         "error": (result.output_BF - result.clean_BF).square().mean(dim=1).double().sum(),
         "spread": (result.clean_BF - mean_F).square().mean(dim=1).double().sum(),
         "code": result.code_BK.mean(dim=1).double().sum(),
