@@ -54,7 +54,10 @@ for command in (
     app.command()(command)
 
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "data": ("Look at Parquet shards.", {"inspect": data.inspect, "manifest": data.manifest}),
+    "data": (
+        "Look at Parquet shards, or make some.",
+        {"inspect": data.inspect, "manifest": data.manifest, "make": data.make},
+    ),
     "models": (
         "The registry.",
         {
