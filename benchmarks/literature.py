@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -274,6 +275,24 @@ def satellite(bench: Bench) -> list[Line]:
     return [at_least("satellite", figure, bound, peer, probe.knn_accuracy, run.seconds)]
 
 
+def imdb_hashing(bench: Bench) -> list[Line]:
+    """Distance of reviews over distance of their hashes, every pair of test rows."""
+    run = bench.train("imdb_hashing")
+    words = bench.rows("imdb/test", "words").astype(np.float64)
+    bits = np.unpackbits(run.predictor.hash(words), axis=1)[:, : run.predictor.code_width]
+    unit = words / np.linalg.norm(words, axis=1, keepdims=True).clip(1e-9)
+    upper = np.triu_indices(len(words), 1)
+    cosine = (1.0 - unit @ unit.T)[upper]
+    hamming = (bits[:, None] != bits[None]).sum(axis=2)[upper]
+    steps = np.unique(hamming)
+    curve = [cosine[hamming == step].mean() for step in steps]
+    rises = int((np.diff(curve) > 0).sum())
+    beside = f"rises at {rises} of {len(curve) - 1} steps, {curve[0]:.3f} to {curve[-1]:.3f}"
+    figure = "Spearman, cosine distance over Hamming"
+    found = float(spearmanr(steps, curve).statistic)
+    return [at_least("imdb_hashing", figure, 0.95, beside, found, run.seconds)]
+
+
 def lorenz(bench: Bench) -> list[Line]:
     """The shuffled stretch, by a dense network and an LSTM that predicts the last 4 steps."""
     write_lorenz(str(bench.data_of("lorenz")))
@@ -311,6 +330,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "mnist_denoising": mnist_denoising,
     "cifar10_denoising": cifar10_denoising,
     "satellite": satellite,
+    "imdb_hashing": imdb_hashing,
     "lorenz": lorenz,
 }
 

@@ -33,7 +33,7 @@ def test_fields_of_the_file_go_over_those_of_the_preset() -> None:
     chosen = model(preset="k_sparse", code={"k": 4}, loss={"kind": "mae"})
     assert (chosen.code.kind, chosen.code.k, chosen.loss.kind) == ("top_k", 4, "mae")
     assert chosen.code_activation == "relu"
-    other = model(preset="k_sparse", code={"kind": "gaussian_noise", "sd": 1.0},
+    other = model(preset="k_sparse", code={"kind": "gaussian_noise", "sd": 1.0}, penalties=[],
                   network={"widths": [4], "code_activation": "sigmoid"})  # fmt: skip
     assert other.code.model_dump() == {"kind": "gaussian_noise", "sd": 1.0}
     assert model(preset="contractive", penalties=[]).penalties == ()

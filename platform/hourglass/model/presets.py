@@ -35,7 +35,11 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "code": {"kind": "gaussian_posterior"},
         "penalties": [{"kind": "kl_prior", "beta": 1e-3}],
     },
-    "semantic_hashing": {"code": {"kind": "gaussian_noise", "sd": 4.0}},
+    "semantic_hashing": {
+        "code": {"kind": "gaussian_noise", "sd": 4.0},
+        # Bits as often 1 as 0: a code that is the same for every row escapes the noise as well.
+        "penalties": [{"kind": "sparsity_kl", "rho": 0.5, "beta": 0.01}],
+    },
 }
 
 
