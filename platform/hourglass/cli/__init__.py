@@ -41,6 +41,7 @@ for command in (
     runs.train,
     runs.score,
     report.report,
+    report.plot_model,
     tasks.encode,
     tasks.similar,
     tasks.classify_probe,

@@ -1,4 +1,4 @@
-"""The command that shows a model on one page."""
+"""Commands that show a model: on one page, or its network as a picture."""
 
 from typing import Annotated
 
@@ -31,3 +31,31 @@ def report(
     typer.echo(f"page         {done.uri}")
     if done.run_id is not None:
         typer.echo(f"tracking     logged to run {done.run_id}")
+
+
+def plot_model(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE|ARTIFACT", help="A train job's YAML file, or an artifact."),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE.svg", help="Where to.")
+    ] = "network.svg",
+    features: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=2**30, metavar="N", help="Features of a row, where no shard tells."
+        ),
+    ] = None,
+) -> None:
+    """Draw the network of a job file or a model as an SVG picture, parameters counted."""
+    if not out.endswith(".svg"):
+        raise typer.BadParameter(f"--out: found '{out}', the picture is SVG; end it in .svg")
+    from hourglass.report.network import plot
+    from hourglass.settings import Settings
+
+    done = plot(source, Settings(), out=out, features=features)
+    for note in done.notes:
+        typer.echo(f"warning: {note}", err=True)
+    typer.echo(f"network      {done.summary}")
+    typer.echo(f"picture      {done.uri}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hourglass.report import charts
+from hourglass.report.layers import settings, summary
 from hourglass.report.look import Look
 from hourglass.report.page import Section, note, table
 from hourglass.tracking.shown import redact
@@ -17,7 +18,7 @@ def head(look: Look) -> Section:
         "name": model.name,
         "version": look.version or "not registered",
         "digest": look.digest,
-        "network": _network(look),
+        "network": summary(look.predictor.module),
         "data digest": dataset.get("digest", "not recorded"),
         **{name: f"{v:.6g}" for name, v in model.metrics.items() if name.startswith("holdout")},
         "threshold": f"{model.calibration.threshold:.6g}, the {model.calibration.quantile:g} "
@@ -30,17 +31,6 @@ def head(look: Look) -> Section:
     return Section("Model", sentence, (*notes, *parts))
 
 
-def _network(look: Look) -> str:
-    network = look.model.model.network
-    count = sum(weight.numel() for weight in look.predictor.module.parameters())
-    kind, units = str(network.kind), network.code_width
-    if network.kind == "dense":
-        features = look.model.features.kept
-        layers = (features, *network.widths[:-1], f"[{units}]", *network.hidden, features)
-        kind += f" {'-'.join(map(str, layers))}"
-    return f"{kind}, {units} code units, {count} parameters"
-
-
 def _parts(look: Look) -> Iterator[tuple[str, str, str]]:
     """Each part, its kind and its settings; what `auto` and defaults became, too."""
     spec = look.model.model
@@ -49,8 +39,7 @@ def _parts(look: Look) -> Iterator[tuple[str, str, str]]:
     for name, value in tree.items():
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, dict):
-                kept = {key: part[key] for key in part if key != "kind" and part[key] is not None}
-                yield name, part.get("kind", ""), ", ".join(f"{k}: {kept[k]}" for k in kept)
+                yield name, part.get("kind", ""), settings(part)
             elif part is not None:
                 yield name, str(part), ""
     yield "code activation", spec.code_activation, ""
