@@ -33,6 +33,7 @@ from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
 from hourglass.training.knobs import certify
+from hourglass.training.phases import pretrain
 from hourglass.training.state import Record
 
 Kind = TypeVar("Kind", bound=np.generic)
@@ -86,6 +87,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         schedule: Any = "constant",
         clip_norm: float | None = None,
         early_stop: Any = None,
+        phases: Any = None,
         quantile: float = 0.99,
         accelerator: str = "auto",
         random_state: Any = None,
@@ -116,6 +118,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.schedule = schedule
         self.clip_norm = clip_norm
         self.early_stop = early_stop
+        self.phases = phases
         self.quantile = quantile
         self.accelerator = accelerator
         self.random_state = random_state
@@ -153,6 +156,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         say = print if self.verbose else _silent
         say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
             "{imputed_cells} cells imputed".format(**self.dataset_))  # fmt: skip
+        pretrain(module, feed, job.train, Alone(), say, device)
         loop.fit(
             now,
             module,
@@ -344,6 +348,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "schedule": _part(self.schedule),
                 "clip_norm": self.clip_norm,
                 "early_stop": self.early_stop,
+                "phases": _parts(self.phases) or [],
                 "seed": seed,
             },
             "scale": {"accelerator": self.accelerator},
@@ -382,7 +387,7 @@ def _parameters(job: TrainJob) -> dict[str, Any]:
         **model,
         **{name: data[name] for name in ("scaling", "constant", "missing", "holdout")},
         **{name: train[name] for name in ("epochs", "batch_rows", "optimizer", "schedule")},
-        **{name: train[name] for name in ("clip_norm", "early_stop")},
+        **{name: train[name] for name in ("clip_norm", "early_stop", "phases")},
         "quantile": job.quantile,
         "accelerator": job.scale.accelerator,
         "random_state": job.train.seed,

@@ -27,6 +27,7 @@ from hourglass.errors import SpecError
 from hourglass.model.preprocessing import Range, Scaling
 from hourglass.model.spec import ModelSpec
 from hourglass.strict import Strict
+from hourglass.train_parts import Phase, contradictions
 
 Uri = Annotated[str, Field(min_length=1)]
 Uris = Annotated[tuple[Uri, ...], Field(min_length=1)]
@@ -156,6 +157,7 @@ class EarlyStop(Strict):
 class TrainSpec(Strict):
     """How the weights are found."""
 
+    phases: tuple[Phase, ...] = Field((), description="Pretraining, in order, before the epochs.")
     epochs: PositiveInt = Field(10, description="Passes over the training rows.")
     batch_rows: PositiveInt = Field(256, description="Rows of one step, over all workers together.")
     optimizer: Optimizer = Field(Adam(), description="Update rule.")
@@ -249,6 +251,13 @@ class TrainJob(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        scaling = self.data.scaling.kind
+        for found in contradictions(self.train.phases, self.model, scaling, self.unit_data):
+            raise ValueError(found)
+        return self
+
     @property
     def unit_data(self) -> bool:
         """True when model space is meant to be [0, 1]."""
@@ -257,11 +266,12 @@ class TrainJob(Strict):
     @property
     def run_name(self) -> str:
         """`<name>-<hash of everything that decides the weights>`: the same command, the same run."""
+        silent = set() if self.train.phases else {"phases"}  # none: the name from before phases
         decisive = self.model_dump(
             mode="json",
             exclude={
                 **dict.fromkeys(("name", "track", "quantile"), True),
-                "train": {"checkpoint_every_steps"},
+                "train": {"checkpoint_every_steps", *silent},
                 "scale": {"max_failures"},
             },
         )

@@ -414,7 +414,7 @@ def test_an_unknown_path_of_an_override_is_a_mistake(check: Any) -> None:
     assert refusal(check, TRAIN, ["train.epoch=3"]) == (
         "job.yaml: 1 mistake\n  job.yaml (--set): train.epoch: unknown field, "
         "did you mean 'epochs'? Allowed: batch_rows, checkpoint_every_steps, clip_norm, "
-        "early_stop, epochs, optimizer, schedule, seed"
+        "early_stop, epochs, optimizer, phases, schedule, seed"
     )
 
 

@@ -70,6 +70,11 @@ class Dense(Strict):
         return self.decoder if self.decoder is not None else tuple(reversed(self.widths[:-1]))
 
     @property
+    def mirrored(self) -> bool:
+        """True when the decoder's layers are the encoder's, in reverse."""
+        return self.hidden == tuple(reversed(self.widths[:-1]))
+
+    @property
     def activations(self) -> tuple[tuple[Activation, ...], tuple[Activation, ...]]:
         """Of the encoder's and of the decoder's hidden layers."""
         if isinstance(self.activation, str):
@@ -87,8 +92,7 @@ class Dense(Strict):
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
-        mirrored = self.hidden == tuple(reversed(self.widths[:-1]))
-        if self.tied and not mirrored:
+        if self.tied and not self.mirrored:
             raise ValueError(
                 f"tied needs a decoder that mirrors the encoder, found hidden layers "
                 f"{list(self.hidden)} after {list(self.widths)}: remove `decoder`"

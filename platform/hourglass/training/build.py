@@ -37,7 +37,7 @@ def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
     """The part of the module that the rows decide.
 
     Raises: DataError when a column is empty, too large or none is left, SpecError when the loss
-    does not fit the rows.
+    or a phase does not fit the rows.
     """
     if not stats.count.any():
         raise DataError("every training row was dropped or held out; nothing is left to train on")
@@ -57,9 +57,11 @@ def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
         raise DataError("every column is constant; `constant: drop` leaves none")
     preprocessing = Preprocessing.fit(job.data.scaling, figures, drop)
     low, high = float(preprocessing.low_F.min()), float(preprocessing.high_F.max())
-    if job.model.loss.kind == "bce" and (low < -1e-6 or high > 1 + 1e-6):
+    asks = ["loss bce"] if job.model.loss.kind == "bce" else []
+    asks += ["phase rbm" for p in job.train.phases if p.kind == "rbm" and p.visible == "logistic"]
+    if asks and (low < -1e-6 or high > 1 + 1e-6):
         raise SpecError(
-            f"loss bce needs rows in [0, 1], scaling '{job.data.scaling.kind}' leaves "
+            f"{asks[0]} needs rows in [0, 1], scaling '{job.data.scaling.kind}' leaves "
             f"[{low:g}, {high:g}]; use `scaling: {{kind: unit}}`"
         )
     return preprocessing

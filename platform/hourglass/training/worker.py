@@ -15,7 +15,7 @@ from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.reading import Census, Rows, fetch, stream_features
 from hourglass.errors import HourglassError, SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.spec import TrainJob, dump
+from hourglass.spec import TrainJob, TrainSpec, dump
 from hourglass.training import loop, state
 from hourglass.training.board import Line
 from hourglass.training.build import build, feature_record
@@ -23,6 +23,7 @@ from hourglass.training.calibrate import calibrate
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone, Peers, Together, parallel
 from hourglass.training.knobs import Certificate, certify
+from hourglass.training.phases import pretrain
 
 Tell = Callable[[str, Any], None]
 
@@ -81,7 +82,7 @@ def _run(task: Task) -> None:
     feed = _feed(task, rank, size)
     tell = task.line.tell if rank == 0 else _quiet
     certificate = _certify(module, feed, peers, device)
-    _resume(now, task.checkpoints, peers, tell)
+    begin(now, task.job.train, feed, task.checkpoints, peers, tell, device)
     loop.fit(
         now,
         parallel(module, peers),
@@ -148,13 +149,27 @@ def _certify(
     return list(first)
 
 
-def _resume(now: state.State, saved: Checkpoints, peers: Peers, tell: Tell) -> None:
-    """All workers start from the checkpoint that the first one finds."""
+def begin(
+    now: state.State,
+    spec: TrainSpec,
+    feed: Feed,
+    saved: Checkpoints,
+    peers: Peers,
+    tell: Tell,
+    device: torch.device,
+) -> None:
+    """All workers start from the checkpoint that the first one finds, else from the phases.
+
+    What the phases found is committed at once, as step 0: a killed run does not repeat them.
+    """
     found = saved.newest(partial(tell, "note")) if peers.rank == 0 else None
     name = peers.share(found)[0]
     if name is not None:
         now.restore(*saved.load(name), rank=peers.rank)
         tell("resumed", {"step": now.step, "epoch": now.epoch, "history": now.history})
+    elif spec.phases:
+        pretrain(now.module, feed, spec, peers, partial(tell, "note"), device)
+        saved.save(now, peers)
 
 
 def _quiet(kind: str, payload: Any) -> None:

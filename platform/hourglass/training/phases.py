@@ -1,0 +1,217 @@
+"""Pretraining: each layer of a dense network by itself, from the row inwards, before `loop.fit`.
+
+A pure function of rows, seed and workers: gradients are sums over this worker's rows, added over the
+workers and divided by the rows of the whole batch, so every worker holds the same weights, to the
+bit. Shapes: B rows of this worker, V units below a layer, H units above it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import Adam
+
+from hourglass.data.feed import Feed
+from hourglass.errors import TrainingError
+from hourglass.model import rbm
+from hourglass.model.activations import FUNCTIONS
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.dense import Dense, DenseNetwork
+from hourglass.spec import TrainSpec
+from hourglass.train_parts import Greedy, Rbm
+from hourglass.training.collective import Peers
+from hourglass.training.step import noise_seed
+
+FIRST = 2**31
+"""Where pretraining begins to count epochs and steps: far beyond those of `loop.fit`, so that neither
+an order of rows nor a draw of noise comes twice, and independent of `train.epochs`."""
+FIRST_SD = 0.01
+"""Of a Boltzmann machine's first weights. Source: Hinton 2010, section 8."""
+
+Function = Callable[[Tensor], Tensor]
+Learn = Callable[[Tensor, int, int], Tensor]
+"""A layer's input (B, V), the rows of the whole batch, the epoch -> the error of each row, (B,)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the encoder and its mirror; `back` is the mirror's own weight, where it has one."""
+
+    weight_HV: Tensor
+    hidden_H: Tensor
+    back: tuple[Tensor, ...]
+    visible_V: Tensor
+    up: Function
+    down: Function
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """Everything the layer learns."""
+        return (self.weight_HV, self.hidden_H, *self.back, self.visible_V)
+
+    def encode(self, x_BV: Tensor) -> Tensor:
+        """Input (B, V) to activations (B, H)."""
+        return self.up(functional.linear(x_BV, self.weight_HV, self.hidden_H))
+
+    def decode(self, y_BH: Tensor) -> Tensor:
+        """Activations (B, H) to a reconstruction of the input, (B, V)."""
+        back_VH = self.back[0] if self.back else self.weight_HV.t()
+        return self.down(functional.linear(y_BH, back_VH, self.visible_V))
+
+
+def pretrain(
+    module: AutoencoderModule,
+    feed: Feed,
+    spec: TrainSpec,
+    peers: Peers,
+    report: Callable[[str], None],
+    device: torch.device,
+) -> None:
+    """Run the phases of `spec` on `module`, in place; `report` hears a line for each epoch.
+
+    Raises: TrainingError on every worker when an error of reconstruction is not finite.
+    """
+    epochs, steps, rng = count(FIRST), count(FIRST), torch.Generator(device=device)
+
+    def batches(below: Sequence[Layer]) -> Iterator[tuple[Tensor, int]]:
+        for batch in feed.train(next(epochs)):
+            rng.manual_seed(noise_seed(spec.seed, next(steps), peers.rank))
+            yield _inside(module, below, torch.from_numpy(batch.rows).to(device)), batch.total
+
+    for number, phase in enumerate(spec.phases, 1):
+        layers = _layers(module)
+        for index, layer in enumerate(layers):
+            # First weights are drawn alike on every worker, before each draws noise of its own.
+            rng.manual_seed(noise_seed(spec.seed, next(steps), 0))
+            learn = _learner(phase, module, layer, index, len(layers), peers, rng)
+            for epoch in range(phase.epochs):
+                error = _one_epoch(learn, batches(layers[:index]), epoch, peers, device)
+                place = f"phase {number} ({phase.kind}), layer {index + 1} of {len(layers)}, "
+                place += f"epoch {epoch + 1}/{phase.epochs}"
+                if not math.isfinite(error):
+                    raise TrainingError(
+                        f"stopped in {place}: the error is NaN or infinite. Nothing was committed; "
+                        "lower the phase's learning rate or look at the rows"
+                    )
+                report(f"{place}: error {error:.5f}")
+    module.zero_grad(set_to_none=True)
+
+
+def _one_epoch(
+    learn: Learn,
+    batches: Iterator[tuple[Tensor, int]],
+    epoch: int,
+    peers: Peers,
+    device: torch.device,
+) -> float:
+    """The error of the layer's input, mean over units and the rows of all workers."""
+    total, rows = torch.zeros((), dtype=torch.float64, device=device), 0
+    for x_BV, batch_rows in batches:
+        total += learn(x_BV, batch_rows, epoch).sum(dtype=torch.float64)
+        rows += batch_rows
+    return float(peers.sum(total)) / rows
+
+
+def _layers(module: AutoencoderModule) -> list[Layer]:
+    """Each layer of the encoder, with the activation it ends in and that of its mirror."""
+    spec, network = module.spec, module.network
+    assert isinstance(spec.network, Dense)
+    assert isinstance(network, DenseNetwork)
+    hidden = [FUNCTIONS[name] for name in spec.network.activations[0]]
+    ups: list[Function] = [*hidden, module.code_from]
+    downs: list[Function] = [FUNCTIONS[spec.output_activation(module.unit_data)], *hidden]
+    layers = []
+    for encoder, decoder, up, down in zip(
+        network.encoder, reversed(list(network.decoder)), ups, downs, strict=True
+    ):
+        weight_HV, hidden_H = encoder.parameters()
+        *back, visible_V = decoder.parameters()
+        layers.append(Layer(weight_HV, hidden_H, tuple(back), visible_V, up, down))
+    return layers
+
+
+@torch.no_grad()
+def _inside(module: AutoencoderModule, layers: Sequence[Layer], rows: Tensor) -> Tensor:
+    """What the trained layers make of clean rows (B, C), (B, V)."""
+    x: Tensor = module.preprocessing(rows)
+    for layer in layers:
+        x = layer.encode(x)
+    return x
+
+
+def _learner(
+    phase: Greedy | Rbm,
+    module: AutoencoderModule,
+    layer: Layer,
+    index: int,
+    layers: int,
+    peers: Peers,
+    rng: torch.Generator,
+) -> Learn:
+    if phase.kind == "greedy":
+        return _greedy(phase, layer, peers)
+    linear_code = index == layers - 1 and module.spec.code_activation == "linear"
+    machine = rbm.Machine(
+        layer.weight_HV.detach(),  # the parameters' own memory
+        layer.hidden_H.detach(),
+        layer.visible_V.detach(),
+        hidden="gaussian" if linear_code else "logistic",
+        visible=phase.visible if index == 0 else "logistic",
+    )
+    return _rbm(phase, layer, machine, peers, rng)
+
+
+def _greedy(phase: Greedy, layer: Layer, peers: Peers) -> Learn:
+    """Adam on the squared error of the layer's input, mean over units and rows."""
+    optimizer = Adam(layer.weights, phase.lr, fused=True)
+
+    def learn(x_BV: Tensor, total: int, epoch: int) -> Tensor:
+        error_B = (layer.decode(layer.encode(x_BV)) - x_BV).square().mean(dim=1)
+        gradients = torch.autograd.grad(error_B.sum(), layer.weights)
+        means = _means(gradients, total, peers)
+        for weight, gradient in zip(layer.weights, means, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+        return error_B.detach()
+
+    return learn
+
+
+def _rbm(
+    phase: Rbm, layer: Layer, machine: rbm.Machine, peers: Peers, rng: torch.Generator
+) -> Learn:
+    """Contrastive divergence with momentum and weight decay, the mirror's weights kept transposed.
+
+    Source: Hinton 2010, sections 8 to 10.
+    """
+    values = machine.weight_HV, machine.hidden_H, machine.visible_V
+    values[0].normal_(0.0, FIRST_SD, generator=rng)
+    values[1].zero_()
+    values[2].zero_()
+    speeds = [torch.zeros_like(value) for value in values]
+    lr = phase.visible_lr if machine.visible == "gaussian" else phase.lr
+    lr = phase.code_lr if machine.hidden == "gaussian" else lr
+
+    @torch.no_grad()
+    def learn(x_BV: Tensor, total: int, epoch: int) -> Tensor:
+        *sums, error_B = rbm.contrastive_divergence(machine, x_BV, phase.k, rng)
+        weight_HV, *biases = _means(sums, total, peers)
+        weight_HV = weight_HV - phase.weight_decay * machine.weight_HV
+        for value, speed, mean in zip(values, speeds, [weight_HV, *biases], strict=True):
+            value.add_(speed.mul_(phase.momentum_at(epoch)).add_(mean, alpha=lr))
+        for back_VH in layer.back:  # unrolled: what the decoder has of its own
+            back_VH.copy_(machine.weight_HV.t())
+        return error_B
+
+    return learn
+
+
+def _means(sums: Sequence[Tensor], total: int, peers: Peers) -> Iterator[Tensor]:
+    """Sums over rows, added over workers in one exchange, divided by the rows of all of them."""
+    flat = peers.sum(torch.cat([part.flatten() for part in sums])) / total
+    parts = torch.split(flat, [part.numel() for part in sums])
+    return (part.view_as(like) for part, like in zip(parts, sums, strict=True))
