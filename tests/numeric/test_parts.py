@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hourglass.model.activations import FUNCTIONS, Activation
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.code import Code, GaussianPosterior, NoisyCode, Plain, TopK
+from hourglass.model.code import BatchTopK, Code, GaussianPosterior, NoisyCode, Plain, TopK
 from hourglass.model.corruption import (
     CauchyNoise,
     Corruption,
@@ -203,6 +203,7 @@ def normal(noise: np.ndarray, sd: float) -> None:
 CODES: list[tuple[Any, float]] = [
     (Plain(), 0.0),
     (TopK(k=400), 0.0),
+    (BatchTopK(k=400), 0.0),
     (NoisyCode(sd=2.0), 2.0),
     (GaussianPosterior(), 0.5),
 ]
@@ -402,6 +403,26 @@ def test_top_k_keeps_the_k_largest_of_each_row() -> None:
         expected[expected < np.sort(expected, axis=1)[:, -k, None]] = 0.0
         np.testing.assert_allclose(code, expected, rtol=1e-12)
         assert ((code != 0).sum(axis=1) == k).all()
+
+
+def test_batch_top_k_keeps_the_largest_of_the_batch_then_those_above_a_threshold() -> None:
+    module = whole({"network": {"widths": [6], "activation": "relu"},
+                    "code": {"kind": "batch_top_k", "k": 2}})  # fmt: skip
+    rows = torch.randn((50, 8), generator=seeded(3))
+    every = torch.relu(module.network.encode(rows)).detach()
+    code = module(rows, seeded()).code_BK.detach()
+    cut = every.flatten().sort(descending=True).values[99]
+    torch.testing.assert_close(code, torch.where(every >= cut, every, 0.0), rtol=0, atol=0)
+    assert int((code != 0).sum()) == 100
+    assert len(set((code != 0).sum(dim=1).tolist())) > 2  # rows differ: that is the point of it
+    assert module.batch_threshold is not None
+    assert module.batch_threshold.threshold == cut
+    torch.testing.assert_close(module.encode(rows), torch.where(every > cut, every, 0.0))
+    module(2 * rows, seeded())
+    twice = torch.relu(module.network.encode(2 * rows)).flatten().sort(descending=True).values[99]
+    expected = cut + 0.01 * (twice.detach() - cut)
+    torch.testing.assert_close(module.batch_threshold.threshold, expected)
+    assert "batch_threshold.threshold" in module.state_dict()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

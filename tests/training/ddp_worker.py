@@ -51,6 +51,7 @@ MODELS: dict[str, dict] = {
     "contractive_deep": TANH | {"penalties": [part("contractive", 0.3)]},
     "nested": TANH | {"penalties": [{"kind": "nested", "widths": [1, 2]}]},
     "top_k": TANH | {"code": {"kind": "top_k", "k": 2}, "loss": {"kind": "huber"}},
+    "batch_top_k": TANH | {"code": {"kind": "batch_top_k", "k": 1}},
     "variational": TANH
     | {
         "code": {"kind": "gaussian_posterior"},

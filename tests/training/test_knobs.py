@@ -36,6 +36,7 @@ ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"penalties": [{"kind": "nested", "widths": [1]}]},
         ["penalties.0.widths.0", "penalties.0.weight"],
     ),
+    "batch top k": ({"code": {"kind": "batch_top_k", "k": 2}}, ["code.k"]),
     "hashing": ({"code": {"kind": "gaussian_noise", "sd": 4.0}}, ["code.sd"]),
     "variational": (
         {

@@ -102,11 +102,12 @@ def test_stop_and_resume_is_the_uninterrupted_run(
     assert_same_run(resume(spec(), feed, tmp_path).state, undisturbed[feed])
 
 
-def test_a_k_sparse_run_remembers_which_units_are_idle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", ["top_k", "batch_top_k"])
+def test_a_k_sparse_run_remembers_which_units_are_idle(tmp_path: Path, code: str) -> None:
     """Dropout and the revival of dead units go on as if nothing had happened."""
     model = {
         "network": {"widths": [8, 6], "code_activation": "relu", "dropout": 0.1},
-        "code": {"kind": "top_k", "k": 1},
+        "code": {"kind": code, "k": 1},
         "penalties": [{"kind": "aux_k", "dead_after_steps": 3}],
     }
     made = job(model, checkpoint_every_steps=1)

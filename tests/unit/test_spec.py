@@ -219,7 +219,7 @@ MISTAKES = {
     ),
     "reviving units of a plain code": (
         TRAIN + "  penalties: [{kind: aux_k}]\n",
-        "job.yaml:6: model: penalty aux_k needs code top_k, whose unused units it revives; "
+        "job.yaml:6: model: penalty aux_k needs code top_k or batch_top_k, whose unused units it revives; "
         "found code 'plain'",
     ),
     "nested widths out of order": (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hourglass.model.activations import FUNCTIONS
-from hourglass.model.code import prefix
+from hourglass.model.code import BatchThreshold, prefix
 from hourglass.model.passes import BatchMean, Pass, RowMean, Seen
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import CODE_LOW, ModelSpec
@@ -26,6 +26,7 @@ class AutoencoderModule(nn.Module):
         self.preprocessing = preprocessing
         units = spec.code.pre_units(spec.network.code_width)
         self.network = spec.network.build(len(preprocessing.kept_F), units)
+        self.batch_threshold = BatchThreshold() if spec.code.kind == "batch_top_k" else None
         self._code_activation = FUNCTIONS[spec.code_activation]
         self._output_activation = FUNCTIONS[spec.output_activation(unit_data)]
 
@@ -37,7 +38,7 @@ class AutoencoderModule(nn.Module):
             low_F, high_F = self.preprocessing.low_F, self.preprocessing.high_F
             seen_BF = self.spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
         pre_BP = self.network.encode(seen_BF, rng)
-        code_BK = self.spec.code.code(pre_BP, self._code_activation, rng)
+        code_BK = self._code(pre_BP, rng)
         pre_BF = self.network.decode(code_BK, rng)
         return Pass(clean_BF, pre_BP, code_BK, pre_BF, self._output_activation(pre_BF))
 
@@ -55,7 +56,14 @@ class AutoencoderModule(nn.Module):
 
     def code_from(self, pre_BP: Tensor) -> Tensor:
         """Codes (B, K), without noise."""
-        return self.spec.code.code(pre_BP, self._code_activation, None)
+        return self._code(pre_BP, None)
+
+    def _code(self, pre_BP: Tensor, rng: torch.Generator | None) -> Tensor:
+        part = self.spec.code
+        code_BK = part.code(pre_BP, self._code_activation, rng)
+        if self.batch_threshold is None or part.kind != "batch_top_k":
+            return code_BK
+        return torch.as_tensor(self.batch_threshold(code_BK, part.k, rng is not None))
 
     def losses_from(self, code_BK: Tensor, clean_BF: Tensor) -> Tensor:
         """The reconstruction loss (B,) of rows decoded from these codes."""

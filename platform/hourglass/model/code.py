@@ -8,13 +8,15 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from hourglass.strict import Strict
 
 Function = Callable[[Tensor], Tensor]
 LOG_VAR = 20.0
 """Bound of |log variance|, so that neither exp nor its gradient overflows."""
+THRESHOLD_SHARE = 0.01
+"""Of a step's smallest value that stayed, in the running mean that is the threshold."""
 
 
 class Plain(Strict):
@@ -49,6 +51,54 @@ class TopK(Strict):
         code_BK = activation(pre_BP)
         kept = torch.topk(code_BK, self.k, dim=1, sorted=False)
         return torch.zeros_like(code_BK).scatter(1, kept.indices, kept.values)
+
+
+class BatchTopK(Strict):
+    """The k largest units for a row on average: in training, the k B largest of the whole batch stay.
+
+    After training a unit stays where it exceeds the mean of the smallest values that stayed. Source:
+    Bussmann, Leask and Nanda 2024, "BatchTopK sparse autoencoders", sections 3 and 3.1.
+    """
+
+    kind: Literal["batch_top_k"] = "batch_top_k"
+    k: PositiveInt = Field(description="Units of the code that stay, on average over rows.")
+
+    def pre_units(self, units: int) -> int:
+        """P = K."""
+        return units
+
+    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+        """activation(pre); `BatchThreshold` chooses among the units of all rows."""
+        return activation(pre_BP)
+
+
+class BatchThreshold(nn.Module):
+    """What a batch-wide code needs beyond a row: the values of all workers, and a threshold kept."""
+
+    threshold: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.zeros(()))
+        self.everyone: Function = alone
+        """(N,) -> the values of all workers; `alone` where there is one."""
+
+    def forward(self, code_BK: Tensor, k: int, learning: bool) -> Tensor:
+        """The code (B, K) with all but the chosen units 0; the threshold learns with it."""
+        if not learning:
+            return torch.where(code_BK > self.threshold, code_BK, 0.0)
+        with torch.no_grad():
+            every = self.everyone(code_BK.detach().flatten())
+            most = max(1, k * len(every) // code_BK.shape[1])
+            cut = torch.topk(every, min(most, len(every)), sorted=True).values[-1].float()
+            share = 1.0 if float(self.threshold) == 0.0 else THRESHOLD_SHARE
+            self.threshold += share * (cut - self.threshold)
+        return torch.where(code_BK >= cut, code_BK, 0.0)
+
+
+def alone(values: Tensor) -> Tensor:
+    """The values themselves: there is no other worker."""
+    return values
 
 
 class NoisyCode(Strict):
@@ -108,4 +158,6 @@ def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=rng, device=like.device, dtype=like.dtype)
 
 
-Code = Annotated[Plain | TopK | NoisyCode | GaussianPosterior, Field(discriminator="kind")]
+Code = Annotated[
+    Plain | TopK | BatchTopK | NoisyCode | GaussianPosterior, Field(discriminator="kind")
+]

@@ -16,6 +16,8 @@ from hourglass.strict import Strict
 
 CODE_LOW: dict[Activation, float] = {"sigmoid": 0.0, "tanh": -1.0}
 """Lowest value of a bounded code activation (the highest is 1)."""
+SPARSE = ("top_k", "batch_top_k")
+"""Codes in which most units are 0, and some may die."""
 CODE_ACTIVATION: dict[str, tuple[Activation, str]] = {
     "gaussian_noise": ("sigmoid", "its noise acts before the logistic"),
     "gaussian_posterior": ("linear", "it is a draw from a normal distribution"),
@@ -87,8 +89,8 @@ class ModelSpec(Strict):
                 f"code {self.code.kind} needs a {needed} code, found '{self.code_activation}': "
                 f"{why}; remove network.code_activation"
             )
-        if self.code.kind == "top_k" and self.code.k > self.network.code_width:
-            yield f"code top_k: k is {self.code.k}, the code has {self.network.code_width} units"
+        if self.code.kind in ("top_k", "batch_top_k") and self.code.k > self.network.code_width:
+            yield f"code {self.code.kind}: k is {self.code.k}, the code has {self.network.code_width} units"
         variational = self.code.kind == "gaussian_posterior"
         prior = any(penalty.kind == "kl_prior" for penalty in self.penalties)
         if variational and not prior:
@@ -115,9 +117,9 @@ class ModelSpec(Strict):
                     f"penalty nested: widths {list(penalty.widths)} must increase and stay below the "
                     f"code's {self.network.code_width} units"
                 )
-        if penalty.kind == "aux_k" and self.code.kind != "top_k":
+        if penalty.kind == "aux_k" and self.code.kind not in SPARSE:
             yield (
-                "penalty aux_k needs code top_k, whose unused units it revives; "
+                "penalty aux_k needs code top_k or batch_top_k, whose unused units it revives; "
                 f"found code '{self.code.kind}'"
             )
         if penalty.kind != "sparsity_kl":

@@ -89,6 +89,8 @@ def parallel(module: AutoencoderModule, peers: Peers) -> nn.Module:
     """
     if peers.size == 1:
         return module
+    if module.batch_threshold is not None:
+        module.batch_threshold.everyone = lambda values: torch.cat(peers.gather(values))
     device = next(module.parameters()).device
     ids = [device.index or 0] if device.type == "cuda" else None
     # Buffers are preprocessing constants, the same on every worker: nothing to broadcast.

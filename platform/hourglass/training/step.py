@@ -15,6 +15,7 @@ from hourglass.data.feed import Batch
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.passes import Pass
+from hourglass.model.spec import SPARSE
 from hourglass.training.collective import Peers
 from hourglass.training.state import State
 
@@ -88,7 +89,7 @@ def train_step(
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip_norm, norm)
     state.optimizer.step()
-    if module.spec.code.kind == "top_k":
+    if module.spec.code.kind in SPARSE:
         state.idle_K = _idle(state.idle_K, result.code_BK, peers)
     return _sums(module, terms, result, batch, peers)
 
