@@ -25,7 +25,7 @@ from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.manifest import Manifest
 from hourglass.data.plan import GroupCount
 from hourglass.data.prepare import feature_schema, open_dataset
-from hourglass.errors import DataError, TrainingError
+from hourglass.errors import DataError, SpecError, TrainingError
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob, parse
 from hourglass.training import launch, state
@@ -71,7 +71,9 @@ def write(path: Path, rows: np.ndarray) -> None:
     pq.write_table(pa.table({"x": vectors}), path, row_group_size=60, write_page_checksum=True)
 
 
-def job(shards: Path, workers: int, cache: str = "memory", **train: Any) -> TrainJob:
+def job(
+    shards: Path, workers: int, cache: str = "memory", model: Any = None, **train: Any
+) -> TrainJob:
     made = parse(
         {
             "kind": "train",
@@ -82,7 +84,8 @@ def job(shards: Path, workers: int, cache: str = "memory", **train: Any) -> Trai
                 "cache": cache,
                 "shuffle_rows": 70,
             },
-            "model": {
+            "model": model
+            or {
                 "network": {"kind": "dense", "widths": [6, 3], "activation": "tanh"},
                 "corruption": {"kind": "gaussian", "sd": 0.05},
                 "penalties": [{"kind": "sparsity_kl", "rho": 0.1, "beta": 0.01}],
@@ -158,6 +161,50 @@ def in_process(made: TrainJob, shards: Path) -> Run:
 def read_all(rows: reading.Rows, slices: Any) -> Iterator[np.ndarray]:
     for part in slices:
         yield from rows.read_slice(part)
+
+
+def test_two_workers_pretrain_and_share_a_batch_wide_code(home: Path, shards: Path) -> None:
+    """Phases are told, dead units counted, the certificate kept, and the artifact loads."""
+    sparse = {
+        "network": {"kind": "dense", "widths": [6, 4], "code_activation": "relu"},
+        "code": {"kind": "batch_top_k", "k": 1},
+        "penalties": [{"kind": "aux_k", "dead_after_steps": 5}],
+    }
+    heard = Heard()
+    made = job(shards, 2, model=sparse, phases=[{"kind": "greedy", "epochs": 1}])
+    outcome = train(made, home / "phases", heard)
+    told = [note for note in heard.notes if note.startswith("phase 1 (greedy), layer ")]
+    assert [note.partition(": error ")[0].partition(", ")[2] for note in told] == [
+        "layer 1 of 2, epoch 1/1",
+        "layer 2 of 2, epoch 1/1",
+    ]
+    assert weights(outcome)["batch_threshold.threshold"] > 0
+    assert all("dead_units" in record for record in heard.records)
+    knobs = outcome.manifest.provenance["live_knobs"]
+    assert [knob["knob"] for knob in knobs] == [
+        "model.code.k",
+        "model.penalties.0.weight",
+        "model.penalties.0.dead_after_steps",
+    ]
+    assert all(knob["moved"] > 0 for knob in knobs)
+
+
+def test_a_dead_knob_ends_the_run_before_it_begins(home: Path, shards: Path) -> None:
+    model = {"network": {"widths": [6, 3]}, "loss": {"kind": "huber", "delta": 1000.0}}
+    heard = Heard()
+    with pytest.raises(SpecError, match=r"model\.loss\.delta: 1000\.0 does nothing"):
+        train(job(shards, 2, model=model), home / "dead", heard)
+    assert heard.records == []
+
+
+def test_a_shape_that_is_not_the_rows_is_told_before_they_are_read(
+    home: Path, shards: Path
+) -> None:
+    model = {"network": {"kind": "lstm", "shape": [5, 2], "code": 2}}
+    heard = Heard()
+    with pytest.raises(SpecError, match=r"shape \[5, 2\] has 10 features, the rows have 8"):
+        train(job(shards, 1, model=model), home / "shape", heard)
+    assert heard.dataset == {}
 
 
 @pytest.mark.parametrize("cache", ["memory", "stream"])

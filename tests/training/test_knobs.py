@@ -37,6 +37,13 @@ ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["penalties.0.widths.0", "penalties.0.weight"],
     ),
     "batch top k": ({"code": {"kind": "batch_top_k", "k": 2}}, ["code.k"]),
+    "alive downwards only": (
+        {
+            "network": {"widths": [8, 4], "code_activation": "relu"},
+            "code": {"kind": "batch_top_k", "k": 2},
+        },
+        ["code.k"],
+    ),
     "hashing": ({"code": {"kind": "gaussian_noise", "sd": 4.0}}, ["code.sd"]),
     "variational": (
         {

@@ -7,6 +7,7 @@ does not would be an option that does nothing, and the run is refused.
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -38,11 +39,12 @@ def certify(module: AutoencoderModule, feed: Feed, device: torch.device) -> Cert
     usual = _response(module, module.spec, batches, idle_K)
     found: Certificate = []
     for path, value in knobs:
-        tried, spec = _changed(module.spec, path, value)
-        moved = 0.0
-        if spec is not None:
+        tried, moved = None, 0.0
+        for other, spec in _changed(module.spec, path, value):
             response = _response(module, spec, batches, idle_K)
-            moved = float((response - usual).norm() / usual.norm().clamp_min(1e-30))
+            tried, moved = other, float((response - usual).norm() / usual.norm().clamp_min(1e-30))
+            if moved:
+                break
         found.append({"knob": f"model.{path}", "value": value, "tried": tried, "moved": moved})
     dead = [knob for knob in found if knob["tried"] is not None and knob["moved"] == 0.0]
     if dead:
@@ -78,22 +80,19 @@ def _numbers(path: str, part: dict[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"{path}.{name}{below}", number
 
 
-def _changed(spec: ModelSpec, path: str, value: float) -> tuple[float | None, ModelSpec | None]:
-    """The spec with the knob at another valid value, and that value; None when there is none."""
+def _changed(spec: ModelSpec, path: str, value: float) -> Iterator[tuple[float, ModelSpec]]:
+    """Other valid values of the knob, up and down, each with the spec that has it."""
     whole = isinstance(value, int)
     nearby = (value + 1, value - 1) if whole else (value + 0.5, value * 2.0, value / 2.0)
-    for tried in nearby:
+    for other in nearby:
         tree = spec.model_dump(mode="json")
         *steps, last = path.split(".")
         place: Any = tree
         for step in steps:
             place = place[int(step)] if isinstance(place, list) else place[step]
-        place[int(last) if isinstance(place, list) else last] = tried
-        try:
-            return tried, ModelSpec.model_validate(tree)
-        except ValidationError:
-            continue
-    return None, None
+        place[int(last) if isinstance(place, list) else last] = other
+        with suppress(ValidationError):
+            yield other, ModelSpec.model_validate(tree)
 
 
 def _idle(spec: ModelSpec, device: torch.device) -> Tensor:
