@@ -6,8 +6,8 @@ Shapes: B rows, C columns, K code units.
 """
 
 import copy
-import glob
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any, Self, TypeVar
 
@@ -15,18 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from hourglass import artifact, spec, storage
+from hourglass import artifact, parameters, spec, storage
 from hourglass.artifact import Artifact
 from hourglass.data import arrays
 from hourglass.data.arrays import VECTOR, Rows
 from hourglass.data.feed import MemoryFeed
 from hourglass.errors import ArtifactError, DataError, SpecError
+from hourglass.inference import generate
+from hourglass.inference.layers import deep_features
+from hourglass.inference.neighbours import Index
 from hourglass.inference.predictor import Predictor
-from hourglass.model.dense import Dense
 from hourglass.spec import TrainJob
 from hourglass.training import loop, provenance, state
 from hourglass.training.build import build, feature_record
@@ -43,8 +45,18 @@ class InputError(DataError, ValueError):
     """A DataError about an argument: scikit-learn's callers expect a ValueError."""
 
 
+@contextmanager
+def _about_arguments() -> Iterator[None]:
+    """Whatever does not fit here is an argument."""
+    try:
+        yield
+    except DataError as error:
+        raise InputError(str(error)) from None
+
+
 class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """An autoencoder of rows: `fit`, then `encode`, `hash`, `anomaly`, `reconstruct`, `decode`.
+    """An autoencoder of rows: `fit`, then `encode`, `hash`, `anomaly`, `reconstruct`, `decode`,
+    `denoise`, `similar`, `generate`, `interpolate`, `traverse`.
 
     Parameters have the names and values of a job file (docs/notebook.md): a part is its kind, such
     as "bce", or a mapping, such as {"kind": "gaussian", "sd": 0.1}; `network` is a mapping in place
@@ -189,9 +201,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         module.eval().requires_grad_(False)
         return self._adopt(Predictor(Artifact(manifest, module, ""), str(device)), golden)
 
-    def encode(self, X: Any) -> NDArray[np.float32]:
-        """Codes (B, K)."""
-        return self._ask(Predictor.encode, X)
+    def encode(self, X: Any, layer: int | None = None) -> NDArray[np.float32]:
+        """Codes (B, K), or what encoder layer `layer`, counted from 1, makes of the rows."""
+        if layer is None:
+            return self._ask(Predictor.encode, X)
+        return self._ask(lambda predictor, rows: deep_features(predictor, rows, layer), X)
 
     def hash(self, X: Any) -> NDArray[np.uint8]:
         """Hashes (B, ceil(K / 8)): one bit for each code unit, the first in the highest bit."""
@@ -208,10 +222,37 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def decode(self, code: Any) -> NDArray[np.float32]:
         """Rows (B, C) from codes (B, K). Raises InputError on a wrong width."""
         predictor = self._fitted
-        try:
+        with _about_arguments():
             return predictor.decode(check_array(code, dtype=np.float32, input_name="code"))
-        except DataError as error:
-            raise InputError(str(error)) from None
+
+    def generate(self, count: int, seed: int = 0) -> NDArray[np.float32]:
+        """`count` new rows (count, C) from codes drawn from the prior of a variational model."""
+        with _about_arguments():
+            return generate.prior(self._fitted, count, seed)
+
+    def interpolate(self, X: Any, steps: int = 10) -> NDArray[np.float32]:
+        """Rows (steps, C) on the way between the codes of the two rows of `X`, ends included."""
+        first, second = self._rows_of(X, 2)
+        with _about_arguments():
+            return generate.interpolate(self._fitted, first, second, steps)
+
+    def traverse(self, X: Any, unit: int, values: Any) -> NDArray[np.float32]:
+        """Rows (V, C) from the code of the one row of `X`, with `unit` set to each of V `values`."""
+        (row,) = self._rows_of(X, 1)
+        with _about_arguments():
+            return generate.traverse(self._fitted, row, unit, values)
+
+    def denoise(self, X: Any, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Rows with the noise of training on them, and their reconstructions, (B, C) each."""
+        rows, _ = self._rows(X)
+        with _about_arguments():
+            return generate.denoise(self._fitted, rows, seed)
+
+    def similar(self, X: Any, queries: Any, k: int = 10) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Distances (Q, k) and numbers (Q, k) of the rows of `X` whose codes are nearest."""
+        codes, asked = self.encode(X), self.encode(queries)
+        with _about_arguments():
+            return Index(codes).nearest(asked, k)
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """scikit-learn's word for `encode`."""
@@ -254,7 +295,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise ArtifactError(f"{path}: its job does not fit this version\n{error}") from None
         if not isinstance(job, TrainJob):
             raise ArtifactError(f"{path}: its job is a {job.kind} job, needed is train")
-        made = cls(**_parameters(job))
+        made = cls(**parameters.of_job(job))
         made.dataset_ = loaded.manifest.provenance.get("dataset", {})
         return made._adopt(Predictor(loaded), rows)
 
@@ -272,10 +313,14 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _ask(self, what: Callable[[Predictor, Rows], NDArray[Kind]], X: Any) -> NDArray[Kind]:
         rows, _ = self._rows(X)
-        try:
+        with _about_arguments():
             return what(self.predictor_, rows)
-        except DataError as error:
-            raise InputError(str(error)) from None
+
+    def _rows_of(self, X: Any, count: int) -> Rows:
+        rows, _ = self._rows(X)
+        if len(rows) != count:
+            raise InputError(f"X: found {len(rows)} rows, needed are {count}")
+        return rows
 
     def _adopt(self, predictor: Predictor, golden: Tensor) -> Self:
         manifest = predictor.artifact.manifest
@@ -293,10 +338,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Rows (B, C) as numbers, and the name of the vector column they came from, if they did."""
         if not reset:
             check_is_fitted(self, "predictor_")
-        try:
+        with _about_arguments():
             X, vector = arrays.matrix(X)
-        except DataError as error:
-            raise InputError(str(error)) from None
         rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
         policy = self.missing if reset else self.predictor_.missing
         bad = np.empty(0) if policy == "mean" or rows.dtype.kind != "f" else ~np.isfinite(rows)
@@ -313,114 +356,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _job(self, vector: str | None) -> TrainJob:
         """The parameters as a validated job. Raises SpecError."""
-        optimizer = _part(self.optimizer)
-        if self.lr is not None:
-            if isinstance(optimizer, dict) and "lr" in optimizer:
-                raise SpecError("lr is given twice: as lr and in optimizer; keep one")
-            optimizer = {**optimizer, "lr": self.lr}
-        seed = self.random_state
-        if not isinstance(seed, int | np.integer):
-            seed = check_random_state(seed).randint(2**31 - 1)
-        names = None if vector else getattr(self, "feature_names_in_", None)
-        features = {"vector": vector or VECTOR} if names is None else {"columns": _exactly(names)}
-        tree = {
-            "kind": "train",
-            "data": {
-                "uri": "in memory",
-                "features": features,
-                "scaling": _part(self.scaling),
-                "constant": self.constant,
-                "missing": self.missing,
-                "holdout": self.holdout,
-            },
-            "model": _given(
-                preset=self.preset,
-                network=self._network(),
-                corruption=_part(self.corruption),
-                code=_part(self.code),
-                loss=_part(self.loss),
-                penalties=_parts(self.penalties),
-            ),
-            "train": {
-                "epochs": self.epochs,
-                "batch_rows": self.batch_rows,
-                "optimizer": optimizer,
-                "schedule": _part(self.schedule),
-                "clip_norm": self.clip_norm,
-                "early_stop": self.early_stop,
-                "phases": _parts(self.phases) or [],
-                "seed": seed,
-            },
-            "scale": {"accelerator": self.accelerator},
-            "quantile": self.quantile,
-        }
-        job = spec.parse(_plain(tree))
-        assert isinstance(job, TrainJob)
-        return job
-
-    def _network(self) -> Any:
-        """The dense network of the parameters, or the one given. Raises SpecError for both."""
-        if self.network is None:
-            widths = [self.widths] if np.isscalar(self.widths) else self.widths
-            fields = {name: getattr(self, name) for name in _DENSE}
-            return _given(kind="dense", **{**fields, "widths": widths})
         usual = {name: what.default for name, what in signature(type(self)).parameters.items()}
-        both = [name for name in _DENSE if getattr(self, name) != usual[name]]
-        if both:
-            raise SpecError(f"{both[0]} is of the dense network, but `network` is given; keep one")
-        return self.network
-
-
-_DENSE = tuple(name for name in Dense.model_fields if name != "kind")
-"""Fields of the dense network, each a parameter of the estimator."""
-
-
-def _parameters(job: TrainJob) -> dict[str, Any]:
-    """The estimator's parameters of a job; the inverse of `Autoencoder._job`."""
-    tree = job.model_dump(mode="json")
-    data, model, train = tree["data"], tree["model"], tree["train"]
-    chosen = model.pop("network")
-    dense = chosen["kind"] == "dense"
-    network = {name: chosen[name] for name in _DENSE} if dense else {"network": chosen}
-    return {
-        **network,
-        **model,
-        **{name: data[name] for name in ("scaling", "constant", "missing", "holdout")},
-        **{name: train[name] for name in ("epochs", "batch_rows", "optimizer", "schedule")},
-        **{name: train[name] for name in ("clip_norm", "early_stop", "phases")},
-        "quantile": job.quantile,
-        "accelerator": job.scale.accelerator,
-        "random_state": job.train.seed,
-    }
-
-
-def _exactly(names: Any) -> Any:
-    """Globs that match these column names and no others."""
-    return [glob.escape(name) for name in names]
-
-
-def _given(**fields: Any) -> dict[str, Any]:
-    """The fields that are not None, which leaves the choice to the preset or the default."""
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _parts(values: Any) -> Any:
-    """A list of parts, or None."""
-    return None if values is None else [_part(value) for value in values]
-
-
-def _part(value: Any) -> Any:
-    """A part by its kind alone, or as it is."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers, arrays and other sequences as Python's: parameter grids are full of them."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        names = None if vector else getattr(self, "feature_names_in_", None)
+        return parameters.job_of(self.get_params(deep=False), usual, vector or VECTOR, names)
 
 
 def _device(job: TrainJob) -> torch.device:

@@ -21,6 +21,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from hourglass import Autoencoder, Predictor, load
 from hourglass.errors import DataError, SpecError
 from hourglass.estimator import InputError
+from hourglass.inference import generate
+from hourglass.inference.layers import deep_features
 
 NAMES = [f"c{i}" for i in range(6)]
 MODELS = {
@@ -254,3 +256,35 @@ print(sorted({"ray", "mlflow"} & set(sys.modules)))
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_tasks_are_those_of_the_commands(X: np.ndarray) -> None:
+    """Methods give the bits of the functions behind the commands, and errors about arguments."""
+    ae = make(corruption={"kind": "gaussian", "sd": 0.1}).fit(X)
+    model = ae.predictor_
+    np.testing.assert_array_equal(ae.encode(X, layer=1), deep_features(model, X, 1))
+    way = ae.interpolate(X[:2], steps=5)
+    np.testing.assert_array_equal(way[[0, -1]], ae.reconstruct(X[:2]))
+    moved = ae.traverse(X[:1], unit=0, values=[-0.5, 0.5])
+    np.testing.assert_array_equal(moved, generate.traverse(model, X[0], 0, np.array([-0.5, 0.5])))
+    noisy, denoised = ae.denoise(X[:9], seed=3)
+    np.testing.assert_array_equal(denoised, ae.reconstruct(noisy))
+    distances, found = ae.similar(X, X[4:6], k=3)
+    assert found[:, 0].tolist() == [4, 5]
+    assert (distances[:, 0] == 0).all()
+    for wrong, sentence in (
+        (lambda: ae.interpolate(X[:3]), "X: found 3 rows, needed are 2"),
+        (lambda: ae.encode(X, layer=9), "layer: found 9, allowed are 1 to"),
+        (lambda: ae.generate(3), "has no prior"),
+        (lambda: ae.similar(X, X[:1], k=10**6), "k: found 1000000, allowed are 1 to"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            wrong()
+
+
+def test_a_variational_model_generates(X: np.ndarray) -> None:
+    ae = make(preset="variational").fit(X)
+    rows = ae.generate(5, seed=1)
+    assert rows.shape == (5, X.shape[1])
+    np.testing.assert_array_equal(rows, ae.generate(5, seed=1))
+    assert not np.array_equal(rows, ae.generate(5, seed=2))
