@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from hourglass.errors import SpecError
+from hourglass.phases import Greedy, Rbm
 from hourglass.spec import TrainJob, dump, parse
-from hourglass.train_parts import Greedy, Rbm
 
 RBM = {"kind": "rbm"}
 GREEDY = {"kind": "greedy"}

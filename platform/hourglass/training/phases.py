@@ -21,8 +21,8 @@ from hourglass.model import rbm
 from hourglass.model.activations import FUNCTIONS
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.dense import Dense, DenseNetwork
+from hourglass.phases import Greedy, Rbm
 from hourglass.spec import TrainSpec
-from hourglass.train_parts import Greedy, Rbm
 from hourglass.training.collective import Peers
 from hourglass.training.step import noise_seed
 
