@@ -8,16 +8,8 @@ from typing import Any
 import pytest
 
 from hourglass.errors import SpecError, nearest
-from hourglass.spec import (
-    Constant,
-    Cosine,
-    OneCycle,
-    ScoreJob,
-    TrainJob,
-    dump,
-    load,
-    parse,
-)
+from hourglass.optimizers import Constant, Cosine, OneCycle
+from hourglass.spec import ScoreJob, TrainJob, dump, load, parse
 
 TRAIN = """\
 kind: train
