@@ -193,7 +193,7 @@ def test_a_dead_knob_ends_the_run_before_it_begins(home: Path, shards: Path) -> 
     model = {"network": {"widths": [6, 3]}, "loss": {"kind": "huber", "delta": 1000.0}}
     heard = Heard()
     with pytest.raises(SpecError, match=r"model\.loss\.delta: 1000\.0 does nothing"):
-        train(job(shards, 2, model=model), home / "dead", heard)
+        train(job(shards, 1, model=model), home / "dead", heard)
     assert heard.records == []
 
 
