@@ -21,11 +21,16 @@ from hourglass.strict import Strict
 
 START_S = 120.0
 STOP_S = 5.0
+SAME_START_S = 2.5
+"""The kernel tells the time of boot in whole seconds, rounded anew when the clock is set."""
 _WORKER_PORTS = range(10002, 20000)  # Ray hands these out to workers
 
 
 class Daemon(Strict):
-    """One process of the head; its start time tells it from a later process with the same pid."""
+    """One process of the head; when it started tells it from a later process with the same pid.
+
+    `started` counts seconds from the machine's boot: the clock may be set while the head runs.
+    """
 
     pid: int
     started: float
@@ -189,7 +194,7 @@ def _launch(command: list[str], environment: dict[str, str], log: Path) -> tuple
     ids = {member.pid for member in members}
     roots = [member for member in members if member.ppid() not in ids]
     return tuple(
-        Daemon(pid=root.pid, started=root.create_time(), name=root.name()) for root in roots
+        Daemon(pid=root.pid, started=_since_boot(root), name=root.name()) for root in roots
     )
 
 
@@ -208,11 +213,15 @@ def _process(daemon: Daemon) -> psutil.Process | None:
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(daemon.pid)
         if (
-            abs(process.create_time() - daemon.started) < 0.1
+            abs(_since_boot(process) - daemon.started) < SAME_START_S
             and process.status() != psutil.STATUS_ZOMBIE
         ):
             return process
     return None
+
+
+def _since_boot(process: psutil.Process) -> float:
+    return float(process.create_time() - psutil.boot_time())
 
 
 def _await_dashboard(head: Head, environment: dict[str, str], folder: Path) -> None:
