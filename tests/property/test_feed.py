@@ -138,6 +138,43 @@ def test_only_the_windows_that_are_left_are_read_again() -> None:
     assert asked == [200, 200, 150, 100, 50]
 
 
+@pytest.mark.parametrize(("slices", "streams"), [(512, 1), (25, 2), (10, 4), (1, 4)])
+def test_short_epochs_share_a_stream(
+    slices: int, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four epochs of ten row groups are read in as few streams as STREAM_SLICES allows."""
+    data, opened = Dataset([(20, 1)] * 10), []
+    monkeypatch.setattr("hourglass.data.feed.STREAM_SLICES", slices)
+
+    def read(parts: Sequence[Slice]) -> Iterator[np.ndarray]:
+        opened.append(len(parts))
+        return data.read(7, parts)
+
+    def feed(epochs: int) -> StreamFeed:
+        return StreamFeed(
+            data.counts, read, columns=COLUMNS, batch_rows=10, seed=0, window_rows=50, epochs=epochs
+        )  # fmt: skip
+
+    shared = feed(4)
+    seen = [list(shared.train(epoch)) for epoch in range(4)]
+    assert len(opened) == streams
+    assert sum(opened) == 4 * 10
+    for epoch, batches in enumerate(seen):
+        alone = list(feed(1).train(epoch))
+        assert all(np.array_equal(a.rows, b.rows) for a, b in zip(batches, alone, strict=True))
+
+
+def test_an_epoch_begun_again_is_read_again() -> None:
+    data = Dataset([(20, 0)] * 10)
+    feed = StreamFeed(
+        data.counts, lambda parts: data.read(7, parts), columns=COLUMNS, batch_rows=10, seed=0,
+        window_rows=50, epochs=3,
+    )  # fmt: skip
+    next(feed.train(0))
+    first, again = list(feed.train(0)), list(feed.train(0))
+    assert all(np.array_equal(a.rows, b.rows) for a, b in zip(first, again, strict=True))
+
+
 def test_a_stream_that_ends_early_is_an_error() -> None:
     data = Dataset([(20, 0)])
     feed = StreamFeed(

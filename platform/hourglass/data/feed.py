@@ -3,10 +3,9 @@
 Shapes: B rows of this worker, C columns.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,8 @@ from hourglass.errors import DataError
 
 Features = NDArray[Any]
 HOLDOUT_ROWS = 1024
+STREAM_SLICES = 512
+"""Row groups that one stream reads, unless an epoch has more: it spans short epochs."""
 
 
 class Batch(NamedTuple):
@@ -40,6 +41,10 @@ class Feed(Protocol):
 
     def holdout(self) -> Iterator[Features]:
         """This worker's share of the held-out rows."""
+        ...
+
+    def seeded(self, seed: int) -> Self:
+        """The same rows in the orders of another seed."""
         ...
 
 
@@ -79,6 +84,12 @@ class MemoryFeed:
         for start in range(cuts[self._worker], cuts[self._worker + 1], HOLDOUT_ROWS):
             yield self._held[start : min(start + HOLDOUT_ROWS, cuts[self._worker + 1])]
 
+    def seeded(self, seed: int) -> Self:
+        """The same rows, not copied, in the orders of another seed."""
+        other = copy.copy(self)
+        other._seed = seed
+        return other
+
 
 class StreamFeed:
     """Row groups permuted and dealt to workers, then shuffled exactly inside windows of rows.
@@ -103,8 +114,7 @@ class StreamFeed:
         self._counts, self._read = counts, read
         self._epochs, self._keep_bytes = epochs, keep_bytes
         self._kept: list[Features] | None = None
-        self._opener = ThreadPoolExecutor(1, "hourglass-feed")
-        self._opened: dict[int, Future[Iterator[Features]]] = {}
+        self._open: tuple[range, _Rows] | None = None
         self._columns, self._seed, self._window = columns, seed, window_rows
         self._worker, self._workers = worker, workers
         self._batch_rows = batch_rows
@@ -142,6 +152,13 @@ class StreamFeed:
             yield features
         self._kept = kept if size <= self._keep_bytes else None
 
+    def seeded(self, seed: int) -> Self:
+        """The same rows in the orders of another seed, with the held-out rows kept so far."""
+        other = copy.copy(self)
+        other._seed = seed
+        other._open = None
+        return other
+
     def _read_holdout(self) -> Iterator[Features]:
         cuts = plan.bounds(sum(count.holdout for count in self._counts), self._workers)
         slices = plan.stream_slices(self._counts, "holdout", cuts)[self._worker]
@@ -154,23 +171,30 @@ class StreamFeed:
         return dealt[self._worker]
 
     def _shuffled(self, epoch: int, window: int) -> Iterator[Features]:
-        slices = plan.skip_rows(self._mine(epoch), window * self._window)
-        opened = self._opened.pop(epoch, None) if window == 0 else None
-        stream = _Rows(opened.result() if opened else self._read(slices), self._columns)
-        left = sum(part.stop - part.start for part in slices)
-        while left:
+        ahead, stream = self._opened(epoch, window)
+        left = sum(part.stop - part.start for part in self._mine(epoch)) - window * self._window
+        while left > 0:
             rows = stream.take(min(self._window, left))
             left -= len(rows)
-            if not left and epoch + 1 < self._epochs:
-                self._opened = {epoch + 1: self._opener.submit(self._open, epoch + 1)}
+            if not left and ahead:
+                self._open = (ahead, stream)
             yield rows[plan.permutation(len(rows), self._seed, epoch, self._worker, window)]
             window += 1
 
-    def _open(self, epoch: int) -> Iterator[Features]:
-        """The stream of an epoch with its first rows read, while the epoch before is computed."""
-        stream = self._read(self._mine(epoch))
-        first = next(stream, None)
-        return chain([] if first is None else [first], stream)
+    def _opened(self, epoch: int, window: int) -> "tuple[range, _Rows]":
+        """The stream that stands at this window, and the epochs that follow in it.
+
+        Opening one takes as long as hundreds of steps of a small model, so short epochs share one.
+        """
+        left, self._open = self._open, None
+        if left is not None and window == 0 and left[0][0] == epoch:
+            return left[0][1:], left[1]
+        slices = plan.skip_rows(self._mine(epoch), window * self._window)
+        ahead = epoch + 1
+        while ahead < self._epochs and len(slices) < STREAM_SLICES:
+            slices += self._mine(ahead)
+            ahead += 1
+        return range(epoch + 1, ahead), _Rows(self._read(slices), self._columns)
 
 
 class _Rows:

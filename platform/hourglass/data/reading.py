@@ -6,6 +6,7 @@ A chunk travels as bytes of one contiguous matrix, viewed on both sides without 
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,9 @@ from hourglass.errors import DataError
 TASK_BYTES = 8 * 2**20
 """Decoded features of one read task: small row groups are read together."""
 
-READ_CPUS = 0.5
+RUN_BYTES = 128 * 2**20
+"""Decoded features of one execution that streams; two of them are in the object store."""
+
 _TRACEBACKS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 """Loggers that print every error of a task, with all of Ray's frames, before it is raised."""
 
@@ -112,7 +115,7 @@ class _Call:
 def stream(
     tasks: Sequence[Sequence[Any]],
     read: Callable[[Sequence[Any]], Iterable[pa.Table]],
-    cpus: float = READ_CPUS,
+    cpus: float = 1.0,
 ) -> "ray.data.Dataset":
     """A Ray Data dataset of the tasks' tables, in the order of the tasks."""
     for name in _TRACEBACKS:
@@ -124,12 +127,12 @@ def stream(
     return dataset
 
 
-def pack(items: Sequence[Any], size: Callable[[Any], int]) -> list[list[Any]]:
-    """Runs of consecutive items of about TASK_BYTES each."""
+def pack(items: Sequence[Any], size: Callable[[Any], int], most: int) -> list[list[Any]]:
+    """Runs of consecutive items; each ends with the item that brings it to `most` bytes."""
     runs: list[list[Any]] = []
-    filled = TASK_BYTES
+    filled = most
     for item in items:
-        if filled >= TASK_BYTES:
+        if filled >= most:
             runs.append([])
             filled = 0
         runs[-1].append(item)
@@ -164,10 +167,12 @@ def load(rows: Rows, keep_features: bool) -> tuple[Census, list[Any]]:
     Raises DataError with the file, row group and column of the first damaged or missing cell.
     """
     items = groups(rows.shards)
-    tasks = pack(items, lambda item: rows.shards[item[0]].rows[item[1]] * rows.schema.row_bytes)
+    tasks = pack(
+        items, lambda item: rows.shards[item[0]].rows[item[1]] * rows.schema.row_bytes, TASK_BYTES
+    )
     if not tasks:
         raise DataError("no rows: every shard is empty")
-    dataset = stream(tasks, _ReadAll(rows, keep_features), cpus=1.0)
+    dataset = stream(tasks, _ReadAll(rows, keep_features))
     with _plain_errors():
         dataset = dataset.materialize()
         figures = dataset.drop_columns(["features", "held"]).take_all()
@@ -249,20 +254,40 @@ class _ReadSlices:
                 yield pa.table({"features": _cell(features)})
 
 
-def stream_features(rows: Rows, slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
-    """The features of `slices`, in order, as Ray Data reads ahead of the consumer."""
-    if not slices:
-        return
-    tasks = pack(slices, lambda part: (part.stop - part.start) * rows.schema.row_bytes)
-    dataset = stream(tasks, _ReadSlices(rows))
-    batches = dataset.iterator().iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=1
-    )
-    with _plain_errors():
-        for table in batches:
-            for chunk in table.column("features"):
-                flat = np.frombuffer(chunk.as_buffer(), dtype=rows.schema.dtype)
-                yield flat.reshape(-1, rows.schema.width)
+def stream_features(
+    rows: Rows, slices: Sequence[Slice], cpus: float = 1.0
+) -> Iterator[NDArray[Any]]:
+    """The features of `slices`, in order; Ray Data reads one run of tasks while one is consumed.
+
+    Each task asks for `cpus` CPUs.
+    A run is an execution of its own, and ends. One that lasted would be held back until its
+    consumer has room, and poll all the while, in this process: a third of the training's time.
+    """
+
+    def size(part: Slice) -> int:
+        return (part.stop - part.start) * rows.schema.row_bytes
+
+    def read(run: Sequence[Slice]) -> list[Any]:
+        """References to the tables of a run."""
+        tasks = pack(run, size, TASK_BYTES)
+        return list(stream(tasks, _ReadSlices(rows), cpus).to_arrow_refs())
+
+    runs = iter(pack(slices, size, RUN_BYTES))
+    opener = ThreadPoolExecutor(1, "hourglass-read")
+    try:
+        first = next(runs, None)
+        reading = None if first is None else opener.submit(read, first)
+        while reading is not None:
+            with _plain_errors():
+                refs = reading.result()
+            following = next(runs, None)
+            reading = None if following is None else opener.submit(read, following)
+            while refs:  # each is dropped before the next is looked at
+                for chunk in ray.get(refs.pop(0)).column("features"):
+                    flat = np.frombuffer(chunk.as_buffer(), dtype=rows.schema.dtype)
+                    yield flat.reshape(-1, rows.schema.width)
+    finally:
+        opener.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager

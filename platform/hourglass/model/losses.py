@@ -20,7 +20,7 @@ class Mse(Strict):
 
     def per_row(self, output_BF: Tensor, pre_BF: Tensor, clean_BF: Tensor) -> Tensor:
         """(1/F) sum_f (output - clean)^2, shape (B,)."""
-        return (output_BF - clean_BF).square().mean(dim=1)
+        return functional.mse_loss(output_BF, clean_BF, reduction="none").mean(dim=1)
 
 
 class Mae(Strict):

@@ -133,8 +133,8 @@ class Preprocessing(nn.Module):
             filled = torch.where(
                 torch.isfinite(rows), rows, self.mean_C[self.kept_F].to(rows.dtype)
             )
-            return ((filled - self.shift_F) / self.scale_F).to(self.shift_F.dtype)
-        return (rows.to(self.shift_F.dtype) - self.shift_F) / self.scale_F
+            return (filled - self.shift_F).div_(self.scale_F).to(self.shift_F.dtype)
+        return rows.to(self.shift_F.dtype).sub_(self.shift_F).div_(self.scale_F)
 
     def inverse(self, x_BF: Tensor) -> Tensor:
         """Model space (B, F) to raw rows (B, C); dropped columns return at their constant."""
