@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hourglass.model.activations import FUNCTIONS, Activation
+from hourglass.model.activations import FUNCTIONS, RANGES, Activation
+from hourglass.model.adversary import Gaussian, Mixture, Prior, Uniform, fooling, telling
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.code import BatchTopK, Code, GaussianPosterior, NoisyCode, Plain, TopK
 from hourglass.model.corruption import (
@@ -208,8 +209,35 @@ CODES: list[tuple[Any, float]] = [
     (GaussianPosterior(), 0.5),
 ]
 
-# Activations: value by NumPy.
 erf = np.vectorize(math.erf)
+
+
+def normal_cdf(x: np.ndarray) -> np.ndarray:
+    return (1 + erf(x / math.sqrt(2))) / 2
+
+
+def at(centres: list[float], sd: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The distribution function of one unit of a mixture."""
+    return lambda x: np.mean([normal_cdf((x - c) / sd) for c in centres], axis=0)
+
+
+# Priors: part, and for each unit its mean, its standard deviation, its distribution function.
+PRIORS: list[tuple[Any, list[tuple[float, float, Any]]]] = [
+    (Gaussian(), [(0.0, 1.0, normal_cdf)] * 3),
+    (Gaussian(sd=2.5), [(0.0, 2.5, lambda x: normal_cdf(x / 2.5))]),
+    (Uniform(), [(0.0, 2 / math.sqrt(12), lambda x: (x.clip(-1, 1) + 1) / 2)] * 2),
+    (Uniform(low=1, high=4), [(2.5, 3 / math.sqrt(12), lambda x: (x.clip(1, 4) - 1) / 3)]),
+    (
+        Mixture(components=3, radius=2, sd=0.5),
+        [(0.0, math.sqrt(8 / 3 + 0.25), at([-2, 0, 2], 0.5))],
+    ),
+    (
+        Mixture(components=4, radius=2, sd=0.5),
+        [(0.0, math.sqrt(2 + 0.25), at([2, 0, -2, 0], 0.5))] * 2 + [(0.0, 0.5, at([0], 0.5))] * 2,
+    ),
+]
+
+# Activations: value by NumPy.
 ACTIVATIONS: dict[Activation, Callable[[np.ndarray], np.ndarray]] = {
     "linear": lambda x: x,
     "tanh": np.tanh,
@@ -235,7 +263,13 @@ def kinds(slot: Any) -> set[str]:
 
 @pytest.mark.parametrize(
     ("slot", "table"),
-    [(Loss, LOSSES), (Penalty, PENALTIES), (Corruption, CORRUPTIONS), (Code, CODES)],
+    [
+        (Loss, LOSSES),
+        (Penalty, PENALTIES),
+        (Corruption, CORRUPTIONS),
+        (Code, CODES),
+        (Prior, PRIORS),
+    ],
 )
 def test_every_part_has_a_row(slot: Any, table: list[Any]) -> None:
     assert {row[0].kind for row in table} == kinds(slot)
@@ -393,6 +427,68 @@ def test_code_value_noise_and_gradient(part: Any, sd: float) -> None:
     )
     few = pre[:3, : part.pre_units(4)].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: small.code(x, torch.tanh, seeded()), [few])
+
+
+@pytest.mark.parametrize(("part", "units"), named(PRIORS))
+def test_prior_moments_distribution_and_seed(part: Any, units: list) -> None:
+    rows = 20_000
+    drawn = part.draw(rows, len(units), seeded())
+    assert drawn.dtype == torch.float32
+    assert torch.equal(drawn, part.draw(rows, len(units), seeded()))
+    assert not torch.equal(drawn, part.draw(rows, len(units), seeded(2)))
+    low, high = part.bounds
+    assert low <= float(drawn.min()) < float(drawn.max()) <= high
+    found = drawn.double().numpy()
+    for x, (centre, sd, cdf) in zip(found.T, units, strict=True):
+        assert x.mean() == pytest.approx(centre, abs=4 * sd / math.sqrt(rows))
+        assert x.std() == pytest.approx(sd, rel=0.02)
+        gap = np.abs(cdf(np.sort(x)) - (np.arange(rows) + 0.5) / rows).max()
+        assert gap < 1.63 / math.sqrt(rows)  # Kolmogorov and Smirnov, 1 %
+    apart = np.corrcoef(found.T) if len(units) > 1 else np.eye(1)
+    np.testing.assert_allclose(apart, np.eye(len(units)), atol=4 / math.sqrt(rows))
+    assert part.draw(0, len(units), seeded()).shape == (0, len(units))
+
+
+def test_centres_of_a_mixture_are_on_a_circle_or_a_line() -> None:
+    four = Mixture(components=4, radius=2)
+    np.testing.assert_allclose(
+        four.centres(3), [[2, 0, 0], [0, 2, 0], [-2, 0, 0], [0, -2, 0]], atol=1e-6
+    )
+    np.testing.assert_allclose(four.centres(2), four.centres(3)[:, :2])
+    np.testing.assert_allclose(Mixture(components=5, radius=2).centres(1)[:, 0], [-2, -1, 0, 1, 2])
+    ten = Mixture().centres(16)
+    np.testing.assert_allclose(ten.norm(dim=1), 4.0, rtol=1e-6)
+    beside = (ten - ten.roll(1, 0)).norm(dim=1)
+    np.testing.assert_allclose(beside, 8 * math.sin(math.pi / 10), rtol=1e-5)
+
+
+def test_losses_of_an_adversary_are_torchs_cross_entropies() -> None:
+    prior, code = 3 * torch.randn((2, 50), generator=seeded(4), dtype=torch.float64)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    yes, no = torch.ones_like(code), torch.zeros_like(code)
+    expected = bce(code, yes, reduction="none")
+    np.testing.assert_allclose(fooling(code), expected, rtol=1e-12)
+    expected = bce(prior, yes, reduction="none") + bce(code, no, reduction="none")
+    np.testing.assert_allclose(telling(prior, code), expected, rtol=1e-12)
+    np.testing.assert_allclose(telling(no, no), 2 * LN2, rtol=1e-12)  # not to be told apart
+    inputs = [prior.requires_grad_(), code.requires_grad_()]
+    assert torch.autograd.gradcheck(fooling, inputs[1:])
+    assert torch.autograd.gradcheck(telling, inputs)
+    far = torch.tensor([1e4, -1e4])
+    assert fooling(far).tolist() == [0.0, 1e4]
+    assert telling(far, far).tolist() == [1e4, 1e4]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_range_of_an_activation(name: Activation) -> None:
+    x = torch.linspace(-50.0, 50.0, 1_000_001, dtype=torch.float64)
+    y, (low, high) = FUNCTIONS[name](x), RANGES[name]
+    assert low <= float(y.min()) + 1e-9
+    assert float(y.max()) <= high
+    assert (float(y.min()) < -40) == (low == -math.inf)
+    assert (float(y.max()) > 40) == (high == math.inf)
+    if low > -math.inf:
+        assert float(y.min()) == pytest.approx(low, abs=1e-8)
 
 
 def test_top_k_keeps_the_k_largest_of_each_row() -> None:

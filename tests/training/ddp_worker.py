@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hourglass.data.feed import Batch, MemoryFeed
-from hourglass.model import code
+from hourglass.model import adversary, code, dense
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.training import loop, state, step
+from hourglass.training.adversary import discriminator
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone, Peers, Together, parallel
 
@@ -42,9 +43,13 @@ MODELS: dict[str, dict] = {
     "plain": TANH,
     "tanh_kl": TANH | {"penalties": [KL]},
     "sigmoid_kl": SIGMOID | {"penalties": [KL]},
+    "trimmed": TANH | {"trim": 0.3, "loss": {"kind": "mae"}},
     "bce": SIGMOID | {"loss": {"kind": "bce"}},
     "bce_kl": TANH | {"loss": {"kind": "bce"}, "penalties": [KL]},
     "tied": {"network": TANH["network"] | {"tied": True, "norm": "layer"}},
+    "dropout": {"network": TANH["network"] | {"dropout": 0.4}, "loss": {"kind": "mae"}},
+    "aux_k": TANH
+    | {"code": {"kind": "top_k", "k": 1}, "penalties": [{"kind": "aux_k", "weight": 0.5, "k": 1}]},
     "code": TANH | {"penalties": [part("code_l1", 0.1), part("code_l2", 0.2)]},
     "weights": TANH | {"penalties": [part("weights_l1", 0.01), part("weights_l2", 0.1)]},
     "contractive": {"network": {"widths": [4]}, "penalties": [part("contractive", 0.3)]},
@@ -58,6 +63,7 @@ MODELS: dict[str, dict] = {
         "penalties": [{"kind": "kl_prior", "beta": 0.5}],
         "loss": {"kind": "correntropy"},
     },
+    "adversarial": TANH | {"adversary": {"prior": {"kind": "uniform"}, "weight": 0.5}},
     "conv": {
         "network": {
             "kind": "conv",
@@ -69,7 +75,11 @@ MODELS: dict[str, dict] = {
     },
     "lstm": {"network": {"kind": "lstm", "shape": [6, 2], "hidden": 5, "code": 3, "predict": 2}},
 }
-WIDE = {"network": {"widths": [64, 9], "activation": "tanh"}, "penalties": [KL]}
+WIDE = {
+    "network": {"widths": [64, 9], "activation": "tanh"},
+    "penalties": [KL],
+    "adversary": {"prior": {"kind": "uniform"}},
+}
 ROWS = generated(300).astype(np.float64)
 
 
@@ -100,26 +110,57 @@ class LocalMean(Together):
         """This worker's value, blown up to the size of all."""
         return value.detach() * self.size
 
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """This worker's value, as if all had it."""
+        return [value] * self.size
+
 
 def no_noise(like: Tensor, rng: torch.Generator) -> Tensor:
     """In place of draws, which are each worker's own."""
     return torch.zeros_like(like)
 
 
+def same_draw(prior: adversary.Uniform, rows: int, units: int, rng: torch.Generator) -> Tensor:
+    """In place of draws of the prior, which are each worker's own as well."""
+    return torch.linspace(prior.low, prior.high, units).expand(rows, units)
+
+
+def same_units(network: dense.DenseNetwork, x: Tensor, rng: torch.Generator | None) -> Tensor:
+    """In place of dropout's draws: every second unit."""
+    off = rng is None or network.dropout == 0.0
+    return x if off else x * (torch.arange(x.shape[1]) % 2) / (1.0 - network.dropout)
+
+
 def gradient(name: str, rows: np.ndarray, total: int, peers: Peers) -> dict[str, np.ndarray]:
-    """The gradient in float64 of a step of `total` rows, of which this worker has `rows`."""
+    """The gradient in float64 of a step of `total` rows, of which this worker has `rows`.
+
+    A discriminator's own is with it, under `discriminator.`.
+    """
     made = job(MODELS[name], "unit" if name.startswith("bce") else "range")
     module = fresh(made, ROWS).module.double()
     model = module if isinstance(peers, Alone) else parallel(module, Together())
     batch, rng = Batch(rows, total), torch.Generator()
-    with patch.object(code, "_normal", no_noise):
-        terms, _ = step.loss_terms(model, module, batch, 0, rng, peers)
-    torch.stack(list(terms.values())).sum().backward()
-    return {key: p.grad.numpy().copy() for key, p in module.named_parameters()}
+    rival = discriminator(module, seed=5)
+    idle_K = 1000.0 * (
+        torch.arange(module.spec.network.code_width) % 2
+    )  # every second unit is dead
+    weights = dict(module.named_parameters())
+    with (
+        patch.object(code, "_normal", no_noise),
+        patch.object(adversary.Uniform, "draw", same_draw),
+        patch.object(dense.DenseNetwork, "_dropped", same_units),
+    ):
+        terms, result = step.loss_terms(model, module, batch, 0, rng, peers, idle_K, rival)
+        torch.stack(list(terms.values())).sum().backward()
+        if rival is not None:
+            rival.learn(result.code_BK, total, rng, peers)
+            named = rival.network.named_parameters()
+            weights |= {f"discriminator.{key}": p for key, p in named}
+    return {key: p.grad.numpy().copy() for key, p in weights.items()}
 
 
-CONTROLS = [("plain", "uneven"), ("bce", "uneven"), ("tanh_kl", "uneven")]
-"""Where the mistakes are made as well."""
+CONTROLS = {"no_scaling": ("plain", "bce"), "local_mean": ("tanh_kl", "adversarial", "trimmed")}
+"""The models on which each mistake is made as well, with rows split unevenly."""
 
 
 def gradients(rank: int, size: int) -> dict[str, np.ndarray]:
@@ -130,7 +171,7 @@ def gradients(rank: int, size: int) -> dict[str, np.ndarray]:
         for split, counts in splits(size).items():
             cuts = np.cumsum([0, *counts])
             for way, peers in ways.items():
-                if way != "right" and (name, split) not in CONTROLS:
+                if way != "right" and (name not in CONTROLS[way] or split != "uneven"):
                     continue
                 mine = ROWS[cuts[rank] : cuts[rank + 1]]
                 for key, value in gradient(name, mine, int(cuts[-1]), peers).items():
@@ -184,6 +225,7 @@ def main(rank: int, size: int, folder: Path) -> None:
     )
     np.savez(folder / f"gradients.{rank}.npz", **gradients(rank, size))
     runs(folder, Together())
+    dist.barrier()  # nobody tears down what another still speaks to
     dist.destroy_process_group()
 
 

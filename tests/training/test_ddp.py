@@ -69,10 +69,17 @@ def test_the_gradient_is_that_of_one_process(group: tuple, model: str, split: st
 
 @pytest.mark.parametrize(
     ("way", "model"),
-    [("no_scaling", "plain"), ("no_scaling", "bce"), ("local_mean", "tanh_kl")],
+    [
+        ("no_scaling", "plain"),
+        ("no_scaling", "bce"),
+        ("local_mean", "tanh_kl"),
+        ("local_mean", "adversarial"),
+        ("local_mean", "trimmed"),
+    ],
 )
 def test_the_comparison_sees_the_usual_mistakes(group: tuple, way: str, model: str) -> None:
-    """Negative controls: gradients not rescaled, and a mean activation of one's own rows only."""
+    """Negative controls: gradients not rescaled; a mean activation, and a discriminator, of one's own
+    rows only."""
     expected = alone(model, sum(splits(group[0])["uneven"]))
     assert difference(found(group, model, "uneven", way)[0], expected) > 1e-3
     assert difference(found(group, model, "uneven", "right")[0], expected) <= 1e-12
@@ -91,7 +98,7 @@ def ends(group: tuple, name: str) -> list[tuple[dict[str, bytes], list]]:
 
 
 def test_all_workers_hold_the_same_bits_after_100_steps(group: tuple) -> None:
-    """Weights, best weights, optimizer and every figure of every epoch."""
+    """Weights, best weights, discriminator, optimizers and every figure of every epoch."""
     first, *others = ends(group, "warm_whole")
     assert float(np.load(group[1] / "warm_whole.0.npz")["optimizer.0.step"]) == 100
     assert all(other == first for other in others)

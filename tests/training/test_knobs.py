@@ -79,6 +79,35 @@ ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
             "penalties.5.probes",
         ],
     ),
+    "adversary": (
+        {
+            "preset": "adversarial",
+            "adversary": {"widths": [8, 4], "prior": {"kind": "mixture", "components": 3}},
+        },
+        [
+            "adversary.weight",
+            "adversary.widths.0",
+            "adversary.widths.1",
+            "adversary.lr",
+            "adversary.prior.components",
+            "adversary.prior.radius",
+            "adversary.prior.sd",
+        ],
+    ),
+    "adversary with its defaults": (
+        {"preset": "adversarial", "adversary": {"widths": []}},
+        ["adversary.weight", "adversary.lr", "adversary.prior.sd"],
+    ),
+    "adversary of a bounded code": (
+        {"adversary": {"widths": [8], "prior": {"kind": "uniform", "low": -0.5}}},
+        [
+            "adversary.weight",
+            "adversary.widths.0",
+            "adversary.lr",
+            "adversary.prior.low",
+            "adversary.prior.high",
+        ],
+    ),
     "dropout": ({"network": {"widths": [8, 3], "dropout": 0.1}}, ["network.dropout"]),
 }
 
@@ -100,6 +129,27 @@ def test_every_number_is_tried_and_moves_something(name: str) -> None:
     assert all(knob["moved"] > 0 for knob in found)
     assert all(knob["tried"] != knob["value"] for knob in found)
     assert found == certified(model)
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "instead", "knob"),
+    [
+        ("torch.optim.Adam.step", lambda self: None, "model.adversary.lr: 0.005"),
+        (
+            "hourglass.model.adversary.Gaussian.draw",
+            lambda self, rows, units, rng: torch.zeros(rows, units),
+            "model.adversary.prior.sd: 1.0",
+        ),
+    ],
+    ids=["a discriminator that does not learn", "draws of another prior"],
+)
+def test_a_dead_knob_of_an_adversary_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, forgotten: str, instead: Any, knob: str
+) -> None:
+    monkeypatch.setattr(forgotten, instead)
+    with pytest.raises(SpecError) as caught:
+        certified({"preset": "adversarial"})
+    assert [line.partition(" does nothing")[0] for line in str(caught.value).split("\n")] == [knob]
 
 
 @pytest.mark.parametrize(

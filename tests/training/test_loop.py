@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from hourglass.data import stats
+from hourglass.data.feed import Batch
 from hourglass.errors import DataError, TrainingError
 from hourglass.training.build import build
+from hourglass.training.collective import Alone
+from hourglass.training.step import loss_terms, train_step
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import (
@@ -287,3 +290,56 @@ def test_a_nested_code_has_an_error_at_every_width() -> None:
                 output = state.module.output_at(result.code_BK, width)
                 cut.append(float((output - result.clean_BF).square().mean()))
             assert cut[0] < 0.7 * cut[1]
+
+
+def loss_of(model: dict, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of one step over `rows`, and the losses of each of them."""
+    state = fresh(job(model), ROWS)
+    batch, module = Batch(rows, len(rows)), state.module
+    terms, result = loss_terms(module, module, batch, 0, torch.Generator(), Alone())
+    (loss,) = terms.values()
+    return loss, module.row_losses(result)
+
+
+@pytest.mark.parametrize("kind", ["mse", "mae", "huber"])
+@pytest.mark.parametrize(("trim", "kept"), [(0.1, 27), (0.25, 23), (0.5, 15), (0.02, 30)])
+def test_trim_is_the_mean_without_the_largest_losses(kind: str, trim: float, kept: int) -> None:
+    loss, losses_B = loss_of({"loss": {"kind": kind}, "trim": trim}, ROWS[:30])
+    expected = np.sort(losses_B.detach().double().numpy())[:kept].mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    whole, _ = loss_of({"loss": {"kind": kind}}, ROWS[:30])
+    assert whole.item() == pytest.approx(losses_B.mean().item(), rel=1e-6)
+
+
+def test_a_row_that_trim_leaves_out_teaches_nothing() -> None:
+    """However far away it is, the gradient is that of the other rows; without trim it is not."""
+    far = ROWS[:20].copy()
+    far[7] *= 50.0
+    others = np.delete(ROWS[:20], 7, axis=0)
+    gradients = {}
+    for name, rows, trim in (("far", far, 0.05), ("none", others, 0.0), ("plain", far, 0.0)):
+        state = fresh(job({"trim": trim} if trim else None), ROWS)
+        batch = Batch(rows, len(rows))
+        terms, _ = loss_terms(state.module, state.module, batch, 0, torch.Generator(), Alone())
+        terms["mse"].backward()
+        gradients[name] = torch.cat([w.grad.flatten() for w in state.module.parameters()])
+    assert (gradients["far"] - gradients["none"]).norm() <= 1e-6 * gradients["none"].norm()
+    assert (gradients["plain"] - gradients["none"]).norm() > gradients["none"].norm()
+
+
+def test_trim_hides_no_row_that_is_not_a_number() -> None:
+    rows = ROWS.copy()
+    rows[11] = 3e38
+    state = fresh(job({"trim": 0.5}), ROWS)
+    state.module.preprocessing.scale_F.fill_(1e-3)
+    rng = torch.Generator().manual_seed(0)
+    with pytest.raises(TrainingError, match="rows in model space is NaN or infinite"):
+        train_step(state.module, state, Batch(rows, len(rows)), rng, Alone(), None)
+
+
+def test_what_trim_leaves_out_still_counts_in_the_error() -> None:
+    trimmed, plain = (
+        run(job({"trim": trim} if trim else None, epochs=1), ROWS).records[0] for trim in (0.3, 0.0)
+    )
+    assert trimmed["loss_mse"] < trimmed["train_mse"]
+    assert plain["loss_mse"] == pytest.approx(plain["train_mse"])

@@ -30,6 +30,7 @@ NOISY = {
     "corruption": {"kind": "gaussian", "sd": 0.1},
     "code": {"kind": "plain"},
     "penalties": [{"kind": "sparsity_kl", "rho": 0.2, "beta": 0.1}],
+    "adversary": {"prior": {"kind": "uniform"}},
 }
 STEPS = 4 * 9  # 4 epochs of 270 rows in steps of 32
 RANDOM_STEPS = [int(s) for s in np.random.default_rng(20).choice(STEPS - 1, 5, replace=False) + 1]
@@ -73,7 +74,7 @@ def resume(made: TrainJob, feed: str, folder: Path) -> Run:
 
 
 def assert_same_run(one: State, other: State) -> None:
-    """Weights, best weights, optimizer and every recorded figure, to the bit."""
+    """Weights, best weights, discriminator, optimizers and every recorded figure, to the bit."""
     assert same_bits(one.tensors(), other.tensors())
     assert timeless(one.history) == timeless(other.history)
     assert (one.step, one.epoch, one.best_epoch, one.best_error) == (
@@ -148,7 +149,7 @@ def test_every_optimizer_resumes(optimizer: dict, tmp_path: Path) -> None:
     assert_same_run(resume(spec(optimizer), "memory", tmp_path).state, whole)
 
 
-@pytest.mark.parametrize("lost", ["optimizer", "sums", "step"])
+@pytest.mark.parametrize("lost", ["optimizer", "discriminator_optimizer", "sums", "step"])
 def test_a_state_that_forgets_something_is_not_the_same_run(
     lost: str, tmp_path: Path, undisturbed: dict[str, State]
 ) -> None:
@@ -156,8 +157,9 @@ def test_a_state_that_forgets_something_is_not_the_same_run(
     stop_at(13, spec(), "memory", tmp_path)
     run, saved = begin(spec(), "memory"), checkpoints(tmp_path)
     tensors, position = saved.load(str(saved.newest(pytest.fail)))
-    if lost == "optimizer":
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("optimizer.")}
+    if lost.endswith("optimizer"):
+        assert {f"{lost}.0.exp_avg", "discriminator.0.weight"} <= tensors.keys()
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{lost}.")}
     elif lost == "sums":
         position["sums"] = [{}]
     else:

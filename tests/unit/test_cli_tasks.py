@@ -212,7 +212,7 @@ DATA_REFUSALS: list[tuple[tuple[Any, ...], str]] = [
     (
         ("generate", "model", "--count", 3, "--out", "g.parquet"),
         "code 'plain' has no prior: its codes have no known distribution to draw from; generate needs "
-        "a model with code gaussian_posterior",
+        "a model with code gaussian_posterior, or an adversary",
     ),
     (
         ("generate", "model", "--traverse", 5, "--row", 0, "--uri", "data", "--out", "g.parquet"),

@@ -23,12 +23,9 @@ from hourglass.inference.layers import deep_features
 Make = Callable[..., Predictor]
 
 
-@pytest.fixture(scope="module")
-def vae(rows: np.ndarray) -> Predictor:
-    penalties = [{"kind": "kl_prior", "beta": 0.01}]
-    made = Autoencoder(
-        [16, 2], code="gaussian_posterior", penalties=penalties, epochs=2, random_state=1
-    )
+@pytest.fixture(scope="module", params=["variational", "adversarial"])
+def with_prior(request: pytest.FixtureRequest, rows: np.ndarray) -> Predictor:
+    made = Autoencoder([16, 2], preset=request.param, epochs=2, random_state=1)
     predictor: Predictor = made.fit(rows).predictor_
     return predictor
 
@@ -47,19 +44,44 @@ def make(tmp_path: Path, save_artifact: Callable[..., str]) -> Make:
     return made
 
 
-def test_codes_of_the_prior_are_standard_normal(vae: Predictor) -> None:
-    codes = prior_codes(vae, 20_000, seed=3)
+def test_codes_of_the_prior_are_standard_normal(with_prior: Predictor) -> None:
+    codes = prior_codes(with_prior, 20_000, seed=3)
     assert codes.shape == (20_000, 2)
     np.testing.assert_allclose(codes.mean(axis=0), 0, atol=0.03)  # 4 standard errors
     np.testing.assert_allclose(codes.std(axis=0), 1, atol=0.02)
     assert abs(np.corrcoef(codes.T)[0, 1]) < 0.03
 
 
-def test_rows_of_the_prior_are_its_codes_decoded_and_repeat_with_the_seed(vae: Predictor) -> None:
-    made = prior(vae, 100, seed=3)
-    np.testing.assert_array_equal(made, vae.decode(prior_codes(vae, 100, seed=3)))
-    np.testing.assert_array_equal(made, prior(vae, 100, seed=3))
-    assert (made != prior(vae, 100, seed=4)).any(axis=1).all()
+def test_rows_of_the_prior_are_its_codes_decoded_and_repeat_with_the_seed(
+    with_prior: Predictor,
+) -> None:
+    made = prior(with_prior, 100, seed=3)
+    np.testing.assert_array_equal(made, with_prior.decode(prior_codes(with_prior, 100, seed=3)))
+    np.testing.assert_array_equal(made, prior(with_prior, 100, seed=3))
+    assert (made != prior(with_prior, 100, seed=4)).any(axis=1).all()
+
+
+def test_an_adversarial_model_draws_from_the_prior_of_its_artifact(
+    rows: np.ndarray, tmp_path: Path
+) -> None:
+    """And the artifact has the prior's numbers, but nothing of the discriminator."""
+    adversary = {"prior": {"kind": "mixture", "components": 3, "radius": 5, "sd": 0.1}}
+    made = Autoencoder([7, 4], preset="adversarial", adversary=adversary, epochs=1, random_state=1)
+    made.fit(rows).save(tmp_path / "model")
+    model = Predictor.load(str(tmp_path / "model"))
+    assert {name.partition(".")[0] for name in model.module.state_dict()} == {
+        "network",
+        "preprocessing",
+    }
+    np.testing.assert_array_equal(model.encode(rows), made.encode(rows))
+    np.testing.assert_array_equal(prior(model, 50, seed=2), made.generate(50, seed=2))
+    codes = prior_codes(model, 3000, seed=2)
+    assert (codes.shape, codes.dtype) == ((3000, 4), np.float32)
+    centres = 5 * np.array([[1, 0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]])
+    nearest = np.linalg.norm(codes[:, None, :2] - centres, axis=2)
+    assert nearest.min(axis=1).max() < 0.1 * 5
+    np.testing.assert_allclose(np.bincount(nearest.argmin(axis=1)) / 3000, 1 / 3, atol=0.035)
+    np.testing.assert_allclose(codes[:, 2:].std(axis=0), 0.1, rtol=0.06)
 
 
 def test_the_ways_ends_are_the_reconstructions_of_the_rows(make: Make, rows: np.ndarray) -> None:
@@ -165,7 +187,7 @@ REFUSED: list[tuple[Callable[[Predictor, np.ndarray], Any], str]] = [
     (
         lambda model, rows: prior(model, 3, seed=0),
         "code 'plain' has no prior: its codes have no known distribution to draw from; generate needs "
-        "a model with code gaussian_posterior",
+        "a model with code gaussian_posterior, or an adversary",
     ),
     (
         lambda model, rows: interpolate(model, rows[0], rows[1], 1),

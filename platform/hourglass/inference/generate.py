@@ -19,18 +19,24 @@ def prior(predictor: Predictor, count: int, seed: int) -> Rows:
     """`count` new rows (B, C): codes drawn from the prior, decoded; the same seed, the same rows.
 
     Raises: DataError for a model without a prior. Source: Kingma and Welling 2014, "Auto-encoding
-    variational Bayes", section 2.1.
+    variational Bayes", section 2.1; Makhzani et al. 2015, "Adversarial autoencoders", section 2.
     """
     return predictor.decode(prior_codes(predictor, count, seed))
 
 
 def prior_codes(predictor: Predictor, count: int, seed: int) -> Rows:
-    """`count` codes (B, K) drawn from N(0, 1). Raises DataError for a model without a prior."""
-    kind = predictor.module.spec.code.kind
+    """`count` codes (B, K) from the adversary's prior or N(0, 1); the same on every machine.
+
+    Raises: DataError for a model without a prior.
+    """
+    adversary, kind = predictor.module.spec.adversary, predictor.module.spec.code.kind
+    if adversary is not None:
+        draws = torch.Generator().manual_seed(seed)
+        return np.asarray(adversary.prior.draw(count, predictor.code_width, draws))
     if kind != "gaussian_posterior":
         raise DataError(
             f"code '{kind}' has no prior: its codes have no known distribution to draw from; "
-            "generate needs a model with code gaussian_posterior"
+            "generate needs a model with code gaussian_posterior, or an adversary"
         )
     rng = np.random.default_rng(seed)
     return rng.standard_normal((count, predictor.code_width), dtype=np.float32)
@@ -87,8 +93,7 @@ def denoise(predictor: Predictor, rows: Array, seed: int) -> tuple[Rows, Rows]:
             "the model was trained without corruption, so there is no noise that it removes; "
             "train one with `corruption` set"
         )
-    raw_BC = torch.from_numpy(np.array(predictor._rows(rows)))
-    clean_BF = preprocessing(raw_BC.to(predictor.device)).cpu()
+    clean_BF = torch.from_numpy(predictor.map_tiles(rows, lambda tile: [preprocessing(tile)])[0])
     low_F, high_F = preprocessing.low_F.cpu(), preprocessing.high_F.cpu()
     rng = torch.Generator().manual_seed(seed)
     seen_BF = spec.corruption.corrupt(clean_BF, low_F, high_F, rng)

@@ -1,11 +1,13 @@
 """ModelSpec: a choice of parts, and the rules about which parts go together."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from hourglass.model.activations import Activation
+from hourglass.model.activations import RANGES, Activation
+from hourglass.model.adversary import Adversary
 from hourglass.model.code import Code, Plain
 from hourglass.model.corruption import Corruption, NoCorruption
 from hourglass.model.losses import Loss, Mse
@@ -14,7 +16,7 @@ from hourglass.model.penalties import Penalty
 from hourglass.model.presets import Preset, expand
 from hourglass.strict import Strict
 
-CODE_LOW: dict[Activation, float] = {"sigmoid": 0.0, "tanh": -1.0}
+CODE_LOW: dict[Activation, float] = {n: low for n, (low, high) in RANGES.items() if high < math.inf}
 """Lowest value of a bounded code activation (the highest is 1)."""
 SPARSE = ("top_k", "batch_top_k")
 """Codes in which most units are 0, and some may die."""
@@ -26,7 +28,7 @@ CODE_ACTIVATION: dict[str, tuple[Activation, str]] = {
 
 
 class ModelSpec(Strict):
-    """network x corruption x code x loss x penalties."""
+    """network x corruption x code x loss x penalties, and an adversary."""
 
     preset: Preset | None = Field(
         None, description="A famous name: its parts, where this file names no others."
@@ -35,7 +37,16 @@ class ModelSpec(Strict):
     corruption: Corruption = Field(NoCorruption(), description="What the encoder sees in training.")
     code: Code = Field(Plain(), description="How the code is made from its pre-activation.")
     loss: Loss = Field(Mse(), description="Reconstruction loss, per row.")
+    trim: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.5,
+        description="Share of a batch's rows, those of the largest loss, that it leaves out.",
+    )
     penalties: tuple[Penalty, ...] = Field((), description="Terms added to the loss, by name.")
+    adversary: Adversary | None = Field(
+        None, description="A second network that makes codes look like draws of a prior."
+    )
 
     @property
     def code_activation(self) -> Activation:
@@ -81,6 +92,10 @@ class ModelSpec(Strict):
             yield f"penalties must differ in kind, found {kinds}: add up their weights"
         for penalty in self.penalties:
             yield from self._about(penalty)
+        if self.adversary is not None:
+            yield from self._about_the_adversary(self.adversary)
+        elif self.preset == "adversarial":
+            yield "preset adversarial is its adversary, found null; remove one of them"
 
     def _about_the_code(self) -> Iterator[str]:
         needed, why = CODE_ACTIVATION.get(self.code.kind, (self.code_activation, ""))
@@ -102,6 +117,26 @@ class ModelSpec(Strict):
             yield (
                 "penalty kl_prior needs code gaussian_posterior, whose means and variances it "
                 f"compares with the prior; found code '{self.code.kind}'"
+            )
+
+    def _about_the_adversary(self, adversary: Adversary) -> Iterator[str]:
+        """The code must be able to become the prior, and have no other."""
+        if self.code.kind == "gaussian_posterior":
+            yield (
+                "code gaussian_posterior has its prior from penalty kl_prior, found an adversary as "
+                "well; use code plain, or remove the adversary"
+            )
+        if self.code.kind in SPARSE:
+            yield (
+                f"adversary: a code {self.code.kind} has units at exactly 0, which no draw of prior "
+                f"{adversary.prior.kind} has, so it can never pass for one; use code plain"
+            )
+        (low, high), (lowest, highest) = adversary.prior.bounds, RANGES[self.code_activation]
+        if not lowest <= low < high <= highest:
+            yield (
+                f"adversary: draws of prior {adversary.prior.kind} lie in ({low:g}, {high:g}), a "
+                f"'{self.code_activation}' code in ({lowest:g}, {highest:g}), so it can never pass for "
+                "one; use network.code_activation: linear, or a prior uniform inside the code's range"
             )
 
     def _about(self, penalty: Penalty) -> Iterator[str]:

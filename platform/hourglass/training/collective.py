@@ -1,5 +1,6 @@
 """What workers say to each other: sums, tensors and words; nothing when there is only one."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -7,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.passes import Pass
 
@@ -78,6 +80,22 @@ class Together:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+
+def means(sums: Sequence[Tensor], total: int, peers: Peers) -> Iterator[Tensor]:
+    """Sums over rows, added over workers in one exchange, divided by the rows of all of them."""
+    flat = peers.sum(torch.cat([part.flatten() for part in sums])) / total
+    parts = torch.split(flat, [part.numel() for part in sums])
+    return (part.view_as(like) for part, like in zip(parts, sums, strict=True))
+
+
+def blame(candidates: dict[str, Tensor], peers: Peers) -> TrainingError:
+    """An error naming the worker and the first tensor that is not finite; the same on every worker."""
+    bad = [i for i, value in enumerate(candidates.values()) if not bool(value.isfinite().all())]
+    worst = peers.share(bad[0] if bad else len(candidates))
+    rank = min(range(len(worst)), key=lambda r: (worst[r], r))
+    name = [*candidates, "gradient norm"][worst[rank]]
+    return TrainingError(f"worker {rank}: {name} is NaN or infinite")
 
 
 def parallel(module: AutoencoderModule, peers: Peers) -> nn.Module:

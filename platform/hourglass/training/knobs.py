@@ -1,8 +1,8 @@
 """No dead knobs: before a run starts, every number of its model is changed once, and must matter.
 
-A knob is a number in the corruption, code, loss or penalties, or the dropout. It is alive when
-another value of it changes a loss term or a gradient on two batches of the run's own rows; one that
-does not would be an option that does nothing, and the run is refused.
+A knob is a number in the corruption, code, loss, penalties or adversary, the trim or the dropout. It
+is alive when another value of it changes a loss term or a gradient on two batches of the run's own rows; one
+that does not would be an option that does nothing, and the run is refused.
 """
 
 import copy
@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hourglass.data.feed import Batch, Feed
-from hourglass.errors import SpecError
+from hourglass.errors import SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.spec import ModelSpec
+from hourglass.training.adversary import Discriminator, discriminator
 from hourglass.training.collective import Alone
 from hourglass.training.step import loss_terms
 
@@ -66,6 +67,11 @@ def _knobs(spec: ModelSpec) -> Iterator[tuple[str, float]]:
         yield from _numbers(part, tree[part])
     for index, penalty in enumerate(tree["penalties"]):
         yield from _numbers(f"penalties.{index}", penalty)
+    if tree["adversary"] is not None:
+        yield from _numbers("adversary", tree["adversary"])
+        yield from _numbers("adversary.prior", tree["adversary"]["prior"])
+    if tree["trim"]:
+        yield "trim", tree["trim"]
     if tree["network"].get("dropout"):
         yield "network.dropout", tree["network"]["dropout"]
 
@@ -107,17 +113,32 @@ def _idle(spec: ModelSpec, device: torch.device) -> Tensor:
 def _response(
     module: AutoencoderModule, spec: ModelSpec, batches: Sequence[Batch], idle_K: Tensor
 ) -> Tensor:
-    """Every loss term and gradient of the batches, in one vector, with the noise of one seed."""
+    """Every loss term and gradient of the batches, in one vector, with the noise of one seed.
+
+    A discriminator learns from each batch, and says anew what it thinks of it: its rate acts there.
+    """
     twin = copy.deepcopy(module).train()  # batch norm learns while it is watched
     twin.spec = spec
     if spec.network.kind == "dense":
         twin.network.dropout = spec.network.dropout
     parts: list[Tensor] = []
+    rival = discriminator(twin, 0)
     for step, batch in enumerate(batches):
         rng = torch.Generator(device=idle_K.device).manual_seed(step)
         alone = Batch(batch.rows, len(batch.rows))
-        terms, _ = loss_terms(twin, twin, alone, step, rng, Alone(), idle_K)
+        terms, result = loss_terms(twin, twin, alone, step, rng, Alone(), idle_K, rival)
         values = torch.stack(list(terms.values()))
         gradients = torch.autograd.grad(values.sum(), list(twin.parameters()), allow_unused=True)
         parts += [values.detach(), *(g.flatten() for g in gradients if g is not None)]
+        if rival is not None:
+            parts.append(_told(rival, result.code_BK.detach(), rng))
     return torch.cat([part.double() for part in parts])
+
+
+def _told(rival: Discriminator, code_BK: Tensor, rng: torch.Generator) -> Tensor:
+    """Loss and accuracy of a discriminator that learns from these codes, and its term after that."""
+    try:
+        sums = rival.learn(code_BK, len(code_BK), rng, Alone())
+    except TrainingError:  # the run itself says so, on every worker
+        return torch.full((3,), torch.nan, device=code_BK.device)
+    return torch.stack([*sums.values(), rival.term(code_BK, torch.mean)])

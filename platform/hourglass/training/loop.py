@@ -87,6 +87,7 @@ def end_of_epoch(
     terms = {name[5:]: total / rows for name, total in totals.items() if name.startswith("term.")}
     record |= {f"loss_{name}": value for name, value in terms.items()}
     record["loss"] = sum(terms.values())
+    record |= {n: total / rows for n, total in totals.items() if n.startswith("discriminator_")}
     if state.idle_K is not None:  # a share: units that no row of this epoch has used
         record["dead_units"] = float((state.idle_K >= feed.steps).double().mean())
     state.module.eval()

@@ -23,7 +23,7 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.dense import Dense, DenseNetwork
 from hourglass.phases import Greedy, Rbm
 from hourglass.spec import TrainSpec
-from hourglass.training.collective import Peers
+from hourglass.training.collective import Peers, means
 from hourglass.training.step import noise_seed
 
 FIRST = 2**31
@@ -172,9 +172,8 @@ def _greedy(phase: Greedy, layer: Layer, peers: Peers) -> Learn:
     def learn(x_BV: Tensor, total: int, epoch: int) -> Tensor:
         error_B = (layer.decode(layer.encode(x_BV)) - x_BV).square().mean(dim=1)
         gradients = torch.autograd.grad(error_B.sum(), layer.weights)
-        means = _means(gradients, total, peers)
-        for weight, gradient in zip(layer.weights, means, strict=True):
-            weight.grad = gradient
+        for weight, mean in zip(layer.weights, means(gradients, total, peers), strict=True):
+            weight.grad = mean
         optimizer.step()
         return error_B.detach()
 
@@ -199,7 +198,7 @@ def _rbm(
     @torch.no_grad()
     def learn(x_BV: Tensor, total: int, epoch: int) -> Tensor:
         *sums, error_B = rbm.contrastive_divergence(machine, x_BV, phase.k, rng)
-        weight_HV, *biases = _means(sums, total, peers)
+        weight_HV, *biases = means(sums, total, peers)
         weight_HV = weight_HV - phase.weight_decay * machine.weight_HV
         for value, speed, mean in zip(values, speeds, [weight_HV, *biases], strict=True):
             value.add_(speed.mul_(phase.momentum_at(epoch)).add_(mean, alpha=lr))
@@ -208,10 +207,3 @@ def _rbm(
         return error_B
 
     return learn
-
-
-def _means(sums: Sequence[Tensor], total: int, peers: Peers) -> Iterator[Tensor]:
-    """Sums over rows, added over workers in one exchange, divided by the rows of all of them."""
-    flat = peers.sum(torch.cat([part.flatten() for part in sums])) / total
-    parts = torch.split(flat, [part.numel() for part in sums])
-    return (part.view_as(like) for part, like in zip(parts, sums, strict=True))

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.spec import TrainSpec
+from hourglass.training.adversary import Discriminator, discriminator
 from hourglass.training.collective import Peers
 
 Record = dict[str, float]
@@ -23,7 +24,8 @@ class State:
     """Position, weights, optimizer, sums of the epoch so far, best weights and history.
 
     `sums` are this worker's own; everything else is the same on every worker. `idle_K` are the steps
-    since each unit of a k-sparse code was active; other codes have none.
+    since each unit of a k-sparse code was active; other codes have none. A model with an adversary
+    has a discriminator, which is trained beside it and not part of it.
     """
 
     module: AutoencoderModule
@@ -36,15 +38,19 @@ class State:
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     idle_K: Tensor | None = None
+    discriminator: Discriminator | None = None
     stopped: bool = False
     history: list[Record] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, best weights and the optimizer's slots under flat names, on the CPU."""
+        """Weights, best weights and the optimizers' slots under flat names, on the CPU."""
         flat = {f"weights.{name}": value for name, value in self.module.state_dict().items()}
         flat |= {f"best.{name}": value for name, value in self.best_weights.items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            flat |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+        flat |= _slots("optimizer", self.optimizer)
+        if self.discriminator is not None:
+            network = self.discriminator.network.state_dict()
+            flat |= {f"discriminator.{name}": value for name, value in network.items()}
+            flat |= _slots("discriminator_optimizer", self.discriminator.optimizer)
         flat |= {} if self.idle_K is None else {"idle.steps": self.idle_K}
         return {name: value.detach().cpu().contiguous() for name, value in flat.items()}
 
@@ -67,6 +73,8 @@ class State:
             "weights": {},
             "best": {},
             "optimizer": {},
+            "discriminator": {},
+            "discriminator_optimizer": {},
             "idle": {},
         }
         for name, value in tensors.items():
@@ -74,12 +82,10 @@ class State:
             parts[part][rest] = value
         self.module.load_state_dict(parts["weights"])
         self.best_weights = parts["best"]
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimizer"].items():
-            index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        _load_slots(self.optimizer, parts["optimizer"])
+        if self.discriminator is not None:
+            self.discriminator.network.load_state_dict(parts["discriminator"])
+            _load_slots(self.discriminator.optimizer, parts["discriminator_optimizer"])
         for name, value in position.items():
             setattr(self, name, value)
         device = next(self.module.parameters()).device
@@ -91,9 +97,26 @@ class State:
         }
 
 
+def _slots(part: str, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers of each weight, as `part.index.slot`."""
+    weights = optimizer.state_dict()["state"].items()
+    return {f"{part}.{i}.{slot}": value for i, slots in weights for slot, value in slots.items()}
+
+
+def _load_slots(optimizer: Optimizer, flat: dict[str, Tensor]) -> None:
+    """The inverse of `_slots`, with names `index.slot`."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+
 def fresh(module: AutoencoderModule, spec: TrainSpec) -> State:
     """The state before the first step."""
-    return State(module, make_optimizer(module, spec))
+    rival = discriminator(module, spec.seed)
+    return State(module, make_optimizer(module, spec), discriminator=rival)
 
 
 def make_optimizer(module: torch.nn.Module, spec: TrainSpec) -> Optimizer:

@@ -6,7 +6,10 @@ statistics are those of the whole batch, with the gradient of this worker's shar
 Shapes: B rows of this worker, K code units.
 """
 
+import math
+import operator
 from contextlib import nullcontext
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,8 @@ from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.passes import Pass
 from hourglass.model.spec import SPARSE
-from hourglass.training.collective import Peers
+from hourglass.training.adversary import Discriminator
+from hourglass.training.collective import Peers, blame
 from hourglass.training.state import State
 
 Sums = dict[str, Tensor]
@@ -40,6 +44,7 @@ def loss_terms(
     rng: torch.Generator,
     peers: Peers,
     idle_K: Tensor | None = None,
+    discriminator: Discriminator | None = None,
 ) -> tuple[dict[str, Tensor], Pass]:
     """Named, weighted terms of this worker's loss; DDP's mean of their sum is the batch's loss.
 
@@ -59,11 +64,28 @@ def loss_terms(
     with autocast(rng.device):
         result = Pass(*model(rows, rng))
     result = Pass(*(part.float() if part.dtype == torch.bfloat16 else part for part in result))
-    terms = {module.spec.loss.kind: row_mean(module.row_losses(result))}
+    losses_B = module.row_losses(result)
+    trim = module.spec.trim
+    loss = _trimmed(losses_B, trim, peers) if trim else row_mean(losses_B)
+    terms: dict[str, Tensor] = {module.spec.loss.kind: loss}
     if idle_K is None:
         idle_K = torch.zeros(result.code_BK.shape[1], device=rng.device)
-    penalties = module.penalties(result, step, idle_K, rng, row_mean, batch_mean)
-    return terms | penalties, result
+    terms |= module.penalties(result, step, idle_K, rng, row_mean, batch_mean)
+    if discriminator is not None:
+        terms["adversary"] = discriminator.term(result.code_BK, row_mean)
+    return terms, result
+
+
+def _trimmed(losses_B: Tensor, trim: float, peers: Peers) -> Tensor:
+    """The mean loss of the batch without its largest `trim`, whichever worker has them.
+
+    A row that is not a number is kept, so that it is found. Source: Rousseeuw 1984, "Least median of
+    squares regression", section 4.
+    """
+    every = torch.cat(peers.gather(losses_B.detach()))
+    limit = every.kthvalue(len(every) - int(trim * len(every))).values
+    kept = int((~(every > limit)).sum())
+    return losses_B[~(losses_B > limit)].sum() * (peers.size / kept)
 
 
 def train_step(
@@ -79,19 +101,23 @@ def train_step(
     Raises: TrainingError, on every worker, when a gradient is not finite.
     """
     module = state.module
-    terms, result = loss_terms(model, module, batch, state.step, rng, peers, state.idle_K)
+    rival = state.discriminator
+    terms, result = loss_terms(model, module, batch, state.step, rng, peers, state.idle_K, rival)
     state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(torch.stack(list(terms.values())).sum())
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not bool(torch.isfinite(norm)):
+    torch.autograd.backward(reduce(operator.add, terms.values()))
+    weights = [w for group in state.optimizer.param_groups for w in group["params"]]
+    norm = torch.nn.utils.get_total_norm(w.grad for w in weights if w.grad is not None)
+    if not math.isfinite(norm.item()):
         raise non_finite(state, batch, rng, peers)
     if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, norm)
     state.optimizer.step()
     if module.spec.code.kind in SPARSE:
         state.idle_K = _idle(state.idle_K, result.code_BK, peers)
-    return _sums(module, terms, result, batch, peers)
+    sums = _sums(module, terms, result, batch, peers)
+    if rival is not None:
+        sums |= rival.learn(result.code_BK, batch.total, rng, peers)
+    return sums
 
 
 def _idle(idle_K: Tensor | None, code_BK: Tensor, peers: Peers) -> Tensor:
@@ -109,7 +135,7 @@ def _sums(
     whole = batch.total / peers.size
     sums = {f"term.{name}": value.detach().double() * whole for name, value in terms.items()}
     rows = len(result.clean_BF)
-    if module.spec.loss.kind == "mse":
+    if module.spec.loss.kind == "mse" and not module.spec.trim:
         sums["error"] = sums["term.mse"].clone()
     else:
         sums["error"] = (result.output_BF - result.clean_BF).square().mean(dim=1).double().sum()
@@ -126,7 +152,8 @@ def non_finite(state: State, batch: Batch, rng: torch.Generator, peers: Peers) -
     """
     rng.manual_seed(rng.initial_seed())
     module = state.module
-    terms, result = loss_terms(module, module, batch, state.step, rng, peers, state.idle_K)
+    rival = state.discriminator
+    terms, result = loss_terms(module, module, batch, state.step, rng, peers, state.idle_K, rival)
     names, weights = zip(*module.named_parameters(), strict=True)
     loss = torch.stack(list(terms.values())).sum()
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -136,11 +163,7 @@ def non_finite(state: State, batch: Batch, rng: torch.Generator, peers: Peers) -
         **{f"term {name}": value for name, value in terms.items()},
         **{f"gradient of {n}": g for n, g in zip(names, gradients, strict=True) if g is not None},
     }
-    bad = [i for i, value in enumerate(candidates.values()) if not bool(value.isfinite().all())]
-    worst = peers.share(bad[0] if bad else len(candidates))
-    rank = min(range(len(worst)), key=lambda r: (worst[r], r))
-    name = [*candidates, "gradient norm"][worst[rank]]
-    return TrainingError(f"worker {rank}: {name} is NaN or infinite")
+    return blame(candidates, peers)
 
 
 @torch.no_grad()
