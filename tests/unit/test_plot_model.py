@@ -20,13 +20,13 @@ import yaml
 from torch import nn
 from typer.testing import CliRunner
 
-from hourglass import artifact, cli, storage
+from hourglass import Autoencoder, artifact, cli, storage
 from hourglass.errors import ArtifactError, RegistryError, SpecError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import ModelSpec
 from hourglass.report import drawing, network
-from hourglass.report.layers import aside, layers, outline, summary
+from hourglass.report.layers import aside, layers, outline, pretraining, summary
 from hourglass.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -276,6 +276,37 @@ def test_parts_at_the_side() -> None:
     ]
 
 
+def test_an_adversary_stands_at_the_side_with_its_prior() -> None:
+    net = {"widths": [3], "code_activation": "linear"}
+    prior = {"kind": "gaussian", "sd": 2.0}
+    spec = ModelSpec.model_validate({"network": net, "adversary": {"prior": prior}})
+    (words,) = [text for name, text in aside(spec) if name == "adversary"]
+    assert words.startswith("prior: (gaussian, sd: 2.0), weight: 0.01, widths: [64, 64]")
+    without = ModelSpec.model_validate({"network": net})
+    assert [name for name, _ in aside(without)] == ["corruption", "loss"]
+
+
+def test_a_phase_names_each_layer_and_its_mirror_from_the_row_inwards() -> None:
+    rbm = {"kind": "rbm", "epochs": 2}
+    made = drawn(12, {"widths": [7, 5, 3]})
+    assert pretraining([rbm, {"kind": "greedy", "epochs": 1, "lr": 0.01}], made) == [
+        (
+            "phase 1",
+            "rbm, epochs: 2; pretrains encoder 1 with output, then encoder 2 with decoder 2, then "
+            "code with decoder 1",
+        ),
+        (
+            "phase 2",
+            "greedy, epochs: 1, lr: 0.01; pretrains encoder 1 with output, then encoder 2 with "
+            "decoder 2, then code with decoder 1",
+        ),
+    ]
+    assert pretraining([rbm], drawn(12, {"widths": [3]})) == [
+        ("phase 1", "rbm, epochs: 2; pretrains code with output")
+    ]
+    assert pretraining([], made) == []
+
+
 @pytest.mark.parametrize(
     ("net", "line"),
     [
@@ -448,6 +479,34 @@ def test_features_come_from_the_shards(tmp_path: Path, settings: Settings) -> No
     assert done == network.Plotted(out, "dense 12-[4]-12, 112 parameters", ())
     assert words(ET.parse(out).getroot())[:2] == ["tiny", done.summary]
     assert network.plot(file, settings, out=out, features=12) == done
+
+
+def test_phases_are_drawn_from_the_job_and_from_its_artifact(
+    tmp_path: Path, settings: Settings
+) -> None:
+    """Trained from the same parts, the artifact has the same words; without phases there are none."""
+    out = str(tmp_path / "n.svg")
+    file = job_file(tmp_path, {"widths": [5, 3]}, write_rows(tmp_path / "rows"))
+    network.plot(file, settings, out=out)
+    assert "phase 1" not in words(ET.parse(out).getroot())
+    job = yaml.safe_load(Path(file).read_text()) | {"train": {"phases": [{"epochs": 2}]}}
+    job["train"]["phases"][0]["kind"] = "greedy"
+    Path(file).write_text(yaml.safe_dump(job))
+    network.plot(file, settings, out=out)
+    of_job = words(ET.parse(out).getroot())
+    assert of_job[of_job.index("phase 1") :] == [
+        "phase 1",
+        "greedy, epochs: 2, lr: 0.001; pretrains",
+        "encoder 1 with output, then code with",
+        "decoder 1",
+    ]
+    cells = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    phases = [{"kind": "greedy", "epochs": 2}]
+    trained = Autoencoder([5, 3], phases=phases, epochs=1, random_state=0).fit(cells)
+    trained.save(str(tmp_path / "model"))
+    network.plot(str(tmp_path / "model"), settings, out=out)
+    of_model = words(ET.parse(out).getroot())
+    assert of_model[of_model.index("phase 1") :] == of_job[of_job.index("phase 1") :]
 
 
 def test_features_come_from_the_shape_and_no_shard_is_read(

@@ -3,6 +3,8 @@
 Every model here is a real artifact; nothing needs Ray, and only the last tests need MLflow.
 """
 
+import base64
+import dataclasses
 import re
 import zlib
 from collections.abc import Callable
@@ -21,14 +23,27 @@ from hourglass import Autoencoder, artifact, cli, spec, tracking
 from hourglass.data import plan
 from hourglass.data.manifest import scan
 from hourglass.errors import DataError, RegistryError
-from hourglass.report import clouds, figures, page, pictures, referee, report, rows
+from hourglass.inference import generate
+from hourglass.report import (
+    charts,
+    clouds,
+    figures,
+    judging,
+    making,
+    page,
+    pictures,
+    referee,
+    report,
+    rows,
+)
+from hourglass.report.look import Look, look
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 
 RNG = np.random.default_rng(3)
 HOSTILE = '"><script>alert(1)</script><a href="http://evil.example/x">'
-EVERY = ["Model", "Loss", "Referee", "Reconstructions", "Codes", "Code units", "Scores", "Hashes",
-         "First-layer weights"]  # fmt: skip
+EVERY = ["Model", "Loss", "Referee", "Reconstructions", "Ways between rows", "Codes", "Code units",
+         "Code units moved", "Scores", "Hashes", "First-layer weights"]  # fmt: skip
 
 
 @pytest.fixture
@@ -87,6 +102,17 @@ def test_pca_has_no_more_components_than_it_may() -> None:
     made = RNG.normal(size=(20, 4))
     found = referee.pca(made, made, made.mean(axis=0), 50)
     assert (found.units, found.mse) == (4, pytest.approx(0.0, abs=1e-20))
+
+
+def test_pca_at_widths_is_one_pca_cut_short() -> None:
+    made, other = RNG.normal(size=(2, 80, 7)) * np.arange(1, 8)
+    mean = made.mean(axis=0)
+    axes = np.linalg.svd(made - mean)[2]
+    found = referee.pca_at(made, other, mean, (1, 3, 50))
+    for width, verdict in zip((1, 3, 7), found, strict=True):
+        rest = (other - mean) @ axes[width:].T
+        assert verdict.units == width
+        assert verdict.mse == pytest.approx(np.square(rest).sum() / other.size, abs=1e-12)
 
 
 def test_logistic_pca_finds_a_logistic_model_that_pca_cannot() -> None:
@@ -398,13 +424,38 @@ def test_a_model_of_columns_has_no_pictures(settings: Settings, tmp_path: Path) 
     out = tmp_path / "page.html"
     done = report(str(tmp_path / "model"), settings, rows=str(tmp_path / "rows.parquet"),
                   out=str(out))  # fmt: skip
-    gone = {"Reconstructions", "First-layer weights"}
+    gone = {"Reconstructions", "Ways between rows", "Code units moved", "First-layer weights"}
     assert list(done.sections) == [title for title in EVERY if title not in gone]
     html = out.read_text()
     assert "scatter3d" in html
     assert "target rho" not in html
     assert "The model loses to PCA: its error is" in Page(html).text  # noise, after two epochs
     assert "logistic PCA" not in html
+
+
+def test_an_ensemble_says_who_its_members_are_and_whether_they_agree(
+    settings: Settings, tmp_path: Path
+) -> None:
+    made = images(120)
+    model = fitted(tmp_path / "model", made, widths=[3], seeds=3, combine="max")
+    out = tmp_path / "page.html"
+    done = report(model, settings, rows=write_images(tmp_path / "rows", made), out=str(out))
+    assert list(done.sections)[:3] == ["Model", "Loss", "Members"]
+    manifest = artifact.load(model).manifest
+    read = Page(out.read_text()).text
+    lead = manifest.ensemble.lead
+    assert (
+        "The score of a row is the maximum over 3 models that differ in their seed alone; codes, "
+        f"hashes and reconstructions on this page are the lead's, member {lead}, whose error was the "
+        "lowest. Between members, the ranks of the held-out rows have a mean Spearman correlation of "
+        f"{manifest.metrics['rank_agreement']:.3f}; where it is low, the ranking of a single model "
+        "would be luck."
+    ) in read
+    assert f"{lead} (lead)" in read
+    for number in (1, 2, 3):
+        records = [r for r in manifest.provenance["history"] if r["member"] == number]
+        assert f"{min(record['holdout_mse'] for record in records):.6g}" in read
+        assert f"{records[-1]['train_mse']:.6g}" in read
 
 
 def test_an_artifact_without_history_has_no_loss_curves(
@@ -484,6 +535,206 @@ def test_sparse_codes_are_drawn_without_their_zeros(
     assert never > 0
     assert f"{never} of 12 are dead, that is, the same for every row ({never} of them" in text
     assert "91.7% of all activations are 0 and not drawn." in text
+
+
+# -- shorter codes ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen(tmp_path: Path, save_artifact: Callable[..., str]) -> Callable[..., Look]:
+    """`seen(of=..., model=...)`: an untrained model and the rows it is looked at with, all of them."""
+
+    def made(of: np.ndarray, **model: Any) -> Look:
+        save_artifact(tmp_path / "model", of=of, model=model)
+        predictor = hourglass.load(str(tmp_path / "model"))
+        sight = rows.read(
+            predictor.artifact.manifest, write_images(tmp_path / "rows", of), None, 5000
+        )
+        return look(predictor, None, "d" * 64, sight, None)
+
+    return made
+
+
+NESTED = {"penalties": [{"kind": "nested", "widths": [2, 5]}]}
+
+
+def test_errors_of_shorter_codes_against_numpy(seen: Callable[..., Look]) -> None:
+    """Codes cut short, decoded, scaled; PCA of the same rows from their singular vectors."""
+    made = images(80)
+    found = seen(made, network={"widths": [8]}, **NESTED)
+    section = judging.widths(found)
+    assert section is not None
+    chart, words = section.parts
+    ours, pca = ([*trace.y] for trace in chart.data)
+    low, high = made.min(axis=0), made.max(axis=0)
+    space = (made.astype(np.float64) - low) / (high - low)
+    fitted, judged = space[::2], space[1::2]
+    axes = np.linalg.svd(fitted - fitted.mean(axis=0))[2]
+    code = found.predictor.encode(made[1::2])
+    assert [*chart.data[0].x] == [2, 5, 8]
+    for index, width in enumerate((2, 5, 8)):
+        back = found.predictor.decode(np.where(np.arange(8) < width, code, 0))
+        ratio = (back.astype(np.float64) - made[1::2]) / (high - low)
+        assert ours[index] == pytest.approx(np.square(ratio).mean(), rel=1e-4)
+        rest = (judged - fitted.mean(axis=0)) @ axes[width:].T
+        assert pca[index] == pytest.approx(np.square(rest).sum() / judged.size, rel=1e-4)
+        cells = "</td><td>".join(
+            [str(width), f"{ours[index]:.6g}", str(width), f"{pca[index]:.6g}"]
+        )
+        assert cells in words
+    assert ours[2] == pytest.approx(found.scores.score[1::2].mean(), rel=1e-6)
+    assert "The model loses to PCA at every width." in section.sentence
+    assert "and are judged on the others." in section.sentence
+
+
+def test_without_nested_codes_there_is_no_curve(seen: Callable[..., Look]) -> None:
+    assert judging.widths(seen(images(40), network={"widths": [8]})) is None
+
+
+def test_widths_that_hold_the_whole_row_prove_nothing(seen: Callable[..., Look]) -> None:
+    section = judging.widths(seen(images(80), network={"widths": [40]}, **NESTED))
+    assert section is not None
+    assert [*section.parts[0].data[0].x] == [2, 5]
+
+
+def test_a_trained_nested_model_has_the_curve_on_its_page(
+    settings: Settings, tmp_path: Path
+) -> None:
+    made = images()
+    nested = [{"kind": "nested", "widths": [1, 2]}]
+    model = fitted(tmp_path / "model", made, widths=[3], penalties=nested)
+    out, uri = tmp_path / "page.html", write_images(tmp_path / "rows", made)
+    done = report(model, settings, rows=uri, out=str(out))
+    at = EVERY.index("Reconstructions")
+    assert list(done.sections) == [*EVERY[:at], "Shorter codes", *EVERY[at:]]
+    html = out.read_text()
+    assert "units of the code, log axis" in html
+    held = re.findall("<th>(holdout_mse\\w*)</th>", html)
+    assert held == ["holdout_mse", "holdout_mse_at_1", "holdout_mse_at_2"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "sentence"),
+    [
+        ((0.1, 0.1), "The model beats PCA at every width."),
+        ((0.3, 0.3), "The model loses to PCA at every width."),
+        ((0.3, 0.2), "The model beats PCA at 9 units and loses to it at the other widths."),
+    ],
+)
+def test_the_comparison_in_words(ours: tuple[float, float], sentence: str) -> None:
+    assert judging._comparison((4, 9), ours, (0.2, 0.2)) == sentence
+
+
+def test_a_log_axis_has_ticks_whatever_its_length() -> None:
+    """Of a short one plotly finds them: 1, 2 and 5 may all lie outside of it."""
+    made = charts.widths(range(1, 40), {"PCA": [0.03 + 0.0001 * i for i in range(39)]})
+    assert made.layout.yaxis.tickvals is None
+    assert made.layout.xaxis.tickvals[:4] == (1, 2, 5, 10)
+    assert charts.widths((3, 7), {"PCA": [1.0, 1e-3]}).layout.xaxis.tickvals == (3, 7)
+    assert 0.002 in charts.widths((3, 7), {"PCA": [1.0, 1e-3]}).layout.yaxis.tickvals
+
+
+# -- rows made from codes ---------------------------------------------------------------------
+
+
+def sheet(found: Look, made: np.ndarray, like: np.ndarray, across: int) -> bytes:
+    """What a strip shows."""
+    assert found.shape is not None
+    shades = pictures.shades(found.shape.of(made), float(like.min()), float(like.max()))
+    return pictures.sheet(shades, across)
+
+
+def drawn(part: str) -> bytes:
+    (data,) = re.findall('base64,([^"]*)', part)
+    return base64.b64decode(data)
+
+
+POSTERIOR = {
+    "network": {"widths": [5]}, "code": {"kind": "gaussian_posterior"},
+    "penalties": [{"kind": "kl_prior", "beta": 0.01}],
+}  # fmt: skip
+ADVERSARY = {"network": {"widths": [5], "code_activation": "linear"}, "adversary": {}}
+
+
+@pytest.mark.parametrize("model", [POSTERIOR, ADVERSARY])
+def test_draws_from_the_prior_are_pictures(
+    seen: Callable[..., Look], model: dict[str, Any]
+) -> None:
+    made = images(48)
+    found = seen(made, **model)
+    section = making.prior(found)
+    assert section is not None
+    new = generate.prior(found.predictor, 48, seed=0)
+    like = made[np.linspace(0, 47, 12).round().astype(int)]
+    assert drawn(section.parts[0]) == sheet(found, new, like, 12)
+    assert "<figcaption>48 draws, seed 0</figcaption>" in section.parts[0]
+
+
+def test_a_model_without_a_prior_shows_no_draws(seen: Callable[..., Look]) -> None:
+    assert making.prior(seen(images(48), network={"widths": [5]})) is None
+
+
+def test_ways_go_from_row_to_row(seen: Callable[..., Look]) -> None:
+    made = images(8)
+    found = seen(made, network={"widths": [5]})
+    section = making.ways(found)
+    assert section is not None
+    steps = [generate.interpolate(found.predictor, made[i], made[i + 1], 9) for i in (0, 2, 4, 6)]
+    lines = [np.vstack([made[2 * i], way, made[2 * i + 1]]) for i, way in enumerate(steps)]
+    assert drawn(section.parts[0]) == sheet(found, np.concatenate(lines), made, 11)
+
+
+def test_four_rows_are_two_ways(seen: Callable[..., Look]) -> None:
+    found = seen(images(4), network={"widths": [5]})
+    section = making.ways(found)
+    assert section is not None
+    high = int.from_bytes(drawn(section.parts[0])[20:24], "big")
+    assert high == 2 * 6 + pictures.GAP
+
+
+def test_the_units_that_vary_most_are_moved_over_their_range(seen: Callable[..., Look]) -> None:
+    made = images(200)
+    found = seen(made, network={"widths": [10]})
+    section = making.moved(found)
+    assert section is not None
+    code = found.scores.code
+    units = np.argsort(-code.std(axis=0))[:8].tolist()
+    captions = [re.findall("<figcaption>(.*)</figcaption>", part)[0] for part in section.parts]
+    low, high = np.quantile(code, [0.00135, 0.99865], axis=0)
+    assert captions == [f"unit {u + 1}, {low[u]:.3g} to {high[u]:.3g}" for u in units]
+    assert "Shown: 8 of 10 units, those that vary most." in section.sentence
+    assert "(0.14% of them left out at either end)" in section.sentence
+    way = np.repeat(code[:1], 9, axis=0)
+    way[:, units[0]] = np.linspace(low[units[0]], high[units[0]], 9)
+    line = np.vstack([made[:1], found.predictor.decode(way)])
+    assert drawn(section.parts[0]) == sheet(found, line, made[:1], 10)
+
+
+def test_units_that_never_vary_are_not_moved(seen: Callable[..., Look]) -> None:
+    """One of twelve units answers for each row: those that never do are left out."""
+    found = seen(images(80), network={"widths": [12]}, code={"kind": "top_k", "k": 1})
+    alive = int(found.scores.code.any(axis=0).sum())
+    section = making.moved(found)
+    assert section is not None
+    assert 0 < alive == len(section.parts) < 8
+    still = np.zeros_like(found.scores.code)
+    none = dataclasses.replace(found, scores=dataclasses.replace(found.scores, code=still))
+    assert making.moved(none) is None
+
+
+def test_a_model_with_a_prior_shows_its_draws_above_the_ways(
+    settings: Settings, tmp_path: Path, save_artifact: Callable[..., str]
+) -> None:
+    made = images(60)
+    save_artifact(tmp_path / "model", of=made, model=POSTERIOR)
+    uri = write_images(tmp_path / "rows", made)
+    done = report(str(tmp_path / "model"), settings, rows=uri, out=str(tmp_path / "page.html"))
+    at = done.sections.index("Rows from the prior")
+    assert done.sections[at - 1 : at + 2] == (
+        "Reconstructions",
+        "Rows from the prior",
+        "Ways between rows",
+    )
 
 
 def test_tables_and_notes_escape() -> None:

@@ -31,5 +31,5 @@ def deep_features(predictor: Predictor, rows: Array, layer: int) -> NDArray[np.f
         yield outputs[layer - 1]
 
     found: NDArray[np.float32]
-    (found,) = predictor._tiles(predictor._rows(rows), forward)
+    (found,) = predictor.map_tiles(rows, forward)
     return found

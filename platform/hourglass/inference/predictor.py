@@ -19,7 +19,7 @@ from torch.nn import functional
 from hourglass.artifact import Artifact, load
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import DataError
-from hourglass.model.passes import Pass
+from hourglass.model.ensemble import Combine, combined, score_parts, scores, squared_error
 
 Array = NDArray[Any]
 TILE = 64
@@ -29,8 +29,9 @@ TILE = 64
 class Scores:
     """Everything one pass tells about B rows; higher `score` = more abnormal.
 
-    `score` is the mean squared error in model space, and `feature_errors` (B, F) its additive
-    parts. `range_mse` is the same error in h2o's range space, over all C columns.
+    `score` is the mean squared error in model space, over an ensemble's members their mean or
+    maximum, and `feature_errors` (B, F) its additive parts. All else is the lead's: `range_mse` is
+    its error in h2o's range space, over all C columns.
     """
 
     code: NDArray[np.float32]
@@ -43,7 +44,10 @@ class Scores:
 
 
 class Predictor:
-    """A loaded artifact that answers for raw rows; `missing` replaces the policy of training."""
+    """A loaded artifact that answers for raw rows; `missing` replaces the policy of training.
+
+    `module` is the model, of an ensemble the lead; `members` are all that score, the lead first.
+    """
 
     def __init__(
         self, artifact: Artifact, device: str = "cpu", missing: Missing | None = None
@@ -51,7 +55,9 @@ class Predictor:
         self.artifact = artifact
         self.device = torch.device(device)
         self.module = artifact.module.to(self.device)
+        self.members = [self.module, *(other.to(self.device) for other in artifact.others)]
         manifest = artifact.manifest
+        self.combine: Combine = manifest.ensemble.combine if manifest.ensemble else "mean"
         self.features: FeatureSchema = manifest.features.schema_
         self.missing = missing or manifest.features.missing
         self.threshold = manifest.calibration.threshold
@@ -76,7 +82,7 @@ class Predictor:
     def encode(self, rows: Array) -> NDArray[np.float32]:
         """Codes (B, K) of raw rows (B, C)."""
         code: NDArray[np.float32]
-        (code,) = self._tiles(self._rows(rows), lambda tile: (self.module.encode(tile),))
+        (code,) = self.map_tiles(rows, lambda tile: (self.module.encode(tile),))
         return code
 
     def hash(self, rows: Array) -> NDArray[np.uint8]:
@@ -102,13 +108,18 @@ class Predictor:
         """Reconstructions (B, C) of raw rows (B, C), in their units."""
         inverse = self.module.preprocessing.inverse
         made: NDArray[np.float32]
-        (made,) = self._tiles(self._rows(rows), lambda tile: [inverse(self.module(tile).output_BF)])
+        (made,) = self.map_tiles(rows, lambda tile: [inverse(self.module(tile).output_BF)])
         return made
 
     def anomaly(self, rows: Array) -> NDArray[np.float64]:
         """Scores (B,) of raw rows: mean squared error in model space; higher = more abnormal."""
+
+        def forward(tile: Tensor) -> Iterable[Tensor]:
+            errors = [squared_error(member(tile)) for member in self.members]
+            yield combined(scores(errors), self.combine)
+
         score: NDArray[np.float64]
-        (score,) = self._tiles(self._rows(rows), lambda tile: (_score(self.module(tile)),))
+        (score,) = self.map_tiles(rows, forward)
         return score
 
     def score(
@@ -124,17 +135,17 @@ class Predictor:
         ratio_F1 = preprocessing.range_ratio_F.square()[:, None] / preprocessing.columns
 
         def forward(tile: Tensor) -> Iterable[Tensor]:
-            result = self.module(tile)
-            error_BF = (result.output_BF - result.clean_BF).square()
-            yield result.code_BK
-            yield error_BF.mean(dim=1, dtype=torch.float64)
-            yield (error_BF @ ratio_F1)[:, 0]
+            lead, *others = (member(tile) for member in self.members)
+            errors = [squared_error(result) for result in (lead, *others)]
+            yield lead.code_BK
+            yield combined(scores(errors), self.combine)
+            yield (errors[0] @ ratio_F1)[:, 0]
             if reconstruction:
-                yield preprocessing.inverse(result.output_BF)
+                yield preprocessing.inverse(lead.output_BF)
             if feature_errors:
-                yield error_BF / error_BF.shape[1]
+                yield score_parts(errors, self.combine)
 
-        code, score, range_mse, *more = self._tiles(self._rows(rows), forward)
+        code, score, range_mse, *more = self.map_tiles(rows, forward)
         limit = self.threshold if threshold is None else threshold
         return Scores(
             code=code,
@@ -161,7 +172,14 @@ class Predictor:
         except ValueError:
             raise DataError(f"rows of unequal lengths in {', '.join(names[:12])}") from None
 
+    def map_tiles(
+        self, rows: Array, forward: Callable[[Tensor], Iterable[Tensor]]
+    ) -> list[NDArray[Any]]:
+        """One array for each output of `forward`, over tiles of raw rows (B, C). Raises DataError."""
+        return self._tiles(self._rows(rows), forward)
+
     def _rows(self, rows: Array) -> Array:
+        """Raw rows in the dtype of training, checked. Raises DataError."""
         try:
             rows = np.asarray(rows)
         except ValueError:
@@ -205,7 +223,3 @@ def _tile(rows: Tensor) -> Tensor:
     """A copy of at most TILE rows, padded to TILE: its place in memory changes no bit either."""
     missing = TILE - len(rows)
     return functional.pad(rows, (0, 0, 0, missing)) if missing else rows.clone()
-
-
-def _score(result: Pass) -> Tensor:
-    return (result.output_BF - result.clean_BF).square().mean(dim=1, dtype=torch.float64)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hourglass import storage
 from hourglass.inference.predictor import Predictor
-from hourglass.report import about, coding, judging, showing
+from hourglass.report import about, coding, judging, making, members, showing
 from hourglass.report.look import Look, look
 from hourglass.report.page import Section, render
 from hourglass.report.rows import read
@@ -57,10 +57,15 @@ def _sections(seen: Look) -> list[Section]:
     every = [
         about.head(seen),
         about.losses(seen),
+        members.members(seen),
         judging.referees(seen),
+        judging.widths(seen),
         showing.reconstructions(seen),
+        making.prior(seen),
+        making.ways(seen),
         coding.scatter(seen),
         coding.activations(seen),
+        making.moved(seen),
         judging.scores(seen),
         coding.hashes(seen),
         showing.weights(seen),

@@ -1,6 +1,6 @@
 """Sections about the model itself: what it is, and how its loss fell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hourglass.report import charts
@@ -20,7 +20,7 @@ def head(look: Look) -> Section:
         "digest": look.digest,
         "network": summary(look.predictor.module),
         "data digest": dataset.get("digest", "not recorded"),
-        **{name: f"{v:.6g}" for name, v in model.metrics.items() if name.startswith("holdout")},
+        **{name: f"{model.metrics[name]:.6g}" for name in _holdout(model.metrics)},
         "threshold": f"{model.calibration.threshold:.6g}, the {model.calibration.quantile:g} "
         f"quantile of {model.calibration.rows} held-out scores",
         "rows of this page": f"{len(look.rows_BC)} {look.sight.what} of {redact(look.sight.source)}",
@@ -31,11 +31,18 @@ def head(look: Look) -> Section:
     return Section("Model", sentence, (*notes, *parts))
 
 
+def _holdout(metrics: Iterable[str]) -> list[str]:
+    """Metrics of the held-out rows by name, those at several widths by width."""
+    held = (name for name in metrics if name.startswith("holdout"))
+    return sorted(held, key=lambda name: (name.rstrip("0123456789"), len(name), name))
+
+
 def _parts(look: Look) -> Iterator[tuple[str, str, str]]:
     """Each part, its kind and its settings; what `auto` and defaults became, too."""
     spec = look.model.model
     scaling = look.model.job.get("data", {}).get("scaling")
-    tree = {"scaling": scaling, **spec.model_dump(mode="json")}
+    phases = look.model.job.get("train", {}).get("phases", [])
+    tree = {"scaling": scaling, **spec.model_dump(mode="json"), "phases": phases}
     for name, value in tree.items():
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, dict):
@@ -47,8 +54,10 @@ def _parts(look: Look) -> Iterator[tuple[str, str, str]]:
 
 
 def losses(look: Look) -> Section | None:
-    """The loss by term over epochs, when the artifact has a history."""
+    """The loss by term over epochs, when the artifact has a history; of an ensemble, the lead's."""
     history: list[dict[str, Any]] = look.model.provenance.get("history", [])
+    if look.model.ensemble is not None:
+        history = [record for record in history if record.get("member") == look.model.ensemble.lead]
     if not history:
         return None
     sentence = (

@@ -4,7 +4,7 @@ Shapes: K code units.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -18,6 +18,7 @@ Array = NDArray[Any]
 BLUE, RED, FILL = "#2f6db3", "#b3261e", "rgba(47,109,179,0.25)"
 PALETTE = ("#2f6db3", "#e08214", "#3a9a5b", "#b3261e", "#7d5ba6", "#8c6d31", "#d36fa8", "#1fa3b5",
            "#a8a220", "#3b4650")  # fmt: skip
+MOST_TICKS = 12
 AXIS = {"showline": True, "linecolor": "#aab2bb", "gridcolor": "#e8ebee", "zeroline": False}
 LAYOUT = {
     "template": "plotly_white",
@@ -56,7 +57,7 @@ def losses(history: Sequence[dict[str, float]]) -> Any:
             marker={"size": 5},
         )
     drawn = [record[name] for record in history for name in names if record.get(name, 0.0) > 0]
-    made.update_xaxes(title="epoch")
+    made.update_xaxes(title="epoch", **({"dtick": 1} if len(history) < 20 else {}))
     return made.update_yaxes(title="value, log axis", **_log(drawn))
 
 
@@ -77,8 +78,13 @@ def histogram(found: Bins, what: str, of: str, mark: tuple[str, float] | None = 
 
 
 def _log(values: Sequence[float] | Array) -> dict[str, Any]:
-    """A log axis with ticks at 1, 2 and 5, or at powers of ten alone where those would crowd."""
+    """A log axis with ticks at 1, 2 and 5, or at powers of ten alone where those would crowd.
+
+    On a short one, where there would be hardly any, plotly finds them.
+    """
     low, high = (np.log10([min(values), max(values)]) if len(values) else np.zeros(2)).tolist()
+    if high - low < 0.8:
+        return {"type": "log", "exponentformat": "none"}
     steps = (1, 2, 5) if high - low < 4 else (1,)
     powers = range(math.floor(low), math.ceil(high) + 1)
     return {"type": "log", "tickvals": [s * 10.0**p for p in powers for s in steps],
@@ -102,6 +108,22 @@ def bars(
     if len(names) < 20:
         made.update_xaxes(dtick=1)
     return made.update_xaxes(title=what).update_yaxes(title=of)
+
+
+def widths(every: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Any:
+    """A line for each of `errors`, by name, over the widths of a code; both axes are log."""
+    made = figure(340)
+    for (name, values), colour in zip(errors.items(), PALETTE, strict=False):
+        made.add_scatter(
+            x=list(every), y=list(values), name=name, mode="lines+markers",
+            line={"color": colour, "width": 2}, marker={"size": 7},
+            hovertemplate=f"%{{x}} units: {name} %{{y:.4g}}<extra></extra>",
+        )  # fmt: skip
+    drawn = [value for values in errors.values() for value in values]
+    made.update_xaxes(title="units of the code, log axis", **_log(every))
+    if len(every) <= MOST_TICKS:
+        made.update_xaxes(tickvals=list(every))
+    return made.update_yaxes(title="MSE, log axis", **_log(drawn))
 
 
 def _mark(mark: tuple[str, float], x: list[Any], y: list[Any]) -> dict[str, Any]:

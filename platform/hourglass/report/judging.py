@@ -4,11 +4,14 @@ Shapes: B rows, C raw columns, F features in model space.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hourglass.report import charts, figures, referee, showing
-from hourglass.report.look import Look, model_space
+from hourglass.report.look import Floats, Look, model_space
 from hourglass.report.page import Section, table
 from hourglass.report.referee import Verdict
 
@@ -58,15 +61,11 @@ def _worst(look: Look) -> Iterator[list[Any]]:
 
 def referees(look: Look) -> Section:
     """The model's error beside that of PCA, and of logistic PCA where model space is [0, 1]."""
-    fitted, judged, score = look.space_BF[::2], look.space_BF[1::2], look.scores.score[1::2]
-    if len(look.sight.fitted):
-        fitted = model_space(look.predictor, look.sight.fitted)
-        judged, score = look.space_BF, look.scores.score
+    fitted, judged, mean, own = _parted(look)
     scale = look.predictor.module.preprocessing
-    mean = ((scale.mean_C[scale.kept_F] - scale.shift_F) / scale.scale_F).double().numpy()
-    units = look.predictor.code_width
+    units, score = look.predictor.code_width, float(look.scores.score[own].mean())
     verdicts = [
-        referee.verdict("this model", units, float(score.mean()), judged, mean),
+        referee.verdict("this model", units, score, judged, mean),
         referee.pca(fitted, judged, mean, units),
     ]
     unit_space = float(scale.low_F.min()) >= 0.0 and float(scale.high_F.max()) <= 1.0
@@ -80,6 +79,18 @@ def referees(look: Look) -> Section:
     sentence = f"{_ruling(verdicts, fitted.shape[1])} In model space; {look.sight.split}.{more}"
     lines = [(v.name, v.units, f"{v.mse:.6g}", _share(v.fvu)) for v in verdicts]
     return Section("Referee", sentence, (table(("", "units", "MSE", "FVU"), lines),))
+
+
+def _parted(look: Look) -> tuple[Floats, Floats, Floats, slice]:
+    """Rows in model space, (B, F): those to learn from, those judged; training's mean (F,).
+
+    Last, which rows of the page are judged.
+    """
+    scale = look.predictor.module.preprocessing
+    mean = ((scale.mean_C[scale.kept_F] - scale.shift_F) / scale.scale_F).double().numpy()
+    if len(look.sight.fitted):
+        return model_space(look.predictor, look.sight.fitted), look.space_BF, mean, slice(None)
+    return look.space_BF[::2], look.space_BF[1::2], mean, slice(1, None, 2)
 
 
 def _share(fvu: float) -> str:
@@ -103,3 +114,54 @@ def _ruling(verdicts: list[Verdict], features: int) -> str:
         f"The model beats PCA: its error is {times:.3g} times that of {pca.units} "
         "principal components."
     )
+
+
+def widths(look: Look) -> Section | None:
+    """The error from the first units of the code alone, of penalty `nested`, beside PCA's."""
+    nested = look.model.model.nested_widths
+    if not nested:
+        return None
+    fitted, judged, mean, own = _parted(look)
+    # As many units as features can hold the whole row: PCA proves nothing there.
+    every = [w for w in (*nested, look.predictor.code_width) if w < fitted.shape[1]]
+    if not every:
+        return None
+    ours = _errors_at(look, every, own)
+    verdicts = referee.pca_at(fitted, judged, mean, every)
+    pca = [verdict.mse for verdict in verdicts]
+    sentence = (
+        "One run, codes of several widths: the error from the first units of the code alone, the "
+        f"others 0, beside that of as many principal components. {_comparison(every, ours, pca)} "
+        f"In model space; {look.sight.split}."
+    )
+    drawn = charts.widths(every, {"this model": ours, "PCA": pca})
+    lines = [
+        (width, f"{error:.6g}", verdict.units, f"{verdict.mse:.6g}")
+        for width, error, verdict in zip(every, ours, verdicts, strict=True)
+    ]
+    head = ("units", "MSE of this model", "components", "MSE of PCA")
+    return Section("Shorter codes", sentence, (drawn, table(head, lines)))
+
+
+def _errors_at(look: Look, every: Sequence[int], own: slice) -> list[float]:
+    """Mean squared error in model space of the page's rows `own`, at each width."""
+    module = look.predictor.module
+
+    def forward(tile: Tensor) -> Iterable[Tensor]:
+        result = module(tile)
+        for width in every:
+            error_BF = (module.output_at(result.code_BK, width) - result.clean_BF).square()
+            yield error_BF.mean(dim=1, dtype=torch.float64)
+
+    found = look.predictor.map_tiles(look.rows_BC[own], forward)
+    return [float(error_B.mean()) for error_B in found]
+
+
+def _comparison(every: Sequence[int], ours: Sequence[float], pca: Sequence[float]) -> str:
+    """A plain sentence about where the model beats PCA."""
+    better = [str(width) for width, a, b in zip(every, ours, pca, strict=True) if a <= b]
+    if len(better) == len(every):
+        return "The model beats PCA at every width."
+    if not better:
+        return "The model loses to PCA at every width."
+    return f"The model beats PCA at {', '.join(better)} units and loses to it at the other widths."

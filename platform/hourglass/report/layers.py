@@ -5,7 +5,7 @@ features, K code units, P units before the code part.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,17 +41,39 @@ def summary(module: AutoencoderModule) -> str:
     return f"{shape}, {count:,} parameters"
 
 
-def settings(part: dict[str, Any]) -> str:
+def settings(part: Mapping[str, Any]) -> str:
     """What a part is set to, its kind left out: `rho: 0.05, beta: 3.0`."""
-    return ", ".join(f"{k}: {v}" for k, v in part.items() if k != "kind" and v is not None)
+    given = {k: v for k, v in part.items() if k != "kind" and v is not None}
+    return ", ".join(
+        f"{k}: {f'({_part(v)})' if isinstance(v, dict) else v}" for k, v in given.items()
+    )
 
 
 def aside(spec: ModelSpec) -> list[tuple[str, str]]:
-    """The parts that are no layers: corruption, loss and penalties, with their settings."""
+    """The parts that are no layers: corruption, loss, penalties and adversary, with their settings."""
     tree = spec.model_dump(mode="json")
     named = [("corruption", tree["corruption"]), ("loss", tree["loss"])]
     named += [("penalty", penalty) for penalty in tree["penalties"]]
-    return [(name, ", ".join(filter(None, (part["kind"], settings(part))))) for name, part in named]
+    named += [("adversary", tree["adversary"])] if tree["adversary"] else []
+    return [(name, _part(part)) for name, part in named]
+
+
+def pretraining(
+    phases: Sequence[Mapping[str, Any]], layers: Sequence[Layer]
+) -> list[tuple[str, str]]:
+    """Each phase of a dense network with its mirror: its settings, and which of `layers` it trains."""
+    names = [layer.name for layer in layers[1:]]
+    pairs = zip(names[: len(names) // 2], reversed(names), strict=False)
+    trained = ", then ".join(f"{name} with {mirror}" for name, mirror in pairs)
+    return [
+        (f"phase {number}", f"{_part(phase)}; pretrains {trained}")
+        for number, phase in enumerate(phases, 1)
+    ]
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    """A part in one line: its kind, then its settings."""
+    return ", ".join(filter(None, (part.get("kind"), settings(part))))
 
 
 def layers(module: AutoencoderModule) -> list[Layer]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hourglass.artifact import Manifest
@@ -62,8 +61,7 @@ def look(
     )
 
 
-@torch.no_grad()
 def model_space(predictor: Predictor, rows_BC: Array) -> Floats:
     """Raw rows (B, C) in model space (B, F)."""
-    space = predictor.module.preprocessing(torch.from_numpy(np.ascontiguousarray(rows_BC)))
-    return np.asarray(space.double().numpy())
+    (space_BF,) = predictor.map_tiles(rows_BC, lambda tile: [predictor.module.preprocessing(tile)])
+    return space_BF.astype(np.float64)

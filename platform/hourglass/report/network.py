@@ -9,7 +9,7 @@ from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import DataError, SpecError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.report.drawing import draw
-from hourglass.report.layers import aside, layers, outline, summary
+from hourglass.report.layers import aside, layers, outline, pretraining, summary
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob, load_kind
 from hourglass.tracking import registry
@@ -38,22 +38,20 @@ def plot(
         model = artifact.load(found.path, found.digest).manifest
         kept = _agreed(features, model.features.kept, source)
         name, module = model.name, outline(model.model, kept, model.unit_data)
+        phases = model.job.get("train", {}).get("phases", ())
     else:
         job = load_kind(TrainJob, source)
         width = _width(source, job, features)
         name, module = job.name or "", _outline(source, job, width)
+        phases = [phase.model_dump(mode="json") for phase in job.train.phases]
         if job.data.constant == "drop" and width != features:
             notes = (
                 f"training drops constant columns, and how many of the {width} are is not known; "
                 "say how many stay with --features N",
             )
-    return _written(name, module, out, notes)
-
-
-def _written(name: str, module: AutoencoderModule, out: str, notes: tuple[str, ...]) -> Plotted:
-    line = summary(module)
-    beside = [*aside(module.spec), *(("note", note) for note in notes)]
-    storage.write(out, draw(name, line, layers(module), beside).encode())
+    line, drawn = summary(module), layers(module)
+    beside = [*aside(module.spec), *pretraining(phases, drawn), *(("note", n) for n in notes)]
+    storage.write(out, draw(name, line, drawn, beside).encode())
     return Plotted(out, line, notes)
 
 

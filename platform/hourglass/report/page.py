@@ -19,7 +19,7 @@ STYLE = """
 body { margin: 0; background: #f6f7f9; color: #24292f; font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 60px; }
 h1 { margin: 8px 0 0; font-size: 28px; } h2 { margin: 0; font-size: 19px; }
-nav { margin: 12px 0 20px; } nav a { margin-right: 14px; color: #2f6db3; }
+nav { margin: 12px 0 20px; } nav a { display: inline-block; margin-right: 14px; color: #2f6db3; }
 section { background: #fff; border: 1px solid #dde1e6; border-radius: 8px; margin: 0 0 18px;
   padding: 18px 20px; }
 section > p { margin: 4px 0 14px; color: #4a5460; max-width: 90ch; }

@@ -3,6 +3,7 @@
 Shapes: B rows, F features, K components.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +41,20 @@ def verdict(name: str, units: int, error: float, judged: Floats, mean: Floats) -
 
 def pca(fitted: Floats, judged: Floats, mean: Floats, components: int) -> Verdict:
     """PCA with as many components as it may have, up to `components`, learned from `fitted`."""
-    most = min(components, *fitted.shape)
+    return pca_at(fitted, judged, mean, (components,))[0]
+
+
+def pca_at(fitted: Floats, judged: Floats, mean: Floats, widths: Sequence[int]) -> list[Verdict]:
+    """PCA with as many components as it may have up to each of `widths`: one PCA's first ones."""
+    most = min(max(widths), *fitted.shape)
     model = PCA(most, random_state=0).fit(fitted)
-    back = model.inverse_transform(model.transform(judged))
-    return verdict("PCA", most, float(np.square(back - judged).mean()), judged, mean)
+    code_BK = model.transform(judged)
+    verdicts = []
+    for width in (min(width, most) for width in widths):
+        back = code_BK[:, :width] @ model.components_[:width] + model.mean_
+        error = float(np.square(back - judged).mean())
+        verdicts.append(verdict("PCA", width, error, judged, mean))
+    return verdicts
 
 
 def logistic_pca(fitted: Floats, judged: Floats, mean: Floats, components: int) -> Verdict:

@@ -1,6 +1,6 @@
 """Sections that show rows and weights as pictures, for models of picture-shaped rows.
 
-Shapes: B rows, C raw columns, F features in model space.
+Shapes: B rows, C raw columns.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hourglass.inference.generate import denoise
 from hourglass.report import pictures
 from hourglass.report.look import Look
 from hourglass.report.page import Html, Section, image
@@ -24,20 +25,18 @@ def reconstructions(look: Look) -> Section | None:
     shape = look.shape
     if shape is None:
         return None
-    count = min(SHOWN, len(look.rows_BC))
-    rows = look.rows_BC[np.linspace(0, len(look.rows_BC) - 1, count).round().astype(int)]
-    low, high = float(np.nanmin(rows)), float(np.nanmax(rows))
+    rows = shown(look, SHOWN)
     corruption = look.model.model.corruption.kind
     strips = {"original": rows, "reconstruction": look.predictor.reconstruct(rows)}
     sentence = f"Rows as {shape} pictures, each above what the model makes of it."
     if corruption != "none":
-        noisy, denoised = _denoised(look, rows)
+        noisy, denoised = denoise(look.predictor, rows, seed=0)
         strips |= {"noisy": noisy, "denoised": denoised, "clean": rows}
         sentence += (
             f" Below, the same rows after the corruption of training ({corruption}), what the "
             "model makes of that, and the clean rows it should find."
         )
-    parts = [_strip(shape, name, row, low, high) for name, row in strips.items()]
+    parts = [strip(shape, name, made, like=rows) for name, made in strips.items()]
     return Section("Reconstructions", sentence, tuple(parts))
 
 
@@ -46,27 +45,23 @@ def worst(look: Look, at: NDArray[np.int64]) -> list[Html]:
     if look.shape is None:
         return []
     rows = look.rows_BC[at]
-    low, high = float(np.nanmin(rows)), float(np.nanmax(rows))
     strips = {"highest scores": rows, "reconstruction": look.predictor.reconstruct(rows)}
-    return [_strip(look.shape, name, row, low, high) for name, row in strips.items()]
+    return [strip(look.shape, name, made, like=rows) for name, made in strips.items()]
 
 
-def _strip(shape: Shape, name: str, rows: Array, low: float, high: float) -> Html:
-    bytes_ = pictures.shades(shape.of(rows), low, high)
-    width = min(SHEET_PIXELS, len(rows) * (shape.width + pictures.GAP) * 3)
-    return image(pictures.sheet(bytes_, across=len(rows)), name, max(width, len(rows) * 60))
+def shown(look: Look, count: int) -> Array:
+    """At most `count` of the rows judged, evenly spaced, (B, C)."""
+    count = min(count, len(look.rows_BC))
+    rows_BC: Array = look.rows_BC[np.linspace(0, len(look.rows_BC) - 1, count).round().astype(int)]
+    return rows_BC
 
 
-@torch.no_grad()
-def _denoised(look: Look, rows_BC: Array) -> tuple[Array, Array]:
-    """The rows with the corruption of training, drawn with a fixed seed, and their outputs."""
-    module = look.predictor.module
-    scale = module.preprocessing
-    clean_BF = scale(torch.from_numpy(np.ascontiguousarray(rows_BC)))
-    rng = torch.Generator().manual_seed(0)
-    noisy_BF = module.spec.corruption.corrupt(clean_BF, scale.low_F, scale.high_F, rng)
-    denoised_BC = module.decode(module.code_from(module.pre_of(noisy_BF)))
-    return scale.inverse(noisy_BF).numpy(), denoised_BC.numpy()
+def strip(shape: Shape, name: str, rows: Array, like: Array, across: int | None = None) -> Html:
+    """Rows as pictures, `across` (all) to a line, as bright as the rows `like`."""
+    across = across or len(rows)
+    bytes_ = pictures.shades(shape.of(rows), float(np.nanmin(like)), float(np.nanmax(like)))
+    width = min(SHEET_PIXELS, across * (shape.width + pictures.GAP) * 3)
+    return image(pictures.sheet(bytes_, across), name, max(width, across * 60))
 
 
 def weights(look: Look) -> Section | None:
