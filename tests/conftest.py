@@ -51,13 +51,18 @@ def save_artifact(rows: np.ndarray) -> Callable[..., str]:
         drop_constant: bool = False,
         of: np.ndarray = rows,
         features: dict[str, Any] | None = None,
+        ensemble: dict[str, Any] | None = None,
     ) -> str:
         spec = ModelSpec.model_validate(
             model or {"network": {"widths": [7, 5], "activation": "tanh"}}
         )
         torch.manual_seed(seed)
         preprocessing = Preprocessing.fit(Range(), column_stats(of), drop_constant)
-        module = AutoencoderModule(spec, preprocessing, unit_data=False)
+        members = artifact.Ensemble.model_validate(ensemble) if ensemble else None
+        module, *others = (
+            AutoencoderModule(spec, preprocessing, unit_data=False)
+            for _ in range(members.members if members else 1)
+        )
         record = {"vector": "image", "columns": (), "width": of.shape[1], "missing": "error"}
         record |= {"dtype": str(of.dtype), "kept": len(preprocessing.kept_F)} | (features or {})
         code_width = spec.network.code_width
@@ -77,6 +82,8 @@ def save_artifact(rows: np.ndarray) -> Callable[..., str]:
             metrics={"holdout_mse": 0.25},
             job={"kind": "train"},
             provenance={"seed": seed},
+            ensemble=members,
+            others=others,
         )
 
     return save

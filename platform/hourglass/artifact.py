@@ -2,7 +2,8 @@
 
     manifest.json          format version, spec, feature schema, calibration, provenance,
                            SHA-256 and size of each other file
-    model.safetensors      preprocessing buffers and weights
+    model.safetensors      preprocessing buffers and weights; of an ensemble, those of the lead, and
+                           the weights of member i as members.i.NAME
     golden.safetensors     a few raw rows and the outputs they must reproduce
 
 The manifest is written last, so a folder without one is not an artifact. Nothing in it is executed.
@@ -12,11 +13,12 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -26,6 +28,7 @@ from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import ArtifactError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.dense import Units
+from hourglass.model.ensemble import MOST_MEMBERS, Combine
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import ModelSpec
 from hourglass.strict import Strict
@@ -40,6 +43,7 @@ FILE_BYTES = 16 * 2**30
 HEADER_BYTES = 2**20
 TENSORS = 4096
 GOLDEN_ROWS = 1024
+SHARED = "preprocessing."
 DTYPES = frozenset({"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64"})
 GOLDEN_TOLERANCE = 1e-4
 """Relative; another CPU may round differently, a different weight may not hide below this."""
@@ -86,6 +90,25 @@ class Calibration(Strict):
     hash_threshold: tuple[float, ...]
 
 
+class Ensemble(Strict):
+    """Members that score together; `lead`, counted from 1 in order of seed, answers all else."""
+
+    members: int = Field(ge=2, le=MOST_MEMBERS)
+    lead: PositiveInt
+    combine: Combine
+
+    @model_validator(mode="after")
+    def _the_lead_is_a_member(self) -> Self:
+        if self.lead > self.members:
+            raise ValueError(f"lead is member {self.lead}, there are {self.members}")
+        return self
+
+    @property
+    def others(self) -> list[int]:
+        """The numbers of the other members."""
+        return [number for number in range(1, self.members + 1) if number != self.lead]
+
+
 class Manifest(Strict):
     """Everything about the model but its numbers."""
 
@@ -99,6 +122,7 @@ class Manifest(Strict):
     job: dict[str, Any]
     provenance: dict[str, Any]
     files: dict[Literal["model.safetensors", "golden.safetensors"], FileRecord]
+    ensemble: Ensemble | None = None
 
     @model_validator(mode="after")
     def _one_threshold_per_unit(self) -> Self:
@@ -110,11 +134,15 @@ class Manifest(Strict):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified model in memory: `digest` is the SHA-256 of its manifest."""
+    """A verified model in memory: `digest` is the SHA-256 of its manifest.
+
+    `module` is the model, or the lead of an ensemble; `others` are its other members.
+    """
 
     manifest: Manifest
     module: AutoencoderModule
     digest: str
+    others: tuple[AutoencoderModule, ...] = ()
 
 
 def save(
@@ -128,16 +156,23 @@ def save(
     metrics: dict[str, float],
     job: dict[str, Any],
     provenance: dict[str, Any],
+    ensemble: Ensemble | None = None,
+    others: Sequence[AutoencoderModule] = (),
 ) -> str:
     """Write the artifact to the folder `uri`, manifest last; returns its digest.
 
-    An artifact already there is gone from the first moment: its manifest is removed first.
+    `others` are the modules of `ensemble.others`. An artifact already there is gone from the first
+    moment: its manifest is removed first.
     Raises: ArtifactError when a number is not finite, or the folder holds other files.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    members = [member.cpu().eval() for member in (module, *others)]
+    weights = {
+        stored[name]: value.detach().contiguous()
+        for stored, member in zip(_names(ensemble, module.state_dict()), members, strict=True)
+        for name, value in member.state_dict().items()
+    }
     _require_finite(uri, weights)
-    module = module.cpu().eval()
-    golden = golden_outputs(module, golden_rows)
+    golden = golden_outputs(members, golden_rows)
     _require_finite(uri, golden, but="rows")
     _require_rows(uri, module, golden)
     content = {WEIGHTS: save_tensors(weights), GOLDEN: save_tensors(golden)}
@@ -151,6 +186,7 @@ def save(
         "metrics": metrics,
         "job": job,
         "provenance": provenance,
+        "ensemble": ensemble,
         "files": {
             file: FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
             for file, data in content.items()
@@ -174,11 +210,29 @@ def _make_room(uri: str) -> None:
     _no_other_files(uri)
 
 
+def _names(ensemble: Ensemble | None, names: Iterable[str]) -> list[dict[str, str]]:
+    """For each member, the lead first: the names of its module's tensors, and of those in the file.
+
+    Preprocessing is the same for all members, and there once.
+    """
+    prefixes = ["", *(f"members.{number}." for number in (ensemble.others if ensemble else ()))]
+    names = list(names)
+    return [
+        {name: name if name.startswith(SHARED) else prefix + name for name in names}
+        for prefix in prefixes
+    ]
+
+
 @torch.no_grad()
-def golden_outputs(module: AutoencoderModule, rows_BC: Tensor) -> dict[str, Tensor]:
-    """The golden rows (B, C) with the code (B, K) and the output in model space they lead to."""
-    result = module(rows_BC)
-    outputs = {"rows": rows_BC, "code": result.code_BK, "output": result.output_BF}
+def golden_outputs(members: Sequence[AutoencoderModule], rows_BC: Tensor) -> dict[str, Tensor]:
+    """The golden rows (B, C) with the lead's code (B, K) and output (B, F) in model space.
+
+    With more members than the lead, also the outputs (M - 1, B, F) of the others.
+    """
+    lead, *others = (member(rows_BC) for member in members)
+    outputs = {"rows": rows_BC, "code": lead.code_BK, "output": lead.output_BF}
+    if others:
+        outputs["output_of_members"] = torch.stack([other.output_BF for other in others])
     return {name: value.contiguous() for name, value in outputs.items()}
 
 
@@ -197,9 +251,9 @@ def load(uri: str, digest: str | None = None) -> Artifact:
     _no_other_files(uri)
     weights = _tensors(uri, WEIGHTS, manifest)
     golden = _tensors(uri, GOLDEN, manifest)
-    module = _build(uri, manifest, weights)
-    _check_golden(uri, module, golden)
-    return Artifact(manifest, module, found)
+    members = _build(uri, manifest, weights)
+    _check_golden(uri, members, golden)
+    return Artifact(manifest, members[0], found, tuple(members[1:]))
 
 
 def _read(uri: str, file: str, most: int) -> bytes:
@@ -308,7 +362,8 @@ def _require_finite(path: str, tensors: dict[str, Tensor], but: str = "") -> Non
             raise ArtifactError(f"{path}: tensor '{name}' holds NaN or infinity")
 
 
-def _build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> AutoencoderModule:
+def _build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> list[AutoencoderModule]:
+    """The members, the lead first, from tensors that have the names and shapes of the spec."""
     path = storage.join(uri, WEIGHTS)
     features = manifest.features
     try:
@@ -316,7 +371,9 @@ def _build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> Autoenco
             module = _module(manifest)
     except ValueError as error:
         raise ArtifactError(f"{storage.join(uri, MANIFEST)}: {error}") from None
-    expected = module.state_dict()
+    own = module.state_dict()
+    every = _names(manifest.ensemble, own)
+    expected = {stored: own[name] for names in every for name, stored in names.items()}
     if sorted(expected) != sorted(weights):
         odd = sorted(set(expected) ^ set(weights))[0]
         raise ArtifactError(f"{path}: tensor '{odd}' does not fit the spec")
@@ -330,9 +387,13 @@ def _build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> Autoenco
     kept = weights["preprocessing.kept_F"]
     if int(kept.min()) < 0 or int(kept.max()) >= features.width or bool((kept.diff() <= 0).any()):
         raise ArtifactError(f"{path}: tensor 'preprocessing.kept_F' is not a choice of columns")
-    module = module.to_empty(device="cpu")
-    module.load_state_dict(weights)
-    return module.eval().requires_grad_(False)
+    members = []
+    for names in every:
+        with torch.device("meta"):
+            member = _module(manifest).to_empty(device="cpu")
+        member.load_state_dict({name: weights[stored] for name, stored in names.items()})
+        members.append(member.eval().requires_grad_(False))
+    return members
 
 
 def _module(manifest: Manifest) -> AutoencoderModule:
@@ -350,12 +411,15 @@ def _require_rows(path: str, module: AutoencoderModule, golden: dict[str, Tensor
         )
 
 
-def _check_golden(uri: str, module: AutoencoderModule, golden: dict[str, Tensor]) -> None:
+def _check_golden(
+    uri: str, members: Sequence[AutoencoderModule], golden: dict[str, Tensor]
+) -> None:
     path = storage.join(uri, GOLDEN)
-    if sorted(golden) != ["code", "output", "rows"]:
-        raise ArtifactError(f"{path}: holds {', '.join(sorted(golden))}, not code, output, rows")
-    _require_rows(path, module, golden)
-    for name, value in golden_outputs(module, golden["rows"]).items():
+    names = ["code", "output", *(["output_of_members"] if members[1:] else []), "rows"]
+    if sorted(golden) != names:
+        raise ArtifactError(f"{path}: holds {', '.join(sorted(golden))}, not {', '.join(names)}")
+    _require_rows(path, members[0], golden)
+    for name, value in golden_outputs(members, golden["rows"]).items():
         want = golden[name]
         if want.shape != value.shape or want.dtype != value.dtype:
             raise ArtifactError(f"{path}: tensor '{name}' is misshapen")

@@ -30,12 +30,11 @@ from hourglass.inference.layers import deep_features
 from hourglass.inference.neighbours import Index
 from hourglass.inference.predictor import Predictor
 from hourglass.spec import TrainJob
-from hourglass.training import loop, provenance, state
+from hourglass.training import members, provenance
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
 from hourglass.training.knobs import certify
-from hourglass.training.phases import pretrain
 from hourglass.training.state import Record
 
 Kind = TypeVar("Kind", bound=np.generic)
@@ -66,14 +65,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Rows are arrays, lists, pandas, polars or Arrow tables of numeric columns, or a table with one
     column of equally long lists.
 
-    Attributes: `predictor_` (what answers), `history_` (one record for each epoch), `dataset_`
+    Attributes: `predictor_` (what answers), `history_` (one record for each epoch, naming the member
+    where there are several `seeds`), `dataset_`
     (rows trained on, held out, dropped; cells imputed; constant columns), `threshold_` (score above
     which a row is an anomaly), `n_features_in_`, `feature_names_in_` where columns have names.
     """
 
     def __init__(
         self,
-        widths: Any = (32,),
+        widths: Any = None,
         *,
         decoder: Any = None,
         activation: str = "tanh",
@@ -87,19 +87,23 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         corruption: Any = None,
         code: Any = None,
         loss: Any = None,
+        trim: float | None = None,
         penalties: Any = None,
+        adversary: Any = None,
         scaling: Any = "range",
         constant: str = "keep",
         missing: str = "error",
         holdout: float = 0.1,
-        epochs: int = 10,
+        epochs: int | None = None,
         batch_rows: int = 256,
         optimizer: Any = "adam",
         lr: float | None = None,
-        schedule: Any = "constant",
+        schedule: Any = None,
         clip_norm: float | None = None,
         early_stop: Any = None,
         phases: Any = None,
+        seeds: int | None = None,
+        combine: str = "mean",
         quantile: float = 0.99,
         accelerator: str = "auto",
         random_state: Any = None,
@@ -118,7 +122,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.corruption = corruption
         self.code = code
         self.loss = loss
+        self.trim = trim
         self.penalties = penalties
+        self.adversary = adversary
         self.scaling = scaling
         self.constant = constant
         self.missing = missing
@@ -131,6 +137,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.clip_norm = clip_norm
         self.early_stop = early_stop
         self.phases = phases
+        self.seeds = seeds
+        self.combine = combine
         self.quantile = quantile
         self.accelerator = accelerator
         self.random_state = random_state
@@ -160,46 +168,43 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         )
         self.dataset_ = {"rows": len(rows), **counted}
         device = _device(job)
-        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-            module = build(job, stats).to(device)
         feed = MemoryFeed(features, held, batch_rows=job.train.batch_rows, seed=job.train.seed)
-        certificate = certify(module, feed, device)
-        now = state.fresh(module, job.train)
         say = print if self.verbose else _silent
         say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
             "{imputed_cells} cells imputed".format(**self.dataset_))  # fmt: skip
-        pretrain(module, feed, job.train, Alone(), say, device)
-        loop.fit(
-            now,
-            module,
-            feed,
-            job.train,
-            Alone(),
-            report=lambda record: say(_line(record, job.train.epochs)),
-            commit=_nothing,
-            device=device,
+
+        def tell(kind: str, payload: Any) -> None:
+            say(_line(payload, job) if kind == "epoch" else payload)
+
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+            certificate = certify(build(job, stats).to(device), feed, device)
+            trained = members.train(job, stats, feed, Alone(), device, tell)
+        lead, *others = trained.modules
+        calibration, golden, agreement = calibrate(
+            [lead, *others], job.train.combine, feed, Alone(), job.quantile, device
         )
-        calibration, golden = calibrate(module, feed, Alone(), job.quantile, device)
-        best = now.history[now.best_epoch if now.best_weights else -1]
         manifest = artifact.Manifest(
             format=artifact.FORMAT,
             name="autoencoder",
             model=job.model,
             unit_data=job.unit_data,
-            features=feature_record(job, schema, module),
+            features=feature_record(job, schema, lead),
             calibration=calibration,
-            metrics=best,
+            metrics=trained.best | agreement,
             job=spec.dump(job),
             provenance={
                 "dataset": self.dataset_,
                 **provenance.software("scikit-learn"),
                 "live_knobs": certificate,
-                "history": now.history,
+                "history": trained.history,
             },
             files={},
+            ensemble=trained.ensemble,
         )
-        module.eval().requires_grad_(False)
-        return self._adopt(Predictor(Artifact(manifest, module, ""), str(device)), golden)
+        for module in trained.modules:
+            module.eval().requires_grad_(False)
+        made = Artifact(manifest, lead, "", tuple(others))
+        return self._adopt(Predictor(made, str(device)), golden)
 
     def encode(self, X: Any, layer: int | None = None) -> NDArray[np.float32]:
         """Codes (B, K), or what encoder layer `layer`, counted from 1, makes of the rows."""
@@ -212,7 +217,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self._ask(Predictor.hash, X)
 
     def anomaly(self, X: Any) -> NDArray[np.float64]:
-        """Scores (B,), the mean squared error in model space; higher = more abnormal."""
+        """Scores (B,), the mean squared error in model space; higher = more abnormal.
+
+        With several `seeds`, `combine` of the members' scores.
+        """
         return self._ask(Predictor.anomaly, X)
 
     def reconstruct(self, X: Any) -> NDArray[np.float32]:
@@ -226,7 +234,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             return predictor.decode(check_array(code, dtype=np.float32, input_name="code"))
 
     def generate(self, count: int, seed: int = 0) -> NDArray[np.float32]:
-        """`count` new rows (count, C) from codes drawn from the prior of a variational model."""
+        """`count` new rows (count, C) from codes drawn from the prior the model learned."""
         with _about_arguments():
             return generate.prior(self._fitted, count, seed)
 
@@ -270,9 +278,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Write the artifact, as a run does, to a folder or s3:// URI; returns its digest."""
         predictor = self._fitted
         manifest = predictor.artifact.manifest
+        lead, *others = copy.deepcopy(predictor.members)
         return artifact.save(
             str(path),
-            module=copy.deepcopy(predictor.module),
+            module=lead,
             features=manifest.features,
             calibration=manifest.calibration,
             golden_rows=self._golden,
@@ -280,6 +289,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             metrics=manifest.metrics,
             job=manifest.job,
             provenance=manifest.provenance,
+            ensemble=manifest.ensemble,
+            others=others,
         )
 
     @classmethod
@@ -369,14 +380,12 @@ def _device(job: TrainJob) -> torch.device:
     return torch.device("cuda" if found and job.scale.accelerator != "cpu" else "cpu")
 
 
-def _line(record: Record, epochs: int) -> str:
+def _line(record: Record, job: TrainJob) -> str:
+    whose = f"member {record['member']:g}/{job.train.seeds}  " if "member" in record else ""
     held = f"  holdout {record['holdout_mse']:.5f}" if "holdout_mse" in record else ""
-    return f"epoch {record['epoch']:g}/{epochs}  loss {record['loss']:.5f}{held}"
+    epoch = f"epoch {record['epoch']:g}/{job.train.epochs}"
+    return f"{epoch}  {whose}loss {record['loss']:.5f}{held}"
 
 
 def _silent(text: str) -> None:
     """Says nothing."""
-
-
-def _nothing(state: state.State) -> None:
-    """Commits nothing: a notebook's run starts anew."""

@@ -13,12 +13,15 @@ from sklearn.utils import check_random_state
 from hourglass import spec
 from hourglass.errors import SpecError
 from hourglass.model.dense import Dense
+from hourglass.model.presets import PRESETS
 from hourglass.spec import TrainJob
 
 DENSE = tuple(name for name in Dense.model_fields if name != "kind")
 """Fields of the dense network, each a parameter of the estimator."""
 DATA = ("constant", "missing", "holdout")
-TRAIN = ("epochs", "batch_rows", "clip_norm", "early_stop")
+TRAIN = ("epochs", "batch_rows", "clip_norm", "early_stop", "seeds", "combine")
+WIDTHS = (32,)
+"""Of the dense network, where neither the parameters nor the preset say."""
 
 
 def job_of(
@@ -44,15 +47,17 @@ def job_of(
             corruption=_part(given["corruption"]),
             code=_part(given["code"]),
             loss=_part(given["loss"]),
+            trim=given["trim"],
             penalties=_parts(given["penalties"]),
+            adversary=given["adversary"],
         ),
-        "train": {
+        "train": _chosen(
             **{name: given[name] for name in TRAIN},
-            "optimizer": _optimizer(given),
-            "schedule": _part(given["schedule"]),
-            "phases": _parts(given["phases"]) or [],
-            "seed": _seed(given["random_state"]),
-        },
+            optimizer=_optimizer(given),
+            schedule=_part(given["schedule"]),
+            phases=_parts(given["phases"]),
+            seed=_seed(given["random_state"]),
+        ),
         "scale": {"accelerator": given["accelerator"]},
         "quantile": given["quantile"],
     }
@@ -82,8 +87,10 @@ def of_job(job: TrainJob) -> dict[str, Any]:
 def _network(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Any:
     """The dense network of the parameters, or the one given. Raises SpecError for both."""
     if given["network"] is None:
-        widths = given["widths"]
         fields = {name: given[name] for name in DENSE}
+        widths = fields["widths"]
+        if widths is None and "widths" not in PRESETS.get(given["preset"], {}).get("network", {}):
+            widths = WIDTHS
         fields["widths"] = [widths] if np.isscalar(widths) else widths
         return _chosen(kind="dense", **fields)
     both = [name for name in DENSE if given[name] != usual[name]]

@@ -62,11 +62,11 @@ class TrainProgress:
 
     def __init__(self, shown: Bar) -> None:
         self._bar = shown
-        self._epochs = 0
+        self._epochs = self._seeds = 0
 
     def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
         """The rows that will be trained on, and what was done to them."""
-        self._epochs = job.train.epochs
+        self._epochs, self._seeds = job.train.epochs, job.train.seeds
         self._bar.say(
             f"{dataset['rows']} rows in {dataset['shards']} shards: {dataset['train_rows']} to"
             f" train on, {dataset['holdout_rows']} held out, {dataset['dropped_rows']} dropped,"
@@ -83,9 +83,10 @@ class TrainProgress:
         self._bar.say(text)
 
     def epoch(self, record: Record) -> None:
-        """One epoch: loss, holdout error, speed."""
+        """One epoch: whose it is among several members, loss, holdout error, speed."""
+        whose = f"member {record['member']:g}/{self._seeds}  " if "member" in record else ""
         held = f"holdout {record['holdout_mse']:.5f}  " if "holdout_mse" in record else ""
-        text = f"loss {record['loss']:.5f}  {held}{record['rows_per_s']:,.0f} rows/s"
+        text = f"{whose}loss {record['loss']:.5f}  {held}{record['rows_per_s']:,.0f} rows/s"
         self._bar.to(record["epoch"], self._epochs, text)
 
 

@@ -36,6 +36,7 @@ def train(job: TrainJob, settings: Settings, fresh: bool = False) -> Trained:
         except BaseException:
             listener.finish("failed", None)
             raise
+        listener.concluded(outcome)
     return Trained(outcome, listener.finish("finished", outcome.uri))
 
 
@@ -67,6 +68,12 @@ class _Recording:
         if self._tracker is not None:
             self._tracker.log(record, int(record["epoch"]))
         self._progress.epoch(record)
+
+    def concluded(self, outcome: Outcome) -> None:
+        """An ensemble as a whole has the lead's best record and the agreement of all members."""
+        metrics = outcome.manifest.metrics
+        if self._tracker is not None and outcome.manifest.ensemble is not None:
+            self._tracker.log(metrics, int(metrics["epoch"]))
 
     def finish(self, status: Any, uri: str | None) -> Finished | None:
         return self._tracker.finish(status, uri) if self._tracker is not None else None

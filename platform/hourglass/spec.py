@@ -23,7 +23,9 @@ from pydantic import (
 from hourglass import spec_errors
 from hourglass.data.schema import Features, Missing
 from hourglass.errors import SpecError
+from hourglass.model.ensemble import MOST_MEMBERS, Combine
 from hourglass.model.preprocessing import Range, Scaling
+from hourglass.model.presets import expand_job
 from hourglass.model.spec import ModelSpec
 from hourglass.optimizers import Adam, Constant, Optimizer, Schedule
 from hourglass.phases import Phase, contradictions
@@ -75,9 +77,21 @@ class TrainSpec(Strict):
     clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm, if clipped.")
     early_stop: EarlyStop | None = Field(None, description="Stop early on the holdout error.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, order and noise.")
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=MOST_MEMBERS,
+        description="Members, with seeds seed, seed + 1, ...; their scores are combined.",
+    )
+    combine: Combine = Field("mean", description="What the scores of several members become.")
     checkpoint_every_steps: PositiveInt | None = Field(
         None, description="Also commit a checkpoint inside epochs; epoch ends always do."
     )
+
+
+YOUNGER = ("phases", "seeds", "combine")
+YOUNGER_PARTS = ("adversary", "trim")
+"""Fields that came after the first runs: at their defaults, a run keeps the name it had."""
 
 
 class ScaleSpec(Strict):
@@ -115,6 +129,11 @@ class TrainJob(Strict):
     quantile: float = Field(
         0.99, gt=0.0, lt=1.0, description="Quantile of holdout scores that is the threshold."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_is_fields(cls, tree: Any) -> Any:
+        return expand_job(tree)
 
     @model_validator(mode="after")
     def _holdout_is_there(self) -> Self:
@@ -162,6 +181,21 @@ class TrainJob(Strict):
         return self
 
     @model_validator(mode="after")
+    def _members_are_there(self) -> Self:
+        seed, seeds = self.train.seed, self.train.seeds
+        if self.train.combine != "mean" and seeds == 1:
+            raise ValueError(
+                f"train.combine: {self.train.combine} does nothing with one seed; set train.seeds to "
+                "2 or more, or remove it"
+            )
+        if seed + seeds > 2**31:
+            raise ValueError(
+                f"train.seeds: {seeds} members have seeds up to {seed + seeds - 1}, allowed are seeds "
+                f"below {2**31}; use a smaller train.seed"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _phases_fit(self) -> Self:
         scaling = self.data.scaling.kind
         for found in contradictions(self.train.phases, self.model, scaling, self.unit_data):
@@ -176,12 +210,14 @@ class TrainJob(Strict):
     @property
     def run_name(self) -> str:
         """`<name>-<hash of everything that decides the weights>`: the same command, the same run."""
-        silent = set() if self.train.phases else {"phases"}  # none: the name from before phases
+        usual = TrainSpec()
+        silent = {name for name in YOUNGER if getattr(self.train, name) == getattr(usual, name)}
         decisive = self.model_dump(
             mode="json",
             exclude={
                 **dict.fromkeys(("name", "track", "quantile"), True),
                 "train": {"checkpoint_every_steps", *silent},
+                "model": {name for name in YOUNGER_PARTS if not getattr(self.model, name)},
                 "scale": {"max_failures"},
             },
         )

@@ -17,8 +17,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from hourglass import artifact
+from hourglass import artifact, run
 from hourglass.cluster.connect import connection
 from hourglass.data import reading, stats
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
@@ -26,8 +27,11 @@ from hourglass.data.manifest import Manifest
 from hourglass.data.plan import GroupCount
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import DataError, SpecError, TrainingError
+from hourglass.inference.predictor import Predictor
+from hourglass.report import report
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob, parse
+from hourglass.tracking import mlflow
 from hourglass.training import launch, state
 from hourglass.training.build import build
 from hourglass.training.checkpoint import Checkpoints
@@ -268,6 +272,80 @@ def test_a_missing_cell_is_refused_with_file_row_group_and_column(home: Path, sh
         "these 60); `missing: error` allows finite numbers only. Set data.missing to `mean` or "
         "`drop_row`"
     )
+
+
+def test_an_ensemble_on_two_workers(home: Path, shards: Path) -> None:
+    """Three members, recorded and reported; the second is the run of its own seed, to the bit."""
+    settings = Settings(home=home / "ensemble")
+    trained = run.train(job(shards, 2, epochs=2, seeds=3), settings)
+    loaded = artifact.load(trained.outcome.uri)
+    found = loaded.manifest
+    assert found.ensemble is not None
+    records = found.provenance["history"]
+    assert [(r["member"], r["epoch"]) for r in records] == [
+        (m, e) for m in (1, 2, 3) for e in (1, 2)
+    ]
+    best = [min(r["holdout_mse"] for r in records if r["member"] == m) for m in (1, 2, 3)]
+    assert found.ensemble.lead == best.index(min(best)) + 1
+    assert found.metrics["holdout_mse"] == min(best)
+
+    solo = train(job(shards, 2, epochs=2, seed=4), home / "solo")
+    by_number = dict(zip([found.ensemble.lead, *found.ensemble.others],
+                         [loaded.module, *loaded.others], strict=True))  # fmt: skip
+    mine = {name: value.numpy() for name, value in by_number[2].state_dict().items()}
+    assert same_bits(mine, weights(solo))
+
+    predictor = Predictor(loaded)
+    held = predictor.score(ROWS).score
+    own = [((r.output_BF - r.clean_BF) ** 2).double().mean(1).numpy()
+           for r in (member(torch.from_numpy(ROWS)) for member in predictor.members)]  # fmt: skip
+    np.testing.assert_allclose(held, np.mean(own, axis=0), rtol=1e-5)
+
+    assert trained.record is not None
+    metrics = mlflow.client(settings).get_run(trained.record.run_id).data.metrics
+    assert metrics["rank_agreement"] == found.metrics["rank_agreement"]
+    assert metrics["holdout_mse"] == min(best)
+    assert [metrics[f"member_{m}/holdout_mse"] for m in (1, 2, 3)] == [
+        record["holdout_mse"] for record in records[1::2]
+    ]
+    assert "member" not in metrics
+    page = home / "ensemble.html"
+    done = report(trained.outcome.uri, settings, rows=str(shards), out=str(page))
+    assert "Members" in done.sections
+    assert f"correlation of {found.metrics['rank_agreement']:.3f}" in page.read_text()
+    assert run.train(job(shards, 2, epochs=2, seeds=3), settings).outcome.already
+
+
+class KillingMember(Heard):
+    """kill -9 of a worker in the middle of the second member."""
+
+    killed = 0
+
+    def epoch(self, record: dict[str, float]) -> None:
+        super().epoch(record)
+        if not self.killed and (record["member"], record["epoch"]) >= (2, 20) and train_workers():
+            psutil.Process(min(train_workers())).kill()
+            self.killed += 1
+
+
+def test_a_killed_ensemble_goes_on_in_the_member_it_was_in(home: Path, shards: Path) -> None:
+    made = job(shards, 2, epochs=60, seeds=3, checkpoint_every_steps=3)
+    undisturbed = artifact.load(train(made, home / "ensemble-whole").uri)
+    heard = KillingMember()
+    disturbed = artifact.load(train(made, home / "ensemble-killed", heard).uri)
+    assert heard.killed == 1
+    assert "member 1: its 60 epochs were done before" in heard.notes
+    assert sum(note.startswith("member 2: resumed at step ") for note in heard.notes) == 1
+    assert [(r["member"], r["epoch"]) for r in heard.records] == [
+        (member, epoch) for member in (1, 2, 3) for epoch in range(1, 61)
+    ]
+    for mine, its in zip(
+        (disturbed.module, *disturbed.others),
+        (undisturbed.module, *undisturbed.others),
+        strict=True,
+    ):
+        assert same_bits(mine.state_dict(), its.state_dict())
+    assert disturbed.manifest.calibration == undisturbed.manifest.calibration
 
 
 def train_workers() -> set[int]:

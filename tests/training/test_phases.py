@@ -22,9 +22,9 @@ from hourglass.training import phases
 from hourglass.training.build import build
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone, Peers
+from hourglass.training.members import begin
 from hourglass.training.phases import pretrain
 from hourglass.training.state import State
-from hourglass.training.worker import begin
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import (
@@ -277,7 +277,7 @@ def test_a_streaming_feed_opens_nothing_ahead() -> None:
 
     pretrained(made, feed=feed)
     made_feed, *events = opened
-    assert made_feed._opened == {}
+    assert made_feed._open is None
     assert events.count("open") == 3 * 4
     rows = np.concatenate([batch.rows for batch in made_feed.train(phases.FIRST + 7)])
     assert sorted(rows.sum(1)) == pytest.approx(sorted(ROWS[~held_out(len(ROWS))].sum(1)))

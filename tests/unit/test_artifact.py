@@ -405,6 +405,78 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+MEMBERS = {"members": 3, "lead": 2, "combine": "max"}
+FIRST_OF_3 = f"members.3.{FIRST}"
+
+
+def exchange(one: str, other: str) -> Callable[[Path], None]:
+    """Two members change places: all tensors whose names begin so."""
+
+    def change(held: dict[str, torch.Tensor]) -> None:
+        names = [name for name in held if name.startswith(one + "network.")]
+        for name in names:
+            there = other + name.removeprefix(one)
+            held[name], held[there] = held[there], held[name]
+
+    return lambda folder: tensors(folder, WEIGHTS, change)
+
+
+# What is done to a good artifact of three members.
+HOSTILE_ENSEMBLES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "members exchanged": (
+        exchange("members.1.", "members.3."),
+        "golden.safetensors: golden rows give another output_of_members (off by",
+    ),
+    "another lead": (exchange("", "members.1."), "golden rows give another code (off by"),
+    "another weight": (
+        set_weight(FIRST_OF_3, first_cell(0.7)),
+        "golden rows give another output_of_members (off by",
+    ),
+    "NaN": (set_weight(FIRST_OF_3, first_cell(float("nan"))), f"'{FIRST_OF_3}' holds NaN"),
+    "other shape": (
+        set_weight(FIRST_OF_3, lambda t: t.T),
+        f"'{FIRST_OF_3}' is torch.float32 (12, 7), the spec implies torch.float32 (7, 12)",
+    ),
+    "a member less than there are": (
+        claim("ensemble/members", 2),
+        "tensor 'members.3.network.decoder.0.bias' does not fit the spec",
+    ),
+    "a member more than there are": (
+        claim("ensemble/members", 4),
+        "tensor 'members.4.network.decoder.0.bias' does not fit the spec",
+    ),
+    "members without an ensemble": (
+        claim("ensemble", None),
+        "tensor 'members.1.network.decoder.0.bias' does not fit the spec",
+    ),
+    "a lead that is not there": (claim("ensemble/lead", 4), "lead is member 4, there are 3"),
+    "no lead": (claim("ensemble/lead", 0), "ensemble.lead: input should be greater than 0"),
+    "an ensemble of one": (
+        claim("ensemble/members", 1),
+        "ensemble.members: input should be greater",
+    ),
+    "a billion members": (
+        claim("ensemble/members", 10**9),
+        "ensemble.members: input should be less",
+    ),
+    "another rule": (claim("ensemble/combine", "min"), "ensemble.combine: input should be 'mean'"),
+    "a member's preprocessing": (
+        lambda f: tensors(
+            f, WEIGHTS, lambda t: t.update({"members.1.preprocessing.shift_F": torch.zeros(12)})
+        ),
+        "tensor 'members.1.preprocessing.shift_F' does not fit the spec",
+    ),
+    "no golden outputs of members": (
+        lambda f: tensors(f, GOLDEN, lambda t: t.pop("output_of_members")),
+        "golden.safetensors: holds code, output, rows, not code, output, output_of_members, rows",
+    ),
+    "golden outputs of one member": (
+        set_golden("output_of_members", lambda t: t[:1]),
+        "golden.safetensors: tensor 'output_of_members' is misshapen",
+    ),
+}
+
+
 class TooLongError(Exception):
     """A load hangs or computes for more than 2 s."""
 
@@ -450,6 +522,64 @@ def test_a_hostile_artifact_is_refused(
     assert str(tiny_artifact) in found
     assert refusal(f"file://{tiny_artifact}").endswith(found.removeprefix(str(tiny_artifact)))
     assert not (tiny_artifact.parent / "marker").exists()
+
+
+@pytest.mark.parametrize(("attack", "sentence"), HOSTILE_ENSEMBLES.values(), ids=HOSTILE_ENSEMBLES)
+def test_a_hostile_ensemble_is_refused(
+    tmp_path: Path, save_artifact: Save, attack: Callable[[Path], Any], sentence: str
+) -> None:
+    save_artifact(tmp_path / "artifact", ensemble=MEMBERS)
+    attack(tmp_path / "artifact")
+    assert sentence in refusal(tmp_path / "artifact")
+
+
+def test_exchanged_members_load_where_the_golden_check_is_off(
+    tmp_path: Path, save_artifact: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_artifact(tmp_path, ensemble=MEMBERS)
+    HOSTILE_ENSEMBLES["members exchanged"][0](tmp_path)
+    monkeypatch.setattr(artifact, "_check_golden", nothing)
+    assert len(artifact.load(str(tmp_path)).others) == 2
+
+
+def test_an_ensemble_is_saved_and_loaded_whole(tmp_path: Path, save_artifact: Save) -> None:
+    """The lead has the names of a single model, and preprocessing is there once."""
+    digest = save_artifact(tmp_path / "a", ensemble=MEMBERS)
+    found = artifact.load(str(tmp_path / "a"), digest)
+    assert found.manifest.ensemble == artifact.Ensemble(members=3, lead=2, combine="max")
+    assert manifest_of(tmp_path / "a")["ensemble"] == MEMBERS
+    held = load_tensors((tmp_path / "a" / WEIGHTS).read_bytes())
+    assert sum("preprocessing." in name for name in held) == sum(
+        name.startswith("preprocessing.") for name in found.module.state_dict()
+    )
+    for prefix, member in (("", found.module), ("members.1.", found.others[0]),
+                           ("members.3.", found.others[1])):  # fmt: skip
+        assert torch.equal(member.network.encoder[0].weight, held[f"{prefix}{FIRST}"])
+        kept = member.preprocessing.state_dict()
+        assert all(
+            torch.equal(kept[n], v) for n, v in found.module.preprocessing.state_dict().items()
+        )
+        assert not any(weight.requires_grad for weight in member.parameters())
+    manifest = found.manifest
+    golden = load_tensors((tmp_path / "a" / GOLDEN).read_bytes())
+    assert golden["output_of_members"].shape == (2, 8, 12)
+    again = artifact.save(
+        str(tmp_path / "b"), module=found.module, others=found.others, ensemble=manifest.ensemble,
+        features=manifest.features, calibration=manifest.calibration, golden_rows=golden["rows"],
+        name=manifest.name, metrics=manifest.metrics, job=manifest.job,
+        provenance=manifest.provenance,
+    )  # fmt: skip
+    assert again == digest  # the same members are the same bytes
+
+
+def test_an_artifact_from_before_ensembles_loads(tiny_artifact: Path, rows: np.ndarray) -> None:
+    expected = Predictor.load(str(tiny_artifact)).score(rows)
+    tree = manifest_of(tiny_artifact)
+    assert tree.pop("ensemble") is None
+    (tiny_artifact / MANIFEST).write_text(json.dumps(tree))
+    before = Predictor.load(str(tiny_artifact))
+    assert (before.artifact.others, before.combine, len(before.members)) == ((), "mean", 1)
+    np.testing.assert_array_equal(before.score(rows).score, expected.score)
 
 
 def spin() -> None:

@@ -29,6 +29,7 @@ MODELS = {
     "hashing": {"code": {"kind": "gaussian_noise", "sd": 2.0}, "loss": "bce", "scaling": "unit"},
     "denoising": {"corruption": {"kind": "zeros", "p": 0.2}, "schedule": "cosine"},
     "sparse": {"penalties": [{"kind": "sparsity_kl", "rho": 0.1, "beta": 0.5}]},
+    "adversarial": {"preset": "adversarial", "adversary": {"lr": np.float64(0.01)}},
     "odd": {"decoder": (5,), "lr": 0.01, "optimizer": "sgd", "early_stop": {"patience": 1}},
 }
 
@@ -146,6 +147,43 @@ def test_saved_and_loaded_bits_are_the_same(X: np.ndarray, tmp_path: Path, kind:
     assert clone(again).fit(X).encode(X).tolist() == ae.encode(X).tolist()
 
 
+@pytest.mark.parametrize("combine", ["mean", "max"])
+def test_several_seeds_score_together(X: np.ndarray, tmp_path: Path, combine: str) -> None:
+    """Each member is the estimator of its own random state; one of them leads."""
+    ae = make(seeds=3, combine=combine).fit(X)
+    solos = [make(random_state=7 + index).fit(X) for index in range(3)]
+    own = np.stack([solo.anomaly(X) for solo in solos])
+    together = own.mean(axis=0) if combine == "mean" else own.max(axis=0)
+    np.testing.assert_allclose(ae.anomaly(X), together, rtol=1e-12)
+    errors = [min(record["holdout_mse"] for record in solo.history_) for solo in solos]
+    lead = int(np.argmin(errors))
+    made = ae.predictor_.artifact.manifest
+    assert made.ensemble.model_dump() == {"members": 3, "lead": lead + 1, "combine": combine}
+    np.testing.assert_array_equal(ae.encode(X), solos[lead].encode(X))
+    np.testing.assert_array_equal(ae.reconstruct(X), solos[lead].reconstruct(X))
+    assert made.metrics["holdout_mse"] == errors[lead]
+    assert -1 <= made.metrics["rank_agreement"] <= 1
+    assert [record["member"] for record in ae.history_] == [1, 1, 2, 2, 3, 3]
+
+    ae.save(tmp_path / "model")
+    again = Autoencoder.load(tmp_path / "model")
+    assert (again.seeds, again.combine, again.random_state) == (3, combine, 7)
+    np.testing.assert_array_equal(again.anomaly(X), ae.anomaly(X))
+    np.testing.assert_array_equal(load(str(tmp_path / "model")).anomaly(X), ae.anomaly(X))
+    assert again.threshold_ == ae.threshold_
+    np.testing.assert_array_equal(clone(again).fit(X).anomaly(X), ae.anomaly(X))
+    again.save(tmp_path / "copy")
+    np.testing.assert_array_equal(load(str(tmp_path / "copy")).anomaly(X), ae.anomaly(X))
+
+
+def test_one_seed_has_nothing_to_combine(X: np.ndarray) -> None:
+    with pytest.raises(SpecError, match="train.combine: max does nothing with one seed; set train"):
+        make(combine="max").fit(X)
+    ae = make().fit(X)
+    assert ae.predictor_.artifact.manifest.ensemble is None
+    assert "rank_agreement" not in ae.predictor_.artifact.manifest.metrics
+
+
 def test_same_random_state_same_bits_and_the_callers_random_state_stays(X: np.ndarray) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -239,6 +277,15 @@ def test_verbose_speaks_and_is_quiet_otherwise(X: np.ndarray, capsys: Any) -> No
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("held out, 0 dropped, 0 cells imputed")
     assert [line.split("  ")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+    make(verbose=True, seeds=2, phases=[{"kind": "greedy", "epochs": 1}]).fit(X)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("member 1: phase 1 (greedy), layer 1 of 2, epoch 1/1: error ")
+    assert [line.split("  loss")[0] for line in lines if line.startswith("epoch")] == [
+        "epoch 1/2  member 1/2",
+        "epoch 2/2  member 1/2",
+        "epoch 1/2  member 2/2",
+        "epoch 2/2  member 2/2",
+    ]
 
 
 def test_neither_ray_nor_mlflow_nor_pandas_is_needed() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hourglass.artifact import Artifact, Manifest
 from hourglass.errors import DataError
 from hourglass.inference.predictor import TILE, Predictor
 
@@ -40,6 +41,21 @@ def loaded(tmp_path: Path, save_artifact: Callable[..., str]) -> Callable[..., P
     return load
 
 
+ENSEMBLES = [("tanh", "mean"), ("hashing", "max"), ("relu", "mean")]
+
+
+@pytest.fixture(scope="module", params=ENSEMBLES, ids="-".join)
+def ensemble(
+    request: Any, save_artifact: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> Predictor:
+    """Five untrained members, the second leads."""
+    kind, combine = request.param
+    folder = tmp_path_factory.mktemp("ensemble")
+    made = {"members": 5, "lead": 2, "combine": combine}
+    save_artifact(folder, model=MODELS[kind], drop_constant=kind == "relu", ensemble=made)
+    return Predictor.load(str(folder))
+
+
 def everything(predictor: Predictor, rows: Array) -> list[Array]:
     scores = predictor.score(rows, reconstruction=True, feature_errors=True)
     return [
@@ -66,6 +82,22 @@ def test_a_row_gives_the_same_bits_in_any_place(predictor: Predictor, rows: Arra
     shuffled = everything(predictor, rows[order])
     for expected, found in zip(everything(predictor, rows), shuffled, strict=True):
         np.testing.assert_array_equal(found, expected[order], strict=True)
+
+
+def test_a_forward_of_ones_own_sees_whole_tiles_of_checked_rows(
+    predictor: Predictor, rows: Array
+) -> None:
+    seen: list[int] = []
+
+    def forward(tile: Any) -> Any:
+        seen.append(len(tile))
+        yield tile + 1.0
+
+    (made,) = predictor.map_tiles(rows, forward)
+    assert set(seen) == {TILE}
+    np.testing.assert_array_equal(made, rows + np.float32(1.0))
+    with pytest.raises(DataError, match="the model needs \\(rows, 12\\)"):
+        predictor.map_tiles(rows[:, :3], forward)
 
 
 def test_no_rows_give_empty_answers_of_the_right_shape(predictor: Predictor, rows: Array) -> None:
@@ -112,6 +144,51 @@ def test_score_is_the_mean_squared_error_in_model_space(predictor: Predictor, ro
     np.testing.assert_array_equal(predictor.anomaly(rows), scores.score)
     np.testing.assert_array_equal(predictor.encode(rows), scores.code)
     np.testing.assert_array_equal(predictor.reconstruct(rows), scores.reconstruction)
+
+
+def alone(predictor: Predictor, index: int) -> Predictor:
+    """One member as a model of its own."""
+    manifest = predictor.artifact.manifest.model_dump() | {"ensemble": None}
+    single = Manifest.model_validate(manifest)
+    return Predictor(Artifact(single, predictor.members[index], ""))
+
+
+def test_an_ensembles_score_is_that_of_its_members(ensemble: Predictor, rows: Array) -> None:
+    """To the bit: NumPy's mean or maximum of what each member says by itself."""
+    rule = np.mean if ensemble.combine == "mean" else np.max
+    own = [alone(ensemble, index).score(rows, feature_errors=True) for index in range(5)]
+    together = rule([one.score for one in own], axis=0)
+    found = ensemble.score(rows, feature_errors=True)
+    np.testing.assert_array_equal(found.score, together, strict=True)
+    np.testing.assert_array_equal(ensemble.anomaly(rows), together, strict=True)
+    np.testing.assert_array_equal(found.is_anomaly, together > ensemble.threshold)
+    np.testing.assert_allclose(found.feature_errors.sum(axis=1), together, rtol=1e-5)
+    errors = np.stack([one.feature_errors for one in own])
+    if ensemble.combine == "mean":
+        expected = errors.astype(np.float64).mean(axis=0)
+        np.testing.assert_allclose(found.feature_errors, expected, rtol=1e-5)
+    else:
+        highest = np.argmax([one.score for one in own], axis=0)
+        assert len(set(highest)) > 1
+        np.testing.assert_array_equal(found.feature_errors, errors[highest, np.arange(len(rows))])
+    assert np.ptp([one.score for one in own], axis=0).min() > 0
+
+
+def test_all_but_the_score_is_the_leads(ensemble: Predictor, rows: Array) -> None:
+    lead = alone(ensemble, 0)
+    mine, its = (p.score(rows, reconstruction=True) for p in (ensemble, lead))
+    for name in ("code", "hash", "range_mse", "reconstruction"):
+        np.testing.assert_array_equal(getattr(mine, name), getattr(its, name))
+    np.testing.assert_array_equal(ensemble.encode(rows), lead.encode(rows))
+    np.testing.assert_array_equal(ensemble.reconstruct(rows), lead.reconstruct(rows))
+
+
+@pytest.mark.parametrize("batch", [1, 7, TILE + 1])
+def test_an_ensemble_gives_the_same_bits_in_any_company(
+    ensemble: Predictor, rows: Array, batch: int
+) -> None:
+    test_a_row_gives_the_same_bits_in_any_company(ensemble, rows, batch)
+    test_a_row_gives_the_same_bits_in_any_place(ensemble, rows)
 
 
 def test_decode_of_encode_is_reconstruct(predictor: Predictor, rows: Array) -> None:

@@ -5,9 +5,10 @@ from typing import Any, get_args
 import pytest
 
 from hourglass.errors import SpecError
+from hourglass.model.dense import Dense
 from hourglass.model.presets import PRESETS, Preset
 from hourglass.model.spec import ModelSpec
-from hourglass.spec import dump, parse
+from hourglass.spec import TrainJob, dump, parse
 
 
 def model(**fields: Any) -> ModelSpec:
@@ -25,7 +26,7 @@ def test_every_name_has_parts_and_is_documented(pytestconfig: pytest.Config) -> 
 def test_a_preset_is_the_same_as_its_parts(name: Preset) -> None:
     chosen = model(preset=name)
     written_out = dict(PRESETS[name])
-    network = {"widths": [32, 16]} | written_out.pop("network", {})
+    network = written_out.pop("network", {}) | {"widths": [32, 16]}
     assert chosen == model(**written_out, network=network).model_copy(update={"preset": name})
 
 
@@ -37,6 +38,28 @@ def test_fields_of_the_file_go_over_those_of_the_preset() -> None:
                   network={"widths": [4], "code_activation": "sigmoid"})  # fmt: skip
     assert other.code.model_dump() == {"kind": "gaussian_noise", "sd": 1.0}
     assert model(preset="contractive", penalties=[]).penalties == ()
+
+
+def test_anomaly_is_a_whole_job_that_a_file_may_change() -> None:
+    """Widths, loss, trim, ensemble and schedule; what the file says goes over them."""
+
+    def job(model: dict[str, Any], **train: Any) -> TrainJob:
+        data = {"uri": "rows", "features": {"vector": "x"}}
+        made = parse({"kind": "train", "data": data, "model": model, "train": train})
+        assert isinstance(made, TrainJob)
+        return made
+
+    usual = job({"preset": "anomaly"})
+    assert usual.model.network == Dense(widths=(64, 3))
+    assert (usual.model.loss.kind, usual.model.trim) == ("mae", 0.2)
+    assert (usual.train.seeds, usual.train.epochs, usual.train.schedule.kind) == (5, 30, "cosine")
+    assert parse(dump(usual)) == usual
+    own = job({"preset": "anomaly", "trim": 0.0, "network": {"widths": [8, 2]}}, seeds=1, epochs=4)
+    assert (own.model.network.code_width, own.model.trim) == (2, 0.0)
+    assert (own.train.seeds, own.train.epochs, own.train.schedule.kind) == (1, 4, "cosine")
+    assert parse(dump(own)) == own
+    plain = job({"network": {"widths": [64, 3]}})
+    assert (plain.train.seeds, plain.train.epochs, plain.model.trim) == (1, 10, 0.0)
 
 
 def test_a_resolved_job_is_the_same_job() -> None:

@@ -257,6 +257,39 @@ MISTAKES = {
         "job.yaml:6: model: penalty sparsity_kl: rho must lie inside the code's range "
         "(0, 1) of 'sigmoid', found 0",
     ),
+    "an adversary of a code with zeros": (
+        TRAIN.replace("widths: [4]", "widths: [4], activation: linear")
+        + "  code: {kind: batch_top_k, k: 2}\n  adversary: {}\n",
+        "job.yaml:6: model: adversary: a code batch_top_k has units at exactly 0, which no draw of prior "
+        "gaussian has, so it can never pass for one; use code plain",
+    ),
+    "an adversary of a posterior": (
+        TRAIN + "  adversary: {}\n  code: {kind: gaussian_posterior}\n"
+        "  penalties: [{kind: kl_prior, beta: 1}]\n",
+        "job.yaml:6: model: code gaussian_posterior has its prior from penalty kl_prior, found an "
+        "adversary as well; use code plain, or remove the adversary",
+    ),
+    "a prior wider than the code": (
+        model("adversary: {prior: {kind: mixture}}"),
+        "job.yaml:6: model: adversary: draws of prior mixture lie in (-inf, inf), a 'tanh' code in "
+        "(-1, 1), so it can never pass for one; use network.code_activation: linear, or a prior uniform "
+        "inside the code's range",
+    ),
+    "a prior beside the code": (
+        TRAIN.replace("widths: [4]", "widths: [4], activation: sigmoid")
+        + "  adversary: {prior: {kind: uniform}}\n",
+        "job.yaml:6: model: adversary: draws of prior uniform lie in (-1, 1), a 'sigmoid' code in (0, 1), "
+        "so it can never pass for one; use network.code_activation: linear, or a prior uniform inside "
+        "the code's range",
+    ),
+    "an empty prior": (
+        model("adversary: {prior: {kind: uniform, low: 1}}"),
+        "job.yaml:7: model.adversary.prior: low must be below high, found 1 and 1",
+    ),
+    "an adversarial model without its adversary": (
+        model("preset: adversarial\nadversary: null"),
+        "job.yaml:6: model: preset adversarial is its adversary, found null; remove one of them",
+    ),
     "the same penalty twice": (
         model("penalties: [&p {kind: sparsity_kl, rho: 0.1, beta: 1}, *p]"),
         "job.yaml:6: model: penalties must differ in kind, "
@@ -406,7 +439,7 @@ def test_an_unknown_path_of_an_override_is_a_mistake(check: Any) -> None:
     assert refusal(check, TRAIN, ["train.epoch=3"]) == (
         "job.yaml: 1 mistake\n  job.yaml (--set): train.epoch: unknown field, "
         "did you mean 'epochs'? Allowed: batch_rows, checkpoint_every_steps, clip_norm, "
-        "early_stop, epochs, optimizer, phases, schedule, seed"
+        "combine, early_stop, epochs, optimizer, phases, schedule, seed, seeds"
     )
 
 
@@ -457,10 +490,13 @@ DECISIVE = [
     "data.shuffle_rows=7",
     "model.network.widths=[5]",
     "model.network.activation=relu",
+    "model.adversary={prior: {kind: uniform}}",
+    "model.adversary={prior: {kind: uniform}, lr: 0.1}",
     "train.epochs=11",
     "train.batch_rows=257",
     "train.seed=1",
     "train.clip_norm=1",
+    "train.seeds=2",
     "scale.workers=2",
 ]
 INDIFFERENT = [
@@ -470,6 +506,8 @@ INDIFFERENT = [
     "scale.max_failures=9",
     "train.checkpoint_every_steps=10",
     "train.epochs=10",
+    "train.seeds=1",
+    "train.combine=mean",
     "data.holdout=0.10",
 ]
 
@@ -482,6 +520,42 @@ def test_run_name_is_a_function_of_what_decides_the_weights(check: Any) -> None:
     names = [check(TRAIN, [override]).run_name for override in DECISIVE]
     assert len({name, *names}) == len(names) + 1
     assert check(TRAIN, ["name=other"]).run_name == name.replace("job-", "other-")
+    assert name == "job-27504734"  # a run made by an earlier version is found again
+    ensembles = [["train.seeds=2"], ["train.seeds=3"], ["train.seeds=3", "train.combine=max"]]
+    assert len({check(TRAIN, overrides).run_name for overrides in ensembles} - {name}) == 3
+
+
+def test_run_names_are_those_of_before() -> None:
+    """A field that came later is no part of the name until it is set (spec.YOUNGER)."""
+    made = parse(
+        {
+            "kind": "train",
+            "data": {"uri": "u", "features": {"vector": "x"}},
+            "model": {"network": {"widths": [3]}},
+        }
+    )
+    assert isinstance(made, TrainJob)
+    assert made.run_name == "run-6e6f1eb3"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            ["train.combine=max"],
+            "train.combine: max does nothing with one seed; set train.seeds to 2 or more, or remove it",
+        ),
+        (
+            ["train.seed=2147483647", "train.seeds=2"],
+            "train.seeds: 2 members have seeds up to 2147483648, allowed are seeds below 2147483648; "
+            "use a smaller train.seed",
+        ),
+        (["train.seeds=0"], "train.seeds: found 0; input should be greater than or equal to 1"),
+        (["train.seeds=101"], "train.seeds: found 101; input should be less than or equal to 100"),
+    ],
+)
+def test_members_that_cannot_be(check: Any, override: list[str], sentence: str) -> None:
+    assert refusal(check, TRAIN, override).endswith(sentence)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,16 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from hourglass import cli, spec, tracking
+from hourglass import artifact, cli, run, spec, tracking
 from hourglass.errors import ArtifactError, RegistryError
 from hourglass.inference.predictor import Predictor
+from hourglass.progress import TrainProgress
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 from hourglass.tracking import model, registry, tracker, ui
 from hourglass.tracking.shown import redact
 from hourglass.tracking.spool import Spool
+from hourglass.training.launch import Outcome
 
 DATASET = {"name": "digits", "uri": "/data/digits", "digest": "d" * 64, "rows": 300}
 Save = Callable[..., str]
@@ -135,6 +138,43 @@ def test_a_run_is_recorded_whole(settings: Settings, tiny_artifact: Path) -> Non
     assert version.aliases == ("challenger",)
     assert version.digest == Predictor.load(str(tiny_artifact)).artifact.digest
     assert version.metrics == {"holdout_mse": 0.25}
+
+
+def test_an_ensembles_members_have_metrics_of_their_own(
+    settings: Settings, tmp_path: Path, save_artifact: Save
+) -> None:
+    """What run.train does: epochs of each member, then the ensemble's figures; said twice, kept once."""
+    made = job("ensemble", epochs=2, seeds=3)
+    save_artifact(tmp_path / "model", ensemble={"members": 3, "lead": 2, "combine": "mean"})
+    manifest = artifact.load(str(tmp_path / "model")).manifest
+    whole = manifest.model_dump() | {"metrics": {"epoch": 2, "loss": 0.21, "rank_agreement": 0.9}}
+    outcome = Outcome("", artifact.Manifest.model_validate(whole), "", already=False)
+    heard: list[str] = []
+    shown = SimpleNamespace(to=lambda done, total, text: heard.append(text), say=heard.append)
+    listener = run._Recording(TrainProgress(shown), settings)  # type: ignore[arg-type]
+    counted = {"rows": 9, "shards": 1, "train_rows": 8, "holdout_rows": 1, "dropped_rows": 0}
+    told = {"imputed_cells": 0, "constant_columns": 0, "cached": True}
+    listener.prepared(made, DATASET | counted | told)
+    records = [
+        {"member": member, "epoch": epoch, "loss": 10 * member + epoch, "rows_per_s": 5.0}
+        for member in (1.0, 2.0, 3.0)
+        for epoch in (1.0, 2.0)
+    ]
+    for record in [*records, *records[2:]]:
+        listener.epoch(record)
+    listener.concluded(outcome)
+    done = listener.finish("finished", None)
+    assert done is not None
+    assert done.run_id is not None
+    assert history(settings, done.run_id, "member_1/loss") == [(1, 11.0), (2, 12.0)]
+    assert history(settings, done.run_id, "member_3/loss") == [(1, 31.0), (2, 32.0)]
+    assert history(settings, done.run_id, "loss") == [(2, 0.21)]
+    assert history(settings, done.run_id, "rank_agreement") == [(2, 0.9)]
+    assert "member" not in run_of(settings, made.run_name).data.metrics
+    assert heard[2:4] == [
+        "member 1/3  loss 11.00000  5 rows/s",
+        "member 1/3  loss 12.00000  5 rows/s",
+    ]
 
 
 def test_starting_and_logging_do_not_wait_for_mlflow(

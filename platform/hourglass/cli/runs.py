@@ -64,6 +64,10 @@ def train(
     for name in ("train_mse", "holdout_mse", "holdout_fvu"):
         if name in found.manifest.metrics:
             typer.echo(f"{name:<12} {found.manifest.metrics[name]:.6f}")
+    if found.manifest.ensemble is not None:
+        made, agreement = found.manifest.ensemble, found.manifest.metrics.get("rank_agreement")
+        known = "none" if agreement is None else f"{agreement:.4f}"
+        typer.echo(f"members      {made.members}, the lead is {made.lead}; rank agreement {known}")
     typer.echo(f"threshold    {found.manifest.calibration.threshold:.6f}")
     typer.echo(f"artifact     {found.uri} ({found.digest[:12]})")
     if trained.record is not None:

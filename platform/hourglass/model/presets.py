@@ -1,6 +1,7 @@
 """Famous names as choices of parts: `preset: NAME` is these fields, and the file's own go over them.
 
-A preset leaves the widths to you. Adding one is one row here and one in docs/variants.md.
+A preset leaves the widths to you, but for `anomaly`. Adding one is one row here and one in
+docs/variants.md.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ Preset = Literal[
     "robust",
     "variational",
     "semantic_hashing",
+    "adversarial",
+    "anomaly",
 ]
 
 PRESETS: dict[Preset, dict[str, Any]] = {
@@ -40,7 +43,22 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         # Bits as often 1 as 0: a code that is the same for every row escapes the noise as well.
         "penalties": [{"kind": "sparsity_kl", "rho": 0.5, "beta": 0.01}],
     },
+    "adversarial": {
+        "network": {"code_activation": "linear"},
+        "adversary": {"prior": {"kind": "gaussian"}},
+    },
+    # A code too narrow for rare rows, and a loss that neither looks at the worst fifth of a batch nor
+    # squares what is left: rows among the training rows that should be found do not teach.
+    "anomaly": {
+        "network": {"kind": "dense", "widths": [64, 3]},
+        "loss": {"kind": "mae"},
+        "trim": 0.2,
+    },
 }
+BESIDE: dict[Preset, dict[str, Any]] = {
+    "anomaly": {"train": {"epochs": 30, "schedule": {"kind": "cosine"}, "seeds": 5}},
+}
+"""What a preset asks of the job around its model."""
 
 
 def expand(tree: Any) -> Any:
@@ -48,6 +66,14 @@ def expand(tree: Any) -> Any:
     if not isinstance(tree, Mapping) or tree.get("preset") not in PRESETS:
         return tree
     return _over(PRESETS[tree["preset"]], tree)
+
+
+def expand_job(tree: Any) -> Any:
+    """The fields that the preset of the model in `tree` asks of a job, under those of `tree`."""
+    model = tree.get("model") if isinstance(tree, Mapping) else None
+    if not isinstance(model, Mapping) or model.get("preset") not in BESIDE:
+        return tree
+    return _over(BESIDE[model["preset"]], tree)
 
 
 def _over(below: Any, above: Any) -> Any:

@@ -38,7 +38,7 @@ class Tracker(Protocol):
     """Records one run. Neither method raises; only `finish` waits, for a bounded time."""
 
     def log(self, record: dict[str, float], epoch: int) -> None:
-        """Record the metrics of an epoch."""
+        """Record the metrics of an epoch; those of an ensemble's member 2 as `member_2/NAME`."""
 
     def finish(self, status: Literal["finished", "failed"], artifact_uri: str | None) -> Finished:
         """Record the artifact and the end, and deliver what MLflow takes."""
@@ -75,7 +75,7 @@ class SpooledTracker:
 
     def log(self, record: dict[str, float], epoch: int) -> None:
         """Record the metrics of an epoch."""
-        self._append("epoch", epoch=epoch, metrics=record)
+        self._append("epoch", epoch=epoch, metrics=_named(record))
 
     def finish(self, status: Literal["finished", "failed"], artifact_uri: str | None) -> Finished:
         """Record the artifact and the end; wait at most `FINISH_S` while MLflow takes events."""
@@ -204,6 +204,14 @@ def sync(settings: Settings) -> Synced:
         refused = delivery.refused if delivery else []
         said.append("; ".join([f"{spool.run_name}: delivered", *refused]))
     return Synced(said, left)
+
+
+def _named(record: dict[str, float]) -> dict[str, float]:
+    """A name has one value for an epoch, so every member has names of its own."""
+    if "member" not in record:
+        return record
+    whose = f"member_{record['member']:g}"
+    return {f"{whose}/{name}": value for name, value in record.items() if name != "member"}
 
 
 def _who(job: "TrainJob") -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Listening:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._seen = 0
-        self._heard: set[float] = set()
+        self._heard: set[tuple[float | None, float]] = set()
 
     def __enter__(self) -> Line:
         self._thread.start()
@@ -136,15 +136,22 @@ class Listening:
             if kind == "epoch":
                 self._epoch(payload)
             elif kind == "resumed":
-                self._listener.note(
-                    f"resumed at step {payload['step']} (epoch {payload['epoch'] + 1})"
-                )
+                self._listener.note(_resumed(payload))
                 for record in payload["history"]:
                     self._epoch(record)
             else:
                 self._listener.note(str(payload))
 
     def _epoch(self, record: Record) -> None:
-        if record["epoch"] not in self._heard:  # a restarted worker tells its history again
-            self._heard.add(record["epoch"])
+        which = record.get("member"), record["epoch"]
+        if which not in self._heard:  # a restarted worker tells its history again
+            self._heard.add(which)
             self._listener.epoch(record)
+
+
+def _resumed(position: dict[str, Any]) -> str:
+    """Where a run, or an ensemble's member, goes on."""
+    whose = f"member {position['member']:g}: " if "member" in position else ""
+    if position["done"]:
+        return f"{whose}its {position['epoch']} epochs were done before"
+    return f"{whose}resumed at step {position['step']} (epoch {position['epoch'] + 1})"

@@ -1,17 +1,20 @@
 """Calibration on held-out rows: score quantiles, the threshold, where each hash bit flips.
 
-Shapes: B rows, C columns, K code units.
+Shapes: M members, B rows, C columns, K code units.
 """
 
+from collections.abc import Sequence
 from itertools import chain, islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hourglass.artifact import Calibration
 from hourglass.data.feed import Feed
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.ensemble import Combine, combined, scores, squared_error
 from hourglass.training.collective import Peers
 
 MOST_ROWS = 2**20
@@ -22,17 +25,25 @@ QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.99
 
 @torch.no_grad()
 def calibrate(
-    module: AutoencoderModule, feed: Feed, peers: Peers, quantile: float, device: torch.device
-) -> tuple[Calibration, Tensor]:
-    """Calibration over all workers' held-out rows (training rows without a holdout), golden rows.
+    members: Sequence[AutoencoderModule],
+    combine: Combine,
+    feed: Feed,
+    peers: Peers,
+    quantile: float,
+    device: torch.device,
+) -> tuple[Calibration, Tensor, dict[str, float]]:
+    """Calibration over all workers' held-out rows (training rows without a holdout), golden rows,
+    and how well the members agree; the first member is the lead, whose code it is.
 
     Each worker contributes its first rows, at most MOST_ROWS scores and MOST_CODES codes.
     """
-    module.eval()
+    for member in members:
+        member.eval()
+    module = members[0]
     width = module.spec.network.code_width
     # Filled in place: thousands of small results kept between large temporaries would scatter the
     # heap, and memory would grow with the rows.
-    scores = torch.empty(MOST_ROWS, dtype=torch.float64, device=device)
+    score_BM = torch.empty((MOST_ROWS, len(members)), dtype=torch.float64, device=device)
     codes = torch.empty((MOST_CODES, width), device=device)
     golden: list[Tensor] = []
     rows = 0
@@ -40,17 +51,18 @@ def calibrate(
         part = part[: MOST_ROWS - rows]
         if not len(part):
             continue
-        result = module(part)
-        error_BF = (result.output_BF - result.clean_BF).square()
-        scores[rows : rows + len(part)] = error_BF.mean(dim=1, dtype=torch.float64)
+        lead, *others = (member(part) for member in members)
+        errors = [squared_error(result) for result in (lead, *others)]
+        score_BM[rows : rows + len(part)] = scores(errors).T
         if rows < MOST_CODES:
             room = codes[rows : rows + len(part)]
-            room[:] = result.code_BK[: len(room)]
+            room[:] = lead.code_BK[: len(room)]
         golden += [part[:GOLDEN_ROWS].cpu()] if rows < GOLDEN_ROWS else []
         rows += len(part)
         if rows == MOST_ROWS:
             break
-    every_score = torch.cat(peers.gather(scores[:rows])).cpu().numpy()
+    every_MB = torch.cat(peers.gather(score_BM[:rows])).cpu().T
+    every_score = combined(every_MB, combine).numpy()
     every_code = torch.cat(peers.gather(codes[:rows])).cpu().numpy()
     middle = module.default_hash_threshold if module.spec.code.kind != "plain" else None
     bits = np.median(every_code, axis=0) if middle is None else np.full(width, middle)
@@ -62,7 +74,27 @@ def calibrate(
         hash_threshold=tuple(float(bit) for bit in bits),
     )
     kept = [part for worker in peers.share(golden) for part in worker]
-    return calibration, torch.cat(kept)[:GOLDEN_ROWS]
+    return calibration, torch.cat(kept)[:GOLDEN_ROWS], rank_agreement(every_MB.numpy())
+
+
+def rank_agreement(score_MB: NDArray[np.float64]) -> dict[str, float]:
+    """The mean Spearman correlation over all pairs of members, as a metric; between -1 and 1.
+
+    Empty for one member, and where a member ranks nothing because all its scores are equal.
+    Source: Spearman 1904, "The proof and measurement of association between two things".
+    """
+    if len(score_MB) == 1 or not np.ptp(score_MB, axis=1).all():
+        return {}
+    rank_MB = np.stack([_ranks(score_B) for score_B in score_MB])
+    pairs = np.atleast_2d(np.corrcoef(rank_MB))[np.triu_indices(len(rank_MB), k=1)]
+    return {"rank_agreement": float(pairs.mean())}
+
+
+def _ranks(values_B: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rank of each value, from 1; equal ones share their mean rank."""
+    _, which_B, counts = np.unique(values_B, return_inverse=True, return_counts=True)
+    rank: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
+    return rank[which_B]
 
 
 def _rows(feed: Feed, peers: Peers, device: torch.device) -> "chain[Tensor]":

@@ -2,6 +2,7 @@
 
 checkpoints/00000420.3f9a1c2e/state.safetensors
 checkpoints/00000420.3f9a1c2e/COMMIT.json     position, hashes, what run and data it belongs to
+checkpoints/member-2/00000420.8e2d77b0/...    those of an ensemble's second member, and so on
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ class Checkpoints:
     run: str
     data: str
     workers: int
+
+    def of(self, member: int) -> "Checkpoints":
+        """Those of an ensemble's member, counted from 1; the first has the folder of a single run."""
+        if member == 1:
+            return self
+        name = f"member-{member}"
+        return replace(self, uri=storage.join(self.uri, name), run=f"{self.run}, {name}")
 
     def save(self, state: State, peers: Peers | None = None) -> None:
         """Commit `state`: called on every worker, written by the first; older ones go after that.

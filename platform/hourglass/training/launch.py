@@ -21,6 +21,9 @@ from hourglass.training.board import Listener, Listening
 from hourglass.training.build import fit_preprocessing, require_width
 from hourglass.training.worker import Task, train_worker
 
+LEAST_READ_CPUS = 0.5
+"""What workers must leave: a read task computes as much as it can, so it asks for a whole CPU."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,7 +52,7 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
     found = storage.join(uri, "artifact")
     if storage.exists(storage.join(found, artifact.MANIFEST)):
         return _finished(job, found, manifest.digest)
-    resources, threads, gpu = _resources(job)
+    resources, threads, gpu, read_cpus = _resources(job)
     columns = feature_schema(manifest, schema, job.data.features, job.data.missing)
     require_width(job, columns.width)
     rows = reading.of(manifest, columns, job.data.missing, job.data.holdout)
@@ -87,9 +90,11 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
                 "git_commit": _git_commit(),
             },
             threads=threads,
+            read_cpus=read_cpus,
             line=line,
         )
-        task.checkpoints.check()
+        for number in range(1, job.train.seeds + 1):
+            task.checkpoints.of(number).check()
         _fit(task, scaling)
     loaded = artifact.load(found)
     return Outcome(found, loaded.manifest, loaded.digest, already=False)
@@ -153,8 +158,8 @@ def _cached(job: TrainJob, size: int) -> bool:
     return job.data.cache != "stream" and size <= job.data.cache_bytes
 
 
-def _resources(job: TrainJob) -> tuple[dict[str, float], int, bool]:
-    """Resources of one worker, its threads, and whether it gets a GPU.
+def _resources(job: TrainJob) -> tuple[dict[str, float], int, bool, float]:
+    """Resources of one worker, its threads, whether it gets a GPU, and CPUs of a read task.
 
     Workers never take every CPU: Ray Data needs some to read, and would wait forever for it.
     """
@@ -173,13 +178,14 @@ def _resources(job: TrainJob) -> tuple[dict[str, float], int, bool]:
         each = float(math.floor(share)) if share >= 1 else math.floor(share * 100) / 100
     else:
         each = job.scale.cpus_per_worker
-    if each * workers > cpus - reading.READ_CPUS:
+    left = cpus - each * workers
+    if left < LEAST_READ_CPUS:
         raise ClusterError(
             f"{workers} workers of {each:g} CPUs leave none of the cluster's {cpus:g} to read; "
             f"use fewer workers, or scale.cpus_per_worker up to {spare / workers:.2g}"
         )
     resources = {"CPU": each, **({"GPU": 1.0} if gpu else {})}
-    return resources, max(1, int(each)), gpu
+    return resources, max(1, int(each)), gpu, min(1.0, left)
 
 
 def _git_commit() -> str | None:

@@ -1,6 +1,5 @@
 """What each Ray Train worker runs: build, resume, fit, calibrate; the first saves the artifact."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,17 +14,14 @@ from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.reading import Census, Rows, fetch, stream_features
 from hourglass.errors import HourglassError, SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.spec import TrainJob, TrainSpec, dump
-from hourglass.training import loop, state
+from hourglass.spec import TrainJob, dump
+from hourglass.training import members
 from hourglass.training.board import Line
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.collective import Alone, Peers, Together, parallel
+from hourglass.training.collective import Alone, Peers, Together
 from hourglass.training.knobs import Certificate, certify
-from hourglass.training.phases import pretrain
-
-Tell = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class Task:
     data_digest: str
     provenance: dict[str, Any]
     threads: int
+    read_cpus: float
     line: Line
 
     @property
@@ -77,40 +74,32 @@ def _run(task: Task) -> None:
     device = ray.train.torch.get_device()
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU, nothing on a CPU
     peers: Peers = Together() if size > 1 else Alone()
-    module = build(task.job, task.census.stats).to(device)
-    now = state.fresh(module, task.job.train)
-    feed = _feed(task, rank, size)
+    job, stats, feed = task.job, task.census.stats, _feed(task, rank, size)
     tell = task.line.tell if rank == 0 else _quiet
-    certificate = _certify(module, feed, peers, device)
-    begin(now, task.job.train, feed, task.checkpoints, peers, tell, device)
-    loop.fit(
-        now,
-        parallel(module, peers),
-        feed,
-        task.job.train,
-        peers,
-        report=partial(tell, "epoch"),
-        commit=partial(task.checkpoints.save, peers=peers),
-        device=device,
-    )
+    certificate = _certify(build(job, stats).to(device), feed, peers, device)
+    trained = members.train(job, stats, feed, peers, device, tell, task.checkpoints)
     torch.set_float32_matmul_precision("highest")  # scores as every consumer will compute them
-    calibration, golden = calibrate(module, feed, peers, task.job.quantile, device)
+    lead, *others = trained.modules
+    calibration, golden, agreement = calibrate(
+        [lead, *others], job.train.combine, feed, peers, job.quantile, device
+    )
     if rank == 0:
-        best = now.history[now.best_epoch] if now.best_weights else now.history[-1]
         artifact.save(
             storage.join(task.run_uri, "artifact"),
-            module=module,
-            features=feature_record(task.job, task.rows.schema, module),
+            module=lead,
+            features=feature_record(job, task.rows.schema, lead),
             calibration=calibration,
             golden_rows=golden,
-            name=task.job.track.register_as or task.job.name or "model",
-            metrics=best,
-            job=dump(task.job),
+            name=job.track.register_as or job.name or "model",
+            metrics=trained.best | agreement,
+            job=dump(job),
             provenance={
                 **task.provenance,
                 "live_knobs": certificate,
-                "history": now.history,
+                "history": trained.history,
             },
+            ensemble=trained.ensemble,
+            others=others,
         )
 
 
@@ -122,7 +111,7 @@ def _feed(task: Task, rank: int, size: int) -> Feed:
         return MemoryFeed(features, held, worker=rank, workers=size, **common)
     return StreamFeed(
         task.census.counts,
-        partial(stream_features, task.rows),
+        partial(stream_features, task.rows, cpus=task.read_cpus),
         columns=task.rows.schema.width,
         window_rows=job.data.shuffle_rows,
         epochs=job.train.epochs,
@@ -147,29 +136,6 @@ def _certify(
     if isinstance(first, str):
         raise SpecError(first)
     return list(first)
-
-
-def begin(
-    now: state.State,
-    spec: TrainSpec,
-    feed: Feed,
-    saved: Checkpoints,
-    peers: Peers,
-    tell: Tell,
-    device: torch.device,
-) -> None:
-    """All workers start from the checkpoint that the first one finds, else from the phases.
-
-    What the phases found is committed at once, as step 0: a killed run does not repeat them.
-    """
-    found = saved.newest(partial(tell, "note")) if peers.rank == 0 else None
-    name = peers.share(found)[0]
-    if name is not None:
-        now.restore(*saved.load(name), rank=peers.rank)
-        tell("resumed", {"step": now.step, "epoch": now.epoch, "history": now.history})
-    elif spec.phases:
-        pretrain(now.module, feed, spec, peers, partial(tell, "note"), device)
-        saved.save(now, peers)
 
 
 def _quiet(kind: str, payload: Any) -> None:

@@ -1,0 +1,204 @@
+"""The members of an ensemble, one after the other; a single run is an ensemble of one.
+
+A member is the run that the same job with one seed would be, to the bit: member i, counted from 1,
+has seed + i - 1. Each has checkpoints of its own, so a resumed run goes on in the middle of the member
+it was in, and takes the finished ones as they are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from hourglass import artifact
+from hourglass.data.feed import Feed
+from hourglass.data.stats import Stats
+from hourglass.errors import SpecError, TrainingError
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.spec import TrainJob, TrainSpec
+from hourglass.training import loop, state
+from hourglass.training.build import build
+from hourglass.training.checkpoint import Checkpoints
+from hourglass.training.collective import Peers, parallel
+from hourglass.training.phases import pretrain
+from hourglass.training.state import Record, State
+
+Tell = Callable[[str, Any], None]
+"""Hears `note` with a sentence, `epoch` with a record, `resumed` with a position and its history."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained member: its module has its best weights, `best` is the record of their epoch."""
+
+    module: AutoencoderModule
+    history: list[Record]
+    best: Record
+
+    @property
+    def error(self) -> float:
+        """The lowest holdout error; the last training error without a holdout."""
+        return self.best.get("holdout_mse", self.best["train_mse"])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All members in order of seed. The lead is the one with the lowest error."""
+
+    members: list[Member]
+    job: TrainJob
+
+    @property
+    def lead(self) -> int:
+        """The number of the lead, from 1; of equal ones the lowest."""
+        errors = [member.error for member in self.members]
+        return errors.index(min(errors)) + 1
+
+    @property
+    def best(self) -> Record:
+        """The lead's best record."""
+        return self.members[self.lead - 1].best
+
+    @property
+    def modules(self) -> list[AutoencoderModule]:
+        """The lead's, then the others' in order of seed."""
+        every = [member.module for member in self.members]
+        return [every.pop(self.lead - 1), *every]
+
+    @property
+    def ensemble(self) -> artifact.Ensemble | None:
+        """What the artifact says about the members; None for a single one."""
+        if len(self.members) == 1:
+            return None
+        return artifact.Ensemble(
+            members=len(self.members), lead=self.lead, combine=self.job.train.combine
+        )
+
+    @property
+    def history(self) -> list[Record]:
+        """The records of all epochs; where there are several members, each says whose it is."""
+        if len(self.members) == 1:
+            return self.members[0].history
+        return [
+            _labelled(number, record)
+            for number, member in enumerate(self.members, start=1)
+            for record in member.history
+        ]
+
+
+def train(
+    job: TrainJob,
+    stats: Stats,
+    feed: Feed,
+    peers: Peers,
+    device: torch.device,
+    tell: Tell,
+    saved: Checkpoints | None = None,
+) -> Trained:
+    """Train every member of `job` to its end, each from its newest checkpoint in `saved`.
+
+    Raises: SpecError when an artifact cannot hold them, TrainingError naming the member.
+    """
+    if job.train.seeds == 1:
+        return Trained([_train(job, stats, feed, peers, device, tell, saved)], job)
+    _require_room(job, build(job, stats))
+    members = []
+    for number in range(1, job.train.seeds + 1):
+        own = alone(job, number)
+        order = feed if number == 1 else feed.seeded(own.train.seed)
+        say, kept = partial(_say, tell, number), saved.of(number) if saved else None
+        try:
+            members.append(_train(own, stats, order, peers, device, say, kept))
+        except TrainingError as error:
+            raise TrainingError(f"member {number}: {error}") from None
+    return Trained(members, job)
+
+
+def _train(
+    job: TrainJob,
+    stats: Stats,
+    feed: Feed,
+    peers: Peers,
+    device: torch.device,
+    tell: Tell,
+    saved: Checkpoints | None,
+) -> Member:
+    """One run, from its newest checkpoint, if there is one, to its end."""
+    now = state.fresh(build(job, stats).to(device), job.train)
+    begin(now, job.train, feed, saved, peers, tell, device)
+    loop.fit(
+        now,
+        parallel(now.module, peers),
+        feed,
+        job.train,
+        peers,
+        report=partial(tell, "epoch"),
+        commit=partial(saved.save, peers=peers) if saved else _nothing,
+        device=device,
+    )
+    best = now.history[now.best_epoch if now.best_weights else -1]
+    return Member(now.module, now.history, best)
+
+
+def begin(
+    now: State,
+    spec: TrainSpec,
+    feed: Feed,
+    saved: Checkpoints | None,
+    peers: Peers,
+    tell: Tell,
+    device: torch.device,
+) -> None:
+    """All workers start from the checkpoint that the first one finds, else from the phases.
+
+    What the phases found is committed at once, as step 0: a killed run does not repeat them.
+    """
+    found = saved.newest(partial(tell, "note")) if saved and peers.rank == 0 else None
+    name = peers.share(found)[0]
+    if saved and name is not None:
+        now.restore(*saved.load(name), rank=peers.rank)
+        done = now.stopped or now.epoch == spec.epochs
+        position = {"step": now.step, "epoch": now.epoch, "done": done}
+        tell("resumed", {**position, "history": now.history})
+    elif spec.phases:
+        pretrain(now.module, feed, spec, peers, partial(tell, "note"), device)
+        if saved:
+            saved.save(now, peers)
+
+
+def alone(job: TrainJob, number: int) -> TrainJob:
+    """The job of one member, from 1, by itself."""
+    train = job.train.model_dump()
+    own = {"seed": job.train.seed + number - 1, "seeds": 1, "combine": "mean"}
+    return TrainJob.model_validate({**job.model_dump(by_alias=True), "train": train | own})
+
+
+def _say(tell: Tell, number: int, kind: str, payload: Any) -> None:
+    """Pass on what a member says, with its number."""
+    if kind == "note":
+        tell(kind, f"member {number}: {payload}")
+    elif kind == "epoch":
+        tell(kind, _labelled(number, payload))
+    else:
+        history = [_labelled(number, record) for record in payload["history"]]
+        tell(kind, {**_labelled(number, payload), "history": history})
+
+
+def _labelled(number: int, record: dict[str, Any]) -> dict[str, Any]:
+    return {"member": float(number), **record}
+
+
+def _require_room(job: TrainJob, module: AutoencoderModule) -> None:
+    """Raise SpecError, before the first step, for more tensors than an artifact may have."""
+    own = len(module.state_dict())
+    if job.train.seeds * own > artifact.TENSORS:
+        raise SpecError(
+            f"train.seeds: {job.train.seeds} members of {own} tensors each, an artifact holds "
+            f"{artifact.TENSORS}; use {artifact.TENSORS // own} seeds or fewer"
+        )
+
+
+def _nothing(state: State) -> None:
+    """Commits nothing: a notebook's run starts anew."""
