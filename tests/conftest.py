@@ -21,6 +21,16 @@ settings.register_profile("house", deadline=None, derandomize=True, database=Non
 settings.load_profile("house")
 
 COLUMNS = 12
+CLUSTERS = {"ray", "docs", "browser"}
+"""Folders of tests that start clusters and servers: one process runs them, one by one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With two processes (`-n 2 --dist loadgroup`) clusters have one of them, first and alone."""
+    items.sort(key=lambda item: item.path.parent.name not in CLUSTERS)
+    for item in items:
+        clusters = item.path.parent.name in CLUSTERS
+        item.add_marker(pytest.mark.xdist_group("clusters" if clusters else str(item.path)))
 
 
 def column_stats(rows: Any) -> ColumnStats:

@@ -114,7 +114,10 @@ def irregular(path: str) -> str | None:
 
 
 def names(uri: str) -> list[str]:
-    """Sorted names directly below the folder `uri`; empty when it does not exist."""
+    """Sorted names directly below the folder `uri`; empty when it does not exist.
+
+    Some writers leave an empty object where a folder would be: it is the folder, not in it.
+    """
     if is_local(uri):
         folder = Path(uri.removeprefix("file://"))
         return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -122,7 +125,8 @@ def names(uri: str) -> list[str]:
     fs.invalidate_cache()
     if not fs.exists(path):
         return []
-    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    entries = (entry.rstrip("/") for entry in fs.ls(path, detail=False))
+    return sorted(entry.rsplit("/", 1)[-1] for entry in entries if entry != path.rstrip("/"))
 
 
 def remove(uri: str) -> None:

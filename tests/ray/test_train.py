@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hourglass import artifact, run
+from hourglass import artifact, run, storage
 from hourglass.cluster.connect import connection
 from hourglass.data import reading, stats
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
@@ -44,8 +44,8 @@ ROWS = generated(400, 8)
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Path]:
-    """A project folder and a cluster of two CPUs, which leaves no process behind."""
+def home(s3: str) -> Iterator[Path]:
+    """A project folder and a cluster of two CPUs, which knows the bucket and leaves no process."""
     folder = Path(tempfile.mkdtemp(prefix="hgt", dir="/tmp"))
     settings = Settings(home=folder / "home", temp_dir=str(folder / "ray"))
     before = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -76,7 +76,7 @@ def write(path: Path, rows: np.ndarray) -> None:
 
 
 def job(
-    shards: Path, workers: int, cache: str = "memory", model: Any = None, **train: Any
+    shards: Path | str, workers: int, cache: str = "memory", model: Any = None, **train: Any
 ) -> TrainJob:
     made = parse(
         {
@@ -323,21 +323,21 @@ class KillingMember(Heard):
 
     def epoch(self, record: dict[str, float]) -> None:
         super().epoch(record)
-        if not self.killed and (record["member"], record["epoch"]) >= (2, 20) and train_workers():
+        if not self.killed and (record["member"], record["epoch"]) >= (2, 10) and train_workers():
             psutil.Process(min(train_workers())).kill()
             self.killed += 1
 
 
 def test_a_killed_ensemble_goes_on_in_the_member_it_was_in(home: Path, shards: Path) -> None:
-    made = job(shards, 2, epochs=60, seeds=3, checkpoint_every_steps=3)
+    made = job(shards, 2, epochs=40, seeds=2, checkpoint_every_steps=3)
     undisturbed = artifact.load(train(made, home / "ensemble-whole").uri)
     heard = KillingMember()
     disturbed = artifact.load(train(made, home / "ensemble-killed", heard).uri)
     assert heard.killed == 1
-    assert "member 1: its 60 epochs were done before" in heard.notes
+    assert "member 1: its 40 epochs were done before" in heard.notes
     assert sum(note.startswith("member 2: resumed at step ") for note in heard.notes) == 1
     assert [(r["member"], r["epoch"]) for r in heard.records] == [
-        (member, epoch) for member in (1, 2, 3) for epoch in range(1, 61)
+        (member, epoch) for member in (1, 2) for epoch in range(1, 41)
     ]
     for mine, its in zip(
         (disturbed.module, *disturbed.others),
@@ -377,6 +377,24 @@ class Counting(threading.Thread):
     def run(self) -> None:
         while not self.over.wait(0.1):
             self.seen |= train_workers()
+
+
+def test_a_run_lives_in_s3(home: Path, shards: Path, s3: str) -> None:
+    """Shards, checkpoints and artifact in the bucket; killed once, it has the bits of a local run."""
+    local = train(job(shards, 2, epochs=30, checkpoint_every_steps=3), home / "beside-s3")
+    for path in sorted(shards.iterdir()):
+        storage.write(f"{s3}/rows/{path.name}", path.read_bytes())
+    made = job(f"{s3}/rows", 2, epochs=30, checkpoint_every_steps=3)
+    heard, settings = Killing([10]), Settings(home=home / "s3", runs=f"{s3}/runs")
+    outcome = launch.train(made, settings, heard)
+    assert outcome.uri == f"{s3}/runs/{made.run_name}/artifact"
+    assert len(heard.killed) == 1
+    assert sum(note.startswith("resumed at step ") for note in heard.notes) == 1
+    assert same_bits(weights(outcome), weights(local))
+    kept = storage.names(f"{s3}/runs/{made.run_name}")
+    assert sorted(kept) == ["artifact", "checkpoints"], kept
+    assert not (home / "s3" / "runs").exists()
+    assert launch.train(made, settings, Heard()).already
 
 
 def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) -> None:

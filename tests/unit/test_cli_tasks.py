@@ -1,4 +1,4 @@
-"""The commands encode, similar, classify-probe and generate, on shards and a model on disk."""
+"""The commands encode, decode, denoise, similar, classify-probe and generate, on shards and a model on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from hourglass import Autoencoder, Predictor
 from hourglass.cli import app
 from hourglass.data.schema import FeatureSchema
 from hourglass.errors import DataError
-from hourglass.inference.generate import interpolate, prior, traverse
+from hourglass.inference.generate import denoise, gain, interpolate, prior, traverse
 from hourglass.inference.layers import deep_features
 from hourglass.inference.neighbours import Index
 from hourglass.inference.probe import classify
@@ -74,6 +74,203 @@ def test_encode_writes_a_hidden_layer(folder: Path, rows: np.ndarray) -> None:
     assert lines[-1] == "output       l.parquet: 300 rows, layer_1 of 7 units"
     expected = deep_features(Predictor.load("model"), rows, 1)
     np.testing.assert_array_equal(cells("l.parquet", "layer_1"), expected)
+
+
+def test_decode_of_encode_is_the_reconstruction(folder: Path, rows: np.ndarray) -> None:
+    said("encode", "model", "data", "--out", "codes.parquet")
+    assert said("decode", "model", "codes.parquet", "--out", "r.parquet") == [
+        "rows         300 of codes.parquet",
+        "output       r.parquet: 300 rows of 12 features",
+    ]
+    assert pq.read_schema("r.parquet") == pa.schema(
+        [("row", pa.int64()), ("image", pa.list_(pa.float32(), 12))]
+    )
+    np.testing.assert_array_equal(cells("r.parquet", "row"), np.arange(300))
+    expected = Predictor.load("model").reconstruct(rows)
+    np.testing.assert_array_equal(cells("r.parquet", "image"), expected)
+
+
+def test_decode_keeps_the_order_and_the_origin_of_the_codes(folder: Path, rows: np.ndarray) -> None:
+    order = np.random.default_rng(1).permutation(300)
+    codes = Predictor.load("model").encode(rows)[order]
+    for part, at in (("a", slice(0, 120)), ("b", slice(120, 300))):
+        columns = {
+            "mine": pa.array(codes[at].astype(np.float64).tolist()),
+            "shard": pa.array([f"{part}.parquet"] * len(codes[at])).dictionary_encode(),
+            "row": order[at],
+        }
+        (folder / "codes").mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), f"codes/{part}.parquet", write_page_checksum=True)
+    lines = said(
+        *("decode", "model", "codes", "--column", "mine"),
+        *("--max-rows", 250, "--out", "r.parquet"),
+    )
+    assert lines[0] == "rows         250 of codes, 50 left out by --max-rows 250"
+    assert pq.read_schema("r.parquet").names == ["shard", "row", "image"]
+    np.testing.assert_array_equal(cells("r.parquet", "row"), order[:250])
+    assert cells("r.parquet", "shard").tolist() == ["a.parquet"] * 120 + ["b.parquet"] * 130
+    made, expected = cells("r.parquet", "image"), Predictor.load("model").reconstruct(rows)
+    np.testing.assert_array_equal(made, expected[order[:250]])
+    assert (made != expected[:250]).any()  # another order would be seen
+
+
+def test_decode_rounds_and_clips_to_bytes(folder: Path, save_artifact: Callable[..., str]) -> None:
+    low_high = np.tile(np.array([[0], [255]], np.uint8), (8, 3))
+    columns = {"vector": None, "columns": ("a", "b", "c")}
+    save_artifact("bytes", of=low_high, features=columns)
+    codes = np.random.default_rng(3).normal(0, 6, (70, 5)).astype(np.float32)
+    pq.write_table(pa.table({"code": list(codes)}), "codes.parquet", write_page_checksum=True)
+    lines = said("decode", "bytes", "codes.parquet", "--out", "r.parquet")
+    made = np.rint(Predictor.load("bytes").decode(codes))
+    clipped = int(((made < 0) | (made > 255)).sum())
+    assert 0 < clipped < made.size
+    assert lines[-1] == (
+        f"output       r.parquet: 70 rows of 3 features, {clipped} cells clipped to 0..255"
+    )
+    written = pq.read_table("r.parquet")
+    assert written.schema == pa.schema([(name, pa.uint8()) for name in "abc"])
+    np.testing.assert_array_equal(np.array(written.to_pandas()), made.clip(0, 255))
+
+
+CODE = [0.5, 0.0, -0.5, 1.0, 0.25]
+CODE_REFUSALS: list[tuple[str, pa.Array, str]] = [
+    (
+        "code",
+        pa.array([CODE[:4]], pa.list_(pa.float32(), 4)),
+        "c.parquet: column 'code' holds lists of 4 numbers, the model's code has 5 units; decode "
+        "with the model that encoded",
+    ),
+    (
+        "code",
+        pa.array([CODE, CODE[:4]]),
+        "c.parquet: row group 0, row 1, column 'code': a list of 4 values, 5 are needed; vectors "
+        "must be equally long",
+    ),
+    (
+        "code",
+        pa.array([0.5, 0.25]),
+        "c.parquet: column 'code' is double, a code is a list of 5 numbers; name the column that "
+        "holds the codes",
+    ),
+    (
+        "codes",
+        pa.array([CODE]),
+        "c.parquet: no column 'code', did you mean 'codes'? Columns: codes",
+    ),
+    (
+        "code",
+        pa.array([CODE, [*CODE[:3], np.nan, 0.0]]),
+        "c.parquet: row 1, column 'code': found nan for unit 3, a code has finite numbers only; "
+        "remove the row, or encode it anew",
+    ),
+    (
+        "code",
+        pa.array([CODE, CODE, None], pa.list_(pa.float32(), 5)),
+        "c.parquet: row 2, column 'code': found nan for unit 0, a code has finite numbers only; "
+        "remove the row, or encode it anew",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "codes", "sentence"), CODE_REFUSALS)
+def test_decode_refuses_what_is_no_code(
+    folder: Path, name: str, codes: pa.Array, sentence: str
+) -> None:
+    pq.write_table(pa.table({name: codes}), "c.parquet", write_page_checksum=True)
+    done = hourglass("decode", "model", "c.parquet", "--out", "r.parquet")
+    assert isinstance(done.exception, DataError)
+    assert done.exception.exit_code == 2
+    assert str(done.exception) == sentence
+    assert not (folder / "r.parquet").exists()
+
+
+NOISY = {
+    "network": {"widths": [7, 5], "activation": "tanh"},
+    "corruption": {"kind": "gaussian", "sd": 0.1},
+}
+
+
+def test_denoise_takes_the_rows_as_noisy(
+    folder: Path, rows: np.ndarray, save_artifact: Callable[..., str]
+) -> None:
+    save_artifact("model", model=NOISY)
+    assert said("denoise", "model", "data", "--out", "d.parquet") == [
+        "rows         300 of data",
+        "output       d.parquet: 300 rows of 12 features",
+    ]
+    assert pq.read_schema("d.parquet").names == ["row", "image"]
+    np.testing.assert_array_equal(cells("d.parquet", "row"), np.arange(300))
+    expected = Predictor.load("model").reconstruct(rows)
+    np.testing.assert_array_equal(cells("d.parquet", "image"), expected)
+
+
+def test_denoise_puts_the_noise_of_training_on_first(
+    folder: Path, rows: np.ndarray, save_artifact: Callable[..., str]
+) -> None:
+    save_artifact("model", model=NOISY)
+    options = ("denoise", "model", "data", "--corrupt")
+    lines = said(*options, "--seed", 3, "--out", "d.parquet")
+    noisy, denoised = denoise(Predictor.load("model"), rows, 3)
+    won = 10 * np.log10(((rows - noisy) ** 2).mean() / ((rows - denoised) ** 2).mean())
+    assert lines == [
+        "rows         300 of data",
+        f"gain         {won:.2f} dB over the noisy rows",
+        "output       d.parquet: 300 rows of 12 features",
+    ]
+    assert pq.read_schema("d.parquet").names == ["row", "noisy_image", "image"]
+    np.testing.assert_array_equal(cells("d.parquet", "noisy_image"), noisy)
+    np.testing.assert_array_equal(cells("d.parquet", "image"), denoised)
+    said(*options, "--out", "zero.parquet")
+    said(*options, "--seed", 0, "--out", "same.parquet")
+    assert Path("zero.parquet").read_bytes() == Path("same.parquet").read_bytes()
+    assert (cells("zero.parquet", "noisy_image") != noisy).any()
+
+
+def test_noisy_columns_are_floats_as_the_model_saw_them(
+    folder: Path, save_artifact: Callable[..., str]
+) -> None:
+    made = np.random.default_rng(0).integers(0, 256, (40, 3)).astype(np.uint8)
+    save_artifact("bytes", model=NOISY, of=made, features={"vector": None, "columns": tuple("abc")})
+    table = pa.table({name: made[:, i] for i, name in enumerate("abc")})
+    pq.write_table(table, "abc.parquet", write_page_checksum=True)
+    said("denoise", "bytes", "abc.parquet", "--corrupt", "--out", "d.parquet")
+    written = pq.read_table("d.parquet")
+    assert written.schema == pa.schema(
+        [("row", pa.int64())]
+        + [(f"noisy_{name}", pa.float32()) for name in "abc"]
+        + [(name, pa.uint8()) for name in "abc"]
+    )
+    noisy = np.array(written.select([f"noisy_{name}" for name in "abc"]).to_pandas())
+    assert noisy.min() < 0
+    assert noisy.max() > 255
+    denoised = np.rint(Predictor.load("bytes").reconstruct(noisy)).clip(0, 255)
+    np.testing.assert_array_equal(np.array(written.select(list("abc")).to_pandas()), denoised)
+
+
+def test_gain_by_hand_leaves_missing_cells_out() -> None:
+    clean = np.array([[1.0, 2.0, np.nan], [3.0, 4.0, 5.0]])
+    assert gain(clean, clean + 10, np.nan_to_num(clean + 1)) == pytest.approx(20.0)
+    assert gain(clean, clean + 1, clean + 10) == pytest.approx(-20.0)
+
+
+def test_a_feature_keeps_its_name(folder: Path, save_artifact: Callable[..., str]) -> None:
+    made = np.arange(20, dtype=np.float32).reshape(10, 2)
+    save_artifact("two", model=NOISY, of=made, features={"vector": None, "columns": ("a", "row")})
+    pq.write_table(pa.table({"a": made[:, 0], "row": made[:, 1]}), "two.parquet")
+    done = hourglass("denoise", "two", "two.parquet", "--out", "d.parquet")
+    assert str(done.exception) == (
+        "column 'row': is a feature of the model, so the output cannot have another column of that "
+        "name; call the model in Python instead"
+    )
+    assert not Path("d.parquet").exists()
+
+
+def test_the_seed_is_of_the_noise(folder: Path) -> None:
+    done = hourglass("denoise", "model", "data", "--seed", 1, "--out", "d.parquet")
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1] == (
+        "Error: Invalid value: --seed is of the noise that --corrupt adds; add it, or remove it"
+    )
 
 
 def test_rows_beyond_the_limit_are_told(folder: Path) -> None:
@@ -198,6 +395,8 @@ def test_nothing_is_overwritten(folder: Path) -> None:
     before = (folder / "data" / "a.parquet").read_bytes()
     for command in (
         ("encode", "model", "data/a.parquet"),
+        ("decode", "model", "data/b.parquet", "--column", "image"),
+        ("denoise", "model", "data/a.parquet"),
         ("generate", "model", "--between", 0, 1, "--uri", "data"),
     ):
         done = hourglass(*command, "--out", "data/a.parquet")
@@ -209,6 +408,14 @@ def test_nothing_is_overwritten(folder: Path) -> None:
 
 
 DATA_REFUSALS: list[tuple[tuple[Any, ...], str]] = [
+    *(
+        (
+            ("denoise", "model", "data", "--out", "g.parquet", *corrupt),
+            "the model was trained without corruption, so there is no noise that it removes; train "
+            "one with `corruption` set",
+        )
+        for corrupt in ((), ("--corrupt",))
+    ),
     (
         ("generate", "model", "--count", 3, "--out", "g.parquet"),
         "code 'plain' has no prior: its codes have no known distribution to draw from; generate needs "

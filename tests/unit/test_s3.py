@@ -205,3 +205,13 @@ def test_an_endpoint_that_is_down_is_named(folder: str, fresh: pytest.MonkeyPatc
         scan(folder)
     assert str(caught.value).startswith(f"{folder}: S3 cannot be reached (Could not connect to")
     assert str(caught.value).endswith(REACH)
+
+
+def test_a_folder_marker_is_not_in_the_folder(s3: str) -> None:
+    """Ray and the consoles of stores leave empty objects that end with a slash."""
+    storage.write(f"{s3}/marked/part", b"x")
+    fs, path = storage.filesystem(f"{s3}/marked")
+    fs.call_s3("put_object", Bucket="bucket", Key="marked/", Body=b"")
+    fs.invalidate_cache()
+    assert any(entry.rstrip("/") == path for entry in fs.ls(path, detail=False)), "no marker"
+    assert storage.names(f"{s3}/marked") == ["part"]

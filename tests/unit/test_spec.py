@@ -86,7 +86,7 @@ MISTAKES = {
     ),
     "wrong kind of job": (
         TRAIN.replace("kind: train", "kind: trian"),
-        "job.yaml:1: found kind 'trian', did you mean 'train'? Allowed: train, score",
+        "job.yaml:1: found kind 'trian', did you mean 'train'? Allowed: train, score, tune",
     ),
     "no kind of job": (TRAIN.replace("kind: train\n", ""), "job.yaml:1: `kind` is missing"),
     "wrong kind of part": (
@@ -348,11 +348,11 @@ NOT_A_JOB = {
     ),
     "list": (
         "- kind: train\n",
-        "job.yaml: a job file is a mapping that begins with `kind: train` or `kind: score`",
+        "job.yaml: a job file is a mapping that begins with `kind: train`, `kind: score` or `kind: tune`",
     ),
     "empty": (
         "",
-        "job.yaml: a job file is a mapping that begins with `kind: train` or `kind: score`",
+        "job.yaml: a job file is a mapping that begins with `kind: train`, `kind: score` or `kind: tune`",
     ),
     "deep": (TRAIN + "name: " + "[" * 1000, "job.yaml: nested too deeply"),
     "holds itself": (TRAIN + "name: &a [*a]\n", "job.yaml: nested too deeply"),
