@@ -43,6 +43,8 @@ for command in (
     report.report,
     report.plot_model,
     tasks.encode,
+    tasks.decode,
+    tasks.denoise,
     tasks.similar,
     tasks.classify_probe,
     tasks.generate,

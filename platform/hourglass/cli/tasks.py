@@ -1,5 +1,6 @@
-"""Commands that put a trained model to a task: encode, similar, classify-probe, generate."""
+"""Commands that put a trained model to a task: encode, decode, denoise, similar and more."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -45,6 +46,57 @@ def encode(
     )
     write_table(out, pa.table({"row": rows.numbers, name: lists(made)}))
     typer.echo(f"output       {out}: {len(made)} rows, {name} of {made.shape[1]} units")
+
+
+def decode(
+    model: Model,
+    codes: Annotated[
+        str, typer.Argument(metavar="CODES", help="Codes: folder, glob, file or s3://.")
+    ],
+    out: Out,
+    column: Annotated[str, typer.Option(metavar="COL", help="Column of the codes.")] = "code",
+    max_rows: MaxRows = MOST,
+) -> None:
+    """Write the rows that codes stand for, as `encode` and `score` write codes."""
+    from hourglass.inference.rows import read_codes, require_new
+
+    require_new(out)
+    predictor = _predictor(model)
+    rows = _told(read_codes(codes, column, predictor.code_width, max_rows), max_rows)
+    origin = dict(zip(rows.columns.column_names, rows.columns.columns, strict=True))
+    _write_rows(out, predictor, predictor.decode(rows.features), origin)
+
+
+def denoise(
+    model: Model,
+    uri: Uri,
+    out: Out,
+    corrupt: Annotated[
+        bool, typer.Option("--corrupt", help="The rows are clean: add the noise of training.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of that noise [0].")] = None,
+    max_rows: MaxRows = MOST,
+) -> None:
+    """Write noisy rows without their noise; with --corrupt, the noise of training put on first."""
+    if seed is not None and not corrupt:
+        raise typer.BadParameter("--seed is of the noise that --corrupt adds; add it, or remove it")
+    from hourglass.inference import generate as make
+    from hourglass.inference.rows import as_columns, require_new
+
+    require_new(out)
+    predictor = _predictor(model)
+    make.require_corruption(predictor)
+    rows = _rows(predictor, uri, max_rows)
+    beside: dict[str, Any] = {"row": rows.numbers}
+    if corrupt:
+        noisy, made = make.denoise(predictor, rows.features, seed or 0)
+        columns = as_columns(noisy, predictor.features)
+        beside |= {f"noisy_{name}": cells for name, cells in columns.items()}
+        won = make.gain(rows.features, noisy, made)
+        typer.echo(f"gain         {won:.2f} dB over the noisy rows")
+    else:
+        made = predictor.reconstruct(rows.features)
+    _write_rows(out, predictor, made, beside)
 
 
 def similar(
@@ -132,7 +184,7 @@ def generate(
         {"--seed": seed, "--row": row, "--uri": uri, "--steps": steps, "--max-rows": max_rows},
     )
     from hourglass.inference import generate as make
-    from hourglass.inference.rows import as_table, require_new, write_table
+    from hourglass.inference.rows import require_new
 
     require_new(out)
     predictor = _predictor(model)
@@ -148,10 +200,7 @@ def generate(
             assert row is not None
             assert traverse is not None
             made = _traversed(predictor, rows, row, traverse, steps or STEPS)
-    table, clipped = as_table(made, predictor.features)
-    write_table(out, table)
-    note = f", {clipped} cells clipped to 0..255" if clipped else ""
-    typer.echo(f"output       {out}: {len(made)} rows of {made.shape[1]} features{note}")
+    _write_rows(out, predictor, made, {})
 
 
 WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -203,8 +252,22 @@ def _rows(predictor: "Predictor", uri: str, most: int, *columns: str) -> "Rows":
     """The first `most` rows at `uri`; says how many were read, dropped and left out."""
     from hourglass.inference.rows import read_rows
 
-    rows = read_rows(uri, predictor.features, predictor.missing, columns, most)
+    return _told(read_rows(uri, predictor.features, predictor.missing, columns, most), most)
+
+
+def _told(rows: "Rows", most: int) -> "Rows":
+    """The rows; says how many were read, dropped and left out."""
     dropped = f", {rows.dropped} dropped for missing cells" if rows.dropped else ""
     left_out = f", {rows.left_out} left out by --max-rows {most}" if rows.left_out else ""
-    typer.echo(f"rows         {len(rows.numbers)} of {uri}{dropped}{left_out}")
+    typer.echo(f"rows         {len(rows.numbers)} of {rows.uri}{dropped}{left_out}")
     return rows
+
+
+def _write_rows(out: str, predictor: "Predictor", made: Any, beside: Mapping[str, Any]) -> None:
+    """Write rows made, after the columns `beside` them; says how many, and what was clipped."""
+    from hourglass.inference.rows import as_table, write_table
+
+    table, clipped = as_table(made, predictor.features, beside)
+    write_table(out, table)
+    note = f", {clipped} cells clipped to 0..255" if clipped else ""
+    typer.echo(f"output       {out}: {len(made)} rows of {made.shape[1]} features{note}")

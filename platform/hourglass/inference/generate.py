@@ -87,18 +87,30 @@ def denoise(predictor: Predictor, rows: Array, seed: int) -> tuple[Rows, Rows]:
     Both in the units of the rows. The noise is drawn on the CPU: a seed means the same anywhere.
     Raises: DataError for a model trained without corruption.
     """
+    require_corruption(predictor)
     spec, preprocessing = predictor.module.spec, predictor.module.preprocessing
-    if spec.corruption.kind == "none":
-        raise DataError(
-            "the model was trained without corruption, so there is no noise that it removes; "
-            "train one with `corruption` set"
-        )
     clean_BF = torch.from_numpy(predictor.map_tiles(rows, lambda tile: [preprocessing(tile)])[0])
     low_F, high_F = preprocessing.low_F.cpu(), preprocessing.high_F.cpu()
     rng = torch.Generator().manual_seed(seed)
     seen_BF = spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
     noisy: Rows = preprocessing.inverse(seen_BF.to(predictor.device)).cpu().numpy()
     return noisy, predictor.reconstruct(noisy)
+
+
+def require_corruption(predictor: Predictor) -> None:
+    """Raise DataError for a model trained without corruption."""
+    if predictor.module.spec.corruption.kind == "none":
+        raise DataError(
+            "the model was trained without corruption, so there is no noise that it removes; "
+            "train one with `corruption` set"
+        )
+
+
+def gain(clean: Array, noisy: Array, denoised: Array) -> float:
+    """PSNR won over the noisy rows, in dB, over the cells that `clean` has; the peak cancels out."""
+    known = np.isfinite(clean)
+    after, before = (psnr(clean[known], rows[known], peak=1.0) for rows in (denoised, noisy))
+    return after - before
 
 
 def psnr(clean: Array, other: Array, peak: float) -> float:

@@ -1,10 +1,10 @@
-"""Rows of a dataset in this process, in shard order, and raw rows back as a Parquet file.
+"""Rows or codes of a dataset in this process, in shard order, and raw rows back as a Parquet file.
 
-Shapes: B rows, C columns.
+Shapes: B rows, C columns, K code units.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from hourglass.data.schema import FeatureSchema, Missing, check_column, is_list
 from hourglass.errors import DataError
 
 Array = NDArray[Any]
+ORIGIN = ("shard", "row_group", "row")
+"""Columns that tell which row a code is of: `encode` writes the last, `score` all three."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,51 @@ def read_rows(
     manifest, schema = open_dataset(uri)
     for name in [*features.source_columns, *columns]:
         check_column(manifest.shards[0].path, schema, name)
+    return _read(uri, manifest, features, missing, columns, most)
+
+
+def read_codes(uri: str, column: str, width: int, most: int) -> Rows:
+    """The first `most` codes (B, K) in the list column `column` at `uri`, with their ORIGIN if known.
+
+    Raises: DataError naming file and column (and row, for a code that cannot be decoded).
+    """
+    manifest, schema = open_dataset(uri)
+    first = manifest.shards[0].path
+    kind = check_column(first, schema, column)
+    if not is_list(kind):
+        raise DataError(
+            f"{first}: column '{column}' is {kind}, a code is a list of {width} numbers; "
+            "name the column that holds the codes"
+        )
+    if pa.types.is_fixed_size_list(kind) and kind.list_size != width:
+        raise DataError(
+            f"{first}: column '{column}' holds lists of {kind.list_size} numbers, the model's code "
+            f"has {width} units; decode with the model that encoded"
+        )
+    origin = [name for name in ORIGIN if name in schema.names]
+    for name in origin:
+        check_column(first, schema, name)
+    codes = FeatureSchema(vector=column, columns=(), width=width, dtype="float32")
+    rows = _read(uri, manifest, codes, "mean", origin, most)
+    bad = np.argwhere(~np.isfinite(rows.features))
+    if len(bad):
+        row, unit = bad[0]
+        raise DataError(
+            f"{uri}: row {rows.numbers[row]}, column '{column}': found {rows.features[row, unit]} "
+            f"for unit {unit}, a code has finite numbers only; remove the row, or encode it anew"
+        )
+    return rows
+
+
+def _read(
+    uri: str,
+    manifest: Manifest,
+    features: FeatureSchema,
+    missing: Missing,
+    columns: Sequence[str],
+    most: int,
+) -> Rows:
+    """The first `most` rows of the manifest. Raises DataError when every row is dropped."""
     read = min(most, manifest.rows)
     parts: list[Array] = []
     numbers: list[NDArray[np.int64]] = []
@@ -109,17 +156,33 @@ def _chunks(
             start += rows
 
 
-def as_table(rows: Array, features: FeatureSchema) -> tuple[pa.Table, int]:
-    """Raw rows (B, C) as the columns the features came in; the count of cells clipped to uint8."""
+def as_table(
+    rows: Array, features: FeatureSchema, beside: Mapping[str, Any] | None = None
+) -> tuple[pa.Table, int]:
+    """Columns `beside`, then raw rows (B, C) as they came in; the count of cells clipped to uint8.
+
+    Raises: DataError when a column beside has the name of a feature's.
+    """
     clipped = 0
     if features.dtype == "uint8":
         whole = np.rint(rows)
         rows = whole.clip(0, 255)
         clipped = int((rows != whole).sum())
-    cells = rows.astype(features.dtype, copy=False)
+    columns = as_columns(rows.astype(features.dtype, copy=False), features)
+    for name in beside or ():
+        if name in columns:
+            raise DataError(
+                f"column '{name}': is a feature of the model, so the output cannot have another "
+                "column of that name; call the model in Python instead"
+            )
+    return pa.table({**(beside or {}), **columns}), clipped
+
+
+def as_columns(cells: Array, features: FeatureSchema) -> dict[str, Any]:
+    """Cells (B, C) by the names of the columns the features came in."""
     if features.vector is not None:
-        return pa.table({features.vector: lists(cells)}), clipped
-    return pa.table({name: cells[:, i] for i, name in enumerate(features.columns)}), clipped
+        return {features.vector: lists(cells)}
+    return {name: cells[:, i] for i, name in enumerate(features.columns)}
 
 
 def lists(matrix: Array) -> pa.Array:
