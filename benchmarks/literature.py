@@ -396,6 +396,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "satellite": satellite,
     "imdb_hashing": imdb_hashing,
     "anomaly": anomaly,
+    "mnist_deep": mnist_deep,
     "lorenz": lorenz,
 }
 
