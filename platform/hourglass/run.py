@@ -1,19 +1,22 @@
 """One spec, one function call: what the command line, a submitted job and a script all make."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hourglass import tracking
 from hourglass.inference import batch
 from hourglass.inference.batch import Scored
-from hourglass.progress import ScoreProgress, TrainProgress, bar
+from hourglass.progress import ScoreProgress, SweepProgress, TrainProgress, bar
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob, TrainJob
+from hourglass.spec import ScoreJob, TrainJob, TuneJob
 from hourglass.tracking import Finished, Tracker
 from hourglass.tracking.registry import Resolved, resolve
 from hourglass.training import launch
 from hourglass.training.launch import Outcome
 from hourglass.training.state import Record
+
+if TYPE_CHECKING:
+    from hourglass.tuning.leaderboard import Leaderboard
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,21 @@ def score(job: ScoreJob, settings: Settings, fresh: bool = False) -> tuple[Resol
     model = resolve(job.model, settings)
     with bar("rows") as shown:
         return model, batch.score(job, model, ScoreProgress(shown), fresh)
+
+
+def tune(
+    sweep: TuneJob, settings: Settings, fresh: bool = False, stderr: bool = False
+) -> "Leaderboard":
+    """Run the trials of `sweep` on the connected cluster and rank them; shows progress.
+
+    Raises: DataError, SpecError, ClusterError, ArtifactError.
+    """
+    from hourglass.tuning import (
+        sweep as sweeps,
+    )  # Ray Tune takes a second, which no other run needs
+
+    with bar("trials", stderr) as shown:
+        return sweeps.run(sweep, settings, SweepProgress(shown), fresh)
 
 
 class _Recording:

@@ -6,19 +6,23 @@ Two layers only: the file, then `--set a.b=value`. Every mistake of a file is re
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     Field,
+    GetPydanticSchema,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
+from pydantic_core import core_schema
 
 from hourglass import spec_errors
 from hourglass.data.schema import Features, Missing
@@ -30,6 +34,7 @@ from hourglass.model.spec import ModelSpec
 from hourglass.optimizers import Adam, Constant, Optimizer, Schedule
 from hourglass.phases import Phase, contradictions
 from hourglass.strict import Strict
+from hourglass.sweeps import MOST_TRIALS, GridSearch, Metric, Search, Values
 
 Uri = Annotated[str, Field(min_length=1)]
 Uris = Annotated[tuple[Uri, ...], Field(min_length=1)]
@@ -90,8 +95,9 @@ class TrainSpec(Strict):
 
 
 YOUNGER = ("phases", "seeds", "combine")
-YOUNGER_PARTS = ("adversary", "trim")
 """Fields that came after the first runs: at their defaults, a run keeps the name it had."""
+YOUNGER_PARTS = ("adversary", "trim")
+"""The same, of a model."""
 
 
 class ScaleSpec(Strict):
@@ -252,20 +258,146 @@ class ScoreJob(Strict):
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: gpu where seen.")
 
 
-Job = Annotated[TrainJob | ScoreJob, Field(discriminator="kind")]
-JOB: TypeAdapter[TrainJob | ScoreJob] = TypeAdapter(Job)
+def _space_path(path: str) -> str:
+    """A field that trials may differ in. Raises ValueError for others, with the nearest name."""
+    steps = path.split(".")
+    if steps[0] not in ("model", "train") and steps[:2] != ["data", "scaling"]:
+        raise ValueError(
+            "trials differ in model, train and data.scaling; they share all else, which `base` says"
+        )
+    if steps == ["train", "checkpoint_every_steps"]:
+        raise ValueError("every value gives the same weights, so there is nothing to search")
+    unknown = spec_errors.unknown_step(steps, TRAIN)
+    if unknown is not None:
+        raise ValueError(unknown)
+    return path
 
 
+def _job_as_written(tree: Any, validate: core_schema.ValidatorFunctionWrapHandler) -> Any:
+    validate(tree)
+    return tree
+
+
+def _path_or_job(schema: dict[str, Any]) -> None:
+    """In a file, `base` may also be the path of one; `load` puts the tree in its place."""
+    schema["anyOf"] = [{"type": "string"}, {"$ref": schema.pop("$ref")}]
+
+
+SpacePath = Annotated[str, AfterValidator(_space_path)]
+TrainTree = Annotated[
+    dict[str, Any],
+    GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_wrap_validator_function(
+            _job_as_written,
+            handler(TrainJob),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda tree: tree),
+        )
+    ),
+]
+"""A train job that is checked and kept as it was written: overrides act on what a file says."""
+
+
+class TuneJob(Strict):
+    """One sweep: trials are the base job with values of the space in it, and are ranked."""
+
+    kind: Literal["tune"]
+    name: RegistryName | None = Field(
+        None, description="Name of the sweep; default: the file's name."
+    )
+    base: TrainTree = Field(
+        description="The train job that is varied: its file, relative to this one, or its fields.",
+        json_schema_extra=_path_or_job,
+    )
+    space: dict[SpacePath, Values] = Field(
+        min_length=1,
+        description="Dotted paths of fields, as --set takes them, and the values they may have. "
+        "They are set in this order; a condition (`when`) sees those above it.",
+    )
+    search: Search = Field(GridSearch(), description="How points of the space are chosen.")
+    max_trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = Field(
+        None, description="Most trials; default: the whole grid."
+    )
+    metric: Metric = Field("holdout_mse", description="What trials are ranked by, lowest first.")
+    concurrency: Literal["auto"] | PositiveInt = Field(
+        "auto", description="Trials at a time; auto: as many as the cluster has room for."
+    )
+
+    @property
+    def job(self) -> TrainJob:
+        """The base as a job."""
+        return TRAIN.validate_python(self.base)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        for contradiction in self._contradictions():
+            raise ValueError(contradiction)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Sentences about what does not go together."""
+        random = self.search.kind == "random"
+        for path, values in self.space.items():
+            if random and values.grid is not None:
+                yield f"space.{path}: search random draws values, found a grid; use choice"
+            if not random and values.grid is None:
+                yield f"space.{path}: search grid takes grids only, found a value to draw"
+        if random and self.max_trials is None:
+            yield "search random needs max_trials, the number of points to draw"
+        points = math.prod(len(values.grid or ()) for values in self.space.values())
+        if not random and self.max_trials is None and points > MOST_TRIALS:
+            yield f"the grid has {points} points, allowed are {MOST_TRIALS}; set max_trials"
+        yield from self._about_order()
+        data = self.job.data
+        if data.cache == "stream":
+            yield "trials share the rows in memory, found base.data.cache: stream; use auto"
+        if data.holdout == 0.0 and self.metric != "train_mse":
+            yield f"metric {self.metric} needs held-out rows; set base.data.holdout above 0"
+        scaled = any(path.startswith("data.scaling") for path in self.space)
+        if scaled and self.metric != "holdout_fvu":
+            yield (
+                f"metric {self.metric} of different scalings is in different units; "
+                "use metric: holdout_fvu"
+            )
+
+    def _about_order(self) -> Iterator[str]:
+        """A value must not be overwritten by one below it, nor a condition be about nothing."""
+        said: list[str] = []
+        for path, values in self.space.items():
+            lost = next((above for above in said if _below(above, path)), None)
+            if lost is not None:
+                yield f"space.{path} overwrites space.{lost}; put it first"
+            for condition, wanted in values.when.items():
+                unknown = spec_errors.unknown_step(condition.split("."), TRAIN)
+                if unknown is not None:
+                    yield f"space.{path}.when: {unknown}"
+                told = any(_below(condition, above) for above in said)
+                if wanted is not None and not told and field_at(self.base, condition) is None:
+                    yield (
+                        f"space.{path}.when: neither the base nor the space above says "
+                        f"'{condition}', so this would never be set"
+                    )
+            said.append(path)
+
+
+def _below(path: str, above: str) -> bool:
+    """True when `path` is `above` or a field of it."""
+    return f"{path}.".startswith(f"{above}.")
+
+
+AnyJob = TrainJob | ScoreJob | TuneJob
+JOB: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
 TRAIN: TypeAdapter[TrainJob] = TypeAdapter(TrainJob)
 SCORE: TypeAdapter[ScoreJob] = TypeAdapter(ScoreJob)
+TUNE: TypeAdapter[TuneJob] = TypeAdapter(TuneJob)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainJob | ScoreJob:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
     """The validated job in a YAML file, with `a.b=value` overrides applied before validation.
 
     Raises: SpecError listing every mistake: path, found, allowed, nearest name.
     """
     tree, lines = spec_errors.read_yaml(path)
+    _read_base(tree, Path(path))
     for override in overrides:
         place = set_field(tree, override)
         lines = {steps: at for steps, at in lines.items() if steps[: len(place)] != place}
@@ -278,7 +410,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainJob | ScoreJob
         raise SpecError(spec_errors.explain(str(path), error, JOB, lines)) from None
 
 
-Kind = TypeVar("Kind", TrainJob, ScoreJob)
+def _read_base(tree: dict[str, Any], path: Path) -> None:
+    """Put the job that `base` names into its place. Raises SpecError with that file's mistakes."""
+    base = tree.get("base")
+    if tree.get("kind") == "tune" and isinstance(base, str):
+        path = path.parent / base
+        load_kind(TrainJob, path)
+        tree["base"], _ = spec_errors.read_yaml(path)
+    if isinstance(tree.get("base"), dict):
+        tree["base"].setdefault("name", path.stem)
+
+
+Kind = TypeVar("Kind", TrainJob, ScoreJob, TuneJob)
 
 
 def load_kind(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
@@ -289,7 +432,7 @@ def load_kind(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ())
     return job
 
 
-def parse(tree: dict[str, Any]) -> TrainJob | ScoreJob:
+def parse(tree: dict[str, Any]) -> AnyJob:
     """The validated job in a plain dictionary. Raises SpecError."""
     try:
         return JOB.validate_python(tree)
@@ -297,7 +440,7 @@ def parse(tree: dict[str, Any]) -> TrainJob | ScoreJob:
         raise SpecError(spec_errors.explain("job", error, JOB, {})) from None
 
 
-def dump(job: TrainJob | ScoreJob) -> dict[str, Any]:
+def dump(job: AnyJob) -> dict[str, Any]:
     """The resolved job as plain JSON values; `parse(dump(job)) == job`."""
     return job.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -305,24 +448,27 @@ def dump(job: TrainJob | ScoreJob) -> dict[str, Any]:
 def set_field(tree: Any, override: str) -> spec_errors.Steps:
     """Put the override into `tree` and return its path. Raises SpecError."""
     path, equals, value = override.partition("=")
-    steps = path.split(".")
-    if not equals or not all(steps):
+    if not equals or not all(path.split(".")):
         raise SpecError(f"--set {override}: write it as a.b=value, for example train.epochs=20")
     try:
         parsed = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise SpecError(f"--set {override}: the value is not YAML") from None
+    return put(tree, path, parsed, f"--set {override}")
+
+
+def put(tree: Any, path: str, value: Any, where: str) -> spec_errors.Steps:
+    """Put `value` at the dotted path, a list's items by index. Raises SpecError saying `where`."""
+    steps = path.split(".")
     keys: list[str | int] = []
     for step in steps:
         if not isinstance(tree, dict | list):
-            raise SpecError(
-                f"--set {override}: '{keys[-1]}' is a single value, nothing lies below it"
-            )
+            raise SpecError(f"{where}: '{keys[-1]}' is a single value, nothing lies below it")
         place: Any = tree  # a mapping by name, a list by index
-        key = _key(tree, step, override)
+        key = _key(tree, step, where)
         keys.append(key)
         if len(keys) == len(steps):
-            place[key] = parsed
+            place[key] = value
             break
         below = tree.get(key) if isinstance(tree, dict) else place[key]
         place[key] = {} if below is None else copy.copy(below)  # a YAML alias stays as it was
@@ -330,11 +476,21 @@ def set_field(tree: Any, override: str) -> spec_errors.Steps:
     return tuple(keys)
 
 
-def _key(tree: dict[str, Any] | list[Any], step: str, override: str) -> str | int:
+def _key(tree: dict[str, Any] | list[Any], step: str, where: str) -> str | int:
     if isinstance(tree, dict):
         return step
     if not step.isdecimal() or int(step) >= len(tree):
-        raise SpecError(
-            f"--set {override}: '{step}' is not an index of a list of {len(tree)} (from 0)"
-        )
+        raise SpecError(f"{where}: '{step}' is not an index of a list of {len(tree)} (from 0)")
     return int(step)
+
+
+def field_at(tree: Any, path: str) -> Any:
+    """What a tree says at the dotted path; None where it says nothing."""
+    for step in path.split("."):
+        if isinstance(tree, list) and step.isdecimal() and int(step) < len(tree):
+            tree = tree[int(step)]
+        elif isinstance(tree, dict) and step in tree:
+            tree = tree[step]
+        else:
+            return None
+    return tree

@@ -1,6 +1,6 @@
 """YAML with line numbers, and validation errors as sentences: where, found, allowed, nearest name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def read_yaml(path: str | Path) -> tuple[Any, Lines]:
         raise SpecError(f"{path}: {error.strerror}") from None
     if not isinstance(tree, dict):
         raise SpecError(
-            f"{path}: a job file is a mapping that begins with `kind: train` or `kind: score`"
+            f"{path}: a job file is a mapping that begins with `kind: train`, `kind: score` or "
+            "`kind: tune`"
         )
     return tree, lines
 
@@ -144,6 +145,8 @@ def _descend(
     holder = _any_with(node, "properties", schema)
     if step in holder.get("properties", {}):
         return holder["properties"][step], True
+    if isinstance(node.get("additionalProperties"), dict):
+        return node["additionalProperties"], True
     return {}, not _is_branch(node, step)
 
 
@@ -167,9 +170,36 @@ def _without_tags(loc: Steps, schema: dict[str, Any]) -> Steps:
     node, steps = schema, []
     for step in loc:
         node, is_field = _descend(node, step, schema)
-        if is_field:
+        if is_field and step != "[key]":  # pydantic's word for a mistake in a key, not below it
             steps.append(step)
     return tuple(steps)
+
+
+def unknown_step(steps: Sequence[str], adapter: TypeAdapter[Any]) -> str | None:
+    """A sentence about the first step that is no field of any branch; None when all are known."""
+    schema = adapter.json_schema()
+    nodes = list(_branches(schema, schema))
+    for depth, step in enumerate(steps):
+        lists = [node["items"] for node in nodes if "items" in node and step.isdecimal()]
+        fields = [node["properties"] for node in nodes if "properties" in node]
+        below = lists + [known[step] for known in fields if step in known]
+        if not below:
+            allowed = sorted({name for known in fields for name in known})
+            said = f" Allowed: {', '.join(allowed)}" if allowed else " Nothing lies below it"
+            where = ".".join(steps[:depth])
+            return f"'{step}' is no field of {where}{nearest(step, allowed)}{said}"
+        nodes = [branch for node in below for branch in _branches(node, schema)]
+    return None
+
+
+def _branches(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The node, or each branch of its union."""
+    node = _resolve(node, schema)
+    unions = [*node.get("anyOf", []), *node.get("oneOf", [])]
+    if not unions:
+        yield node
+    for branch in unions:
+        yield from _branches(branch, schema)
 
 
 def _fields_at(steps: Steps, loc: Steps, schema: dict[str, Any]) -> list[str]:

@@ -81,7 +81,7 @@ class Shell:
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("jobs", "serve"):
+    for name in ("jobs", "serve", "tune_spaces"):
         shutil.copytree(ROOT / name, folder / name)
     (yaml,) = [block for block in blocks("yaml") if block.startswith("# my.yaml")]
     (folder / "my.yaml").write_text(yaml)
@@ -131,6 +131,11 @@ def test_the_other_commands(shell: Shell) -> None:
     assert (
         "1797 scored, 0 dropped"
         in said["hourglass score jobs/digits/score.yaml --set output=scores/digits"]
+    )
+    board = said["hourglass leaderboard denoising"]
+    assert "denoising, by holdout_mse" in board
+    assert said["hourglass tune tune_spaces/denoising.yaml --set max_trials=4"].endswith(
+        f"{board}written to {shell.folder / '.hourglass' / 'runs' / 'denoising'}\n"
     )
     answer = next(text for command, text in said.items() if "anomaly -d @rows.json" in command)
     assert '"is_anomaly":[' in answer.replace(" ", "")

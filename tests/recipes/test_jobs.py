@@ -1,16 +1,20 @@
 """Every YAML shipped is a test case: it validates, says what it is for, and picks no dead option."""
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from hourglass import spec
 from hourglass.serving import schemas
+from hourglass.tuning.space import points
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(ROOT.glob("jobs/**/*.yaml"))
 SERVE = sorted(ROOT.glob("serve/*.yaml"))
+TUNE = sorted(ROOT.glob("tune_spaces/*.yaml"))
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -20,12 +24,32 @@ def test_jobs_validate(path: Path) -> None:
     assert spec.parse(spec.dump(job)) == job
 
 
+@pytest.mark.parametrize("path", TUNE, ids=lambda path: path.name)
+def test_all_points_of_a_grid_and_twenty_draws_of_a_space_are_jobs(path: Path) -> None:
+    sweep = spec.load(path)
+    assert isinstance(sweep, spec.TuneJob)
+    assert spec.parse(spec.dump(sweep)) == sweep
+    trials = 20 if sweep.search.kind == "random" else sweep.max_trials
+    found = points(spec.TuneJob.model_validate({**dict(sweep), "max_trials": trials}))
+    assert [point.reason for point in found] == [""] * len(found)
+    assert len(found) == trials or sweep.search.kind == "grid"
+    swept = {path for point in found for path in point.values}
+    assert swept == set(sweep.space), "a value that no condition lets through"
+
+
+@pytest.mark.parametrize("path", TUNE, ids=lambda path: path.name)
+def test_tune_files_fit_the_schema_on_disk(path: Path) -> None:
+    """With the base as a path, which only a file may have."""
+    schema = json.loads((ROOT / "docs/schema/tune.json").read_text())
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+
+
 @pytest.mark.parametrize("path", SERVE, ids=lambda path: path.name)
 def test_serve_files_validate_and_stay_on_loopback(path: Path) -> None:
     assert schemas.load(path).http_options.host == "127.0.0.1"
 
 
-@pytest.mark.parametrize("path", JOBS + SERVE, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", JOBS + SERVE + TUNE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_headers_say_purpose_cost_and_result(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert header[0].startswith("# yaml-language-server: $schema=")
@@ -37,11 +61,9 @@ def test_headers_say_purpose_cost_and_result(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "adapter"),
-    [("train", spec.TRAIN), ("score", spec.SCORE), ("serve", schemas.SERVE)],
+    [("train", spec.TRAIN), ("score", spec.SCORE), ("tune", spec.TUNE), ("serve", schemas.SERVE)],
 )
 def test_schemas_on_disk_are_those_of_the_code(name: str, adapter: object) -> None:
-    import json
-
     written = json.loads((ROOT / f"docs/schema/{name}.json").read_text())
     assert written == adapter.json_schema(by_alias=True), "run `make schema`"
 

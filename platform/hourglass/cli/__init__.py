@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hourglass import __version__
-from hourglass.cli import cluster, data, models, report, runs, serve, tasks
+from hourglass.cli import cluster, data, models, report, runs, serve, sweeps, tasks
 from hourglass.errors import HourglassError
 
 
@@ -40,6 +40,8 @@ for command in (
     runs.check,
     runs.train,
     runs.score,
+    sweeps.tune,
+    sweeps.leaderboard,
     report.report,
     report.plot_model,
     tasks.encode,

@@ -124,8 +124,11 @@ def render(
 
     from hourglass import spec
     from hourglass.cluster import render as objects
+    from hourglass.errors import SpecError
 
     job = spec.load(file, overrides or ())
+    if job.kind == "tune":
+        raise SpecError(f"{file}: a tune job; render takes train and score jobs")
     workers = job.scale.workers if job.kind == "train" else job.workers
     cpus = job.scale.cpus_per_worker if job.kind == "train" else 1
     accelerator = job.scale.accelerator if job.kind == "train" else job.accelerator

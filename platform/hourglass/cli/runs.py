@@ -34,6 +34,7 @@ def schema(
     every: dict[str, TypeAdapter[Any]] = {
         "train": spec.TRAIN,
         "score": spec.SCORE,
+        "tune": spec.TUNE,
         "serve": schemas.SERVE,
     }
     for name, adapter in every.items():

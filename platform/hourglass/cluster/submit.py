@@ -73,7 +73,8 @@ def plan(
 
 def _rooted(job: dict[str, Any]) -> dict[str, Any]:
     """The job with its local paths made absolute: on the cluster it runs in another folder."""
-    for section, names in ((job.get("data", {}), _PATHS[:2]), (job, _PATHS)):
+    data = job.get("base", job).get("data", {})  # a sweep has its trials' data in its base
+    for section, names in ((data, _PATHS[:2]), (job, _PATHS)):
         for name in names:
             if isinstance(section.get(name), str | list):
                 section[name] = _absolute(section[name])

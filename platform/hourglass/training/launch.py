@@ -4,21 +4,25 @@ import math
 import secrets
 import subprocess
 from dataclasses import dataclass
+from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from hourglass import artifact, storage
 from hourglass.data import reading
-from hourglass.data.manifest import describe
+from hourglass.data.manifest import Manifest, describe
 from hourglass.data.prepare import feature_schema, open_dataset
+from hourglass.data.reading import Census, Rows
 from hourglass.errors import ClusterError, DataError, SpecError, TrainingError
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening
 from hourglass.training.build import fit_preprocessing, require_width
+from hourglass.training.complete import Run
 from hourglass.training.worker import Task, train_worker
 
 LEAST_READ_CPUS = 0.5
@@ -53,6 +57,56 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
     if storage.exists(storage.join(found, artifact.MANIFEST)):
         return _finished(job, found, manifest.digest)
     resources, threads, gpu, read_cpus = _resources(job)
+    measured = measure(job, manifest, schema)
+    listener.prepared(job, measured.dataset)
+    scaling = ray.train.ScalingConfig(
+        num_workers=job.scale.workers, use_gpu=gpu, resources_per_worker=resources
+    )
+    with Listening(listener) as line:
+        task = Task(
+            run=measured.run(job, uri),
+            rows=measured.rows,
+            census=measured.census,
+            refs=measured.refs,
+            threads=threads,
+            read_cpus=read_cpus,
+            line=line,
+        )
+        for number in range(1, job.train.seeds + 1):
+            task.run.checkpoints.of(number).check()
+        _fit(task, scaling)
+    loaded = artifact.load(found)
+    return Outcome(found, loaded.manifest, loaded.digest, already=False)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A job's rows, read once: their census, their chunks where cached, what the record says."""
+
+    rows: Rows
+    census: Census
+    refs: list[Any]
+    data_digest: str
+    dataset: dict[str, Any]
+
+    def run(self, job: TrainJob, uri: str) -> Run:
+        """The run of `job` on these rows, in the folder `uri`."""
+        software = {**provenance.software("ray"), "git_commit": _git_commit()}
+        return Run(
+            job=job,
+            schema=self.rows.schema,
+            stats=self.census.stats,
+            uri=uri,
+            data_digest=self.data_digest,
+            provenance={"dataset": self.dataset, **software},
+        )
+
+
+def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
+    """Read, check, count and measure every row; keep the features where the job allows it.
+
+    Raises: DataError, SpecError.
+    """
     columns = feature_schema(manifest, schema, job.data.features, job.data.missing)
     require_width(job, columns.width)
     rows = reading.of(manifest, columns, job.data.missing, job.data.holdout)
@@ -72,37 +126,12 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
         ),
         "cached": cached,
     }
-    listener.prepared(job, dataset)
-    scaling = ray.train.ScalingConfig(
-        num_workers=job.scale.workers, use_gpu=gpu, resources_per_worker=resources
-    )
-    with Listening(listener) as line:
-        task = Task(
-            job=job,
-            rows=rows,
-            census=census,
-            refs=refs,
-            run_uri=uri,
-            data_digest=manifest.digest,
-            provenance={
-                "dataset": dataset,
-                **provenance.software("ray"),
-                "git_commit": _git_commit(),
-            },
-            threads=threads,
-            read_cpus=read_cpus,
-            line=line,
-        )
-        for number in range(1, job.train.seeds + 1):
-            task.checkpoints.of(number).check()
-        _fit(task, scaling)
-    loaded = artifact.load(found)
-    return Outcome(found, loaded.manifest, loaded.digest, already=False)
+    return Measured(rows, census, refs, manifest.digest, dataset)
 
 
 def _fit(task: Task, scaling: ray.train.ScalingConfig) -> None:
     """Run the workers to their end; Ray Train's own files are gone after it."""
-    folder = storage.join(task.run_uri, "ray")
+    folder = storage.join(task.run.uri, "ray")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
@@ -111,7 +140,7 @@ def _fit(task: Task, scaling: ray.train.ScalingConfig) -> None:
             name=f"attempt-{secrets.token_hex(4)}",
             storage_path=folder,
             failure_config=ray.train.FailureConfig(
-                max_failures=task.job.scale.max_failures, controller_failure_limit=3
+                max_failures=task.run.job.scale.max_failures, controller_failure_limit=3
             ),
         ),
     )

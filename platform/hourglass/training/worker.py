@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: build, resume, fit, calibrate; the first saves the artifact."""
+"""What each Ray Train worker runs: it gathers its rows and peers, and completes the run."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,41 +9,25 @@ import ray.train
 import ray.train.torch
 import torch
 
-from hourglass import artifact, storage
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.reading import Census, Rows, fetch, stream_features
-from hourglass.errors import HourglassError, SpecError, TrainingError
-from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.spec import TrainJob, dump
-from hourglass.training import members
+from hourglass.errors import HourglassError, TrainingError
 from hourglass.training.board import Line
-from hourglass.training.build import build, feature_record
-from hourglass.training.calibrate import calibrate
-from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone, Peers, Together
-from hourglass.training.knobs import Certificate, certify
+from hourglass.training.complete import Run, complete
 
 
 @dataclass(frozen=True)
 class Task:
     """Everything a worker is told; `refs` are the cached chunks, empty when rows are streamed."""
 
-    job: TrainJob
+    run: Run
     rows: Rows
     census: Census
     refs: list[Any]
-    run_uri: str
-    data_digest: str
-    provenance: dict[str, Any]
     threads: int
     read_cpus: float
     line: Line
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """The run's checkpoints."""
-        uri = storage.join(self.run_uri, "checkpoints")
-        return Checkpoints(uri, self.job.run_name, self.data_digest, self.job.scale.workers)
 
 
 def train_worker(config: dict[str, Task]) -> None:
@@ -62,7 +46,7 @@ def train_worker(config: dict[str, Task]) -> None:
         task.line.fail(error)
     except HourglassError as error:
         task.line.fail(error)
-        if task.job.scale.workers > 1:
+        if task.run.job.scale.workers > 1:
             raise
     task.line.failure()
 
@@ -71,40 +55,13 @@ def _run(task: Task) -> None:
     torch.set_num_threads(task.threads)
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, nothing on a CPU
     peers: Peers = Together() if size > 1 else Alone()
-    job, stats, feed = task.job, task.census.stats, _feed(task, rank, size)
     tell = task.line.tell if rank == 0 else _quiet
-    certificate = _certify(build(job, stats).to(device), feed, peers, device)
-    trained = members.train(job, stats, feed, peers, device, tell, task.checkpoints)
-    torch.set_float32_matmul_precision("highest")  # scores as every consumer will compute them
-    lead, *others = trained.modules
-    calibration, golden, agreement = calibrate(
-        [lead, *others], job.train.combine, feed, peers, job.quantile, device
-    )
-    if rank == 0:
-        artifact.save(
-            storage.join(task.run_uri, "artifact"),
-            module=lead,
-            features=feature_record(job, task.rows.schema, lead),
-            calibration=calibration,
-            golden_rows=golden,
-            name=job.track.register_as or job.name or "model",
-            metrics=trained.best | agreement,
-            job=dump(job),
-            provenance={
-                **task.provenance,
-                "live_knobs": certificate,
-                "history": trained.history,
-            },
-            ensemble=trained.ensemble,
-            others=others,
-        )
+    complete(task.run, _feed(task, rank, size), peers, ray.train.torch.get_device(), tell)
 
 
 def _feed(task: Task, rank: int, size: int) -> Feed:
-    job = task.job
+    job = task.run.job
     common = {"batch_rows": job.train.batch_rows, "seed": job.train.seed}
     if task.refs:
         features, held = fetch(task.refs, task.rows.schema)
@@ -120,22 +77,6 @@ def _feed(task: Task, rank: int, size: int) -> Feed:
         workers=size,
         **common,
     )
-
-
-def _certify(
-    module: AutoencoderModule, feed: Feed, peers: Peers, device: torch.device
-) -> Certificate:
-    """The first worker tries the knobs on its rows; all of them hear of one that does nothing."""
-    found: Certificate | str | None = None
-    if peers.rank == 0:
-        try:
-            found = certify(module, feed, device)
-        except SpecError as error:
-            found = str(error)
-    first = peers.share(found)[0]
-    if isinstance(first, str):
-        raise SpecError(first)
-    return list(first)
 
 
 def _quiet(kind: str, payload: Any) -> None:

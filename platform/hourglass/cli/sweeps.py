@@ -1,0 +1,106 @@
+"""Commands on sweeps: tune, leaderboard."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hourglass.cli.arguments import File, Overrides
+
+if TYPE_CHECKING:
+    from hourglass.tuning.leaderboard import Entry, Leaderboard
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON, all else to stderr.")]
+WIDTH = 160
+"""Columns of the table where there is no terminal to ask."""
+
+
+def tune(
+    file: File,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget the trials that the sweep ran before.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train every trial of a sweep and rank them; the same command again goes on, or is done."""
+    from hourglass.spec import TuneJob, load_kind
+
+    sweep = load_kind(TuneJob, file, overrides or ())
+    from hourglass import run, storage
+    from hourglass.cluster.connect import connection
+    from hourglass.settings import Settings
+
+    settings = Settings()
+    with connection(settings=settings):
+        board = run.tune(sweep, settings, fresh, stderr=as_json)
+    _show(board, as_json)
+    if not as_json:
+        typer.echo(f"written to {storage.join(settings.runs_uri, board.sweep)}")
+
+
+def leaderboard(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The sweep's name.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the trials of a sweep that ran before, best first."""
+    from hourglass.settings import Settings
+    from hourglass.tuning.leaderboard import named
+
+    _show(named(name, Settings()), as_json)
+
+
+def _show(board: "Leaderboard", as_json: bool) -> None:
+    """Print a leaderboard."""
+    if as_json:
+        typer.echo(board.to_json())
+        return
+    from rich.table import Table
+
+    from hourglass.progress import console
+    from hourglass.tuning.leaderboard import METRICS
+
+    figures = [name for name in METRICS if any(getattr(e, name) is not None for e in board.entries)]
+    table = Table(title=f"{board.sweep}, by {board.metric}")
+    for heading in ("", *_headings(board.paths), *figures, "PCA's mse", "parameters", "s", "trial"):
+        table.add_column(heading, overflow="fold")
+    for entry in board.entries:
+        if entry.status == "finished":
+            table.add_row(*_cells(entry, board.paths, figures))
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = WIDTH
+    screen.print(table)
+    for entry in board.entries:
+        if entry.status == "failed":
+            swept = ", ".join(f"{path} {_text(value)}" for path, value in entry.values.items())
+            screen.print(f"failed: {swept}: {entry.reason}", markup=False)
+
+
+def _headings(paths: list[str]) -> list[str]:
+    """The last step of each path, or all of it where two paths end alike."""
+    last = [path.rpartition(".")[2] for path in paths]
+    return [path if last.count(step) > 1 else step for path, step in zip(paths, last, strict=True)]
+
+
+def _cells(entry: "Entry", paths: list[str], figures: list[str]) -> list[str]:
+    """One row of the table."""
+    pca = _text(entry.pca_mse) + (" better" if entry.worse_than_pca else "")
+    return [
+        str(entry.rank),
+        *(_text(entry.values[path]) if path in entry.values else "" for path in paths),
+        *(_text(getattr(entry, figure)) for figure in figures),
+        pca,
+        f"{entry.parameters:,}",
+        f"{entry.seconds:.1f}",
+        entry.trial,
+    ]
+
+
+def _text(value: Any) -> str:
+    """A value as it would stand in a file; figures to four digits."""
+    import yaml
+
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+    return "-" if value is None else text.removesuffix("\n").removesuffix("\n...")

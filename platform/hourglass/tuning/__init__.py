@@ -1,0 +1,1 @@
+"""Sweeps: points of a space become trials, and trials a leaderboard."""

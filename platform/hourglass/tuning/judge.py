@@ -1,0 +1,48 @@
+"""PCA as the judge of a sweep: what a linear map with as many units makes of the same rows."""
+
+import json
+from collections.abc import Mapping
+
+import torch
+
+from hourglass.data.feed import Features
+from hourglass.data.stats import Stats
+from hourglass.report.referee import pca_at
+from hourglass.spec import TrainJob
+from hourglass.training.build import fit_preprocessing
+
+MOST_CELLS = 2**26
+"""Most numbers that PCA learns from (half a GiB); of more rows every second, third, ... is taken."""
+
+
+def pca_errors(
+    jobs: Mapping[str, TrainJob], stats: Stats, train: Features, holdout: Features
+) -> dict[str, float]:
+    """For each trial, the MSE in model space of PCA with its code's units, on the held-out rows.
+
+    One PCA serves all trials of the same scaling. Left out: a code as wide as a row.
+    """
+    if not len(holdout):
+        return {}
+    groups: dict[str, dict[str, TrainJob]] = {}
+    for trial, job in jobs.items():
+        scaling = json.dumps(job.data.scaling.model_dump(mode="json"))
+        groups.setdefault(scaling, {})[trial] = job
+    found: dict[str, float] = {}
+    for group in groups.values():
+        scale = fit_preprocessing(next(iter(group.values())), stats)
+        features = len(scale.kept_F)
+        units = {t: job.model.network.code_width for t, job in group.items()}
+        widths = sorted({width for width in units.values() if width < features})
+        if not widths:
+            continue
+        every = -(-train.size // MOST_CELLS)
+        fitted, judged = (
+            scale(torch.from_numpy(rows.copy())).double().numpy()
+            for rows in (train[::every], holdout)
+        )
+        mean = ((scale.mean_C[scale.kept_F] - scale.shift_F) / scale.scale_F).double().numpy()
+        verdicts = pca_at(fitted, judged, mean, widths)
+        error = {width: verdict.mse for width, verdict in zip(widths, verdicts, strict=True)}
+        found |= {t: error[width] for t, width in units.items() if width in error}
+    return found

@@ -1,0 +1,145 @@
+"""The leaderboard: the trials of a sweep in order of their metric, as JSON, CSV and Parquet."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from pydantic import NonNegativeFloat, PositiveInt, ValidationError, computed_field
+
+from hourglass import storage
+from hourglass.errors import DataError, nearest
+from hourglass.settings import Settings
+from hourglass.strict import Strict
+from hourglass.sweeps import Metric
+
+NAME = "leaderboard"
+JSON = f"{NAME}.json"
+METRICS = get_args(Metric)
+FIGURES = (*METRICS, "pca_mse", "parameters", "seconds")
+
+
+class Entry(Strict):
+    """One trial: the values swept, by path, and what came of it; a failed one has its reason.
+
+    `pca_mse` is the error of PCA with as many components as the code has units, on the same held-out
+    rows in model space; none where the code is as wide as the rows, or no rows are held out.
+    """
+
+    rank: PositiveInt | None = None
+    trial: str
+    status: Literal["finished", "failed"]
+    reason: str = ""
+    values: dict[str, Any]
+    holdout_mse: float | None = None
+    holdout_fvu: float | None = None
+    train_mse: float | None = None
+    pca_mse: float | None = None
+    parameters: PositiveInt | None = None
+    seconds: NonNegativeFloat | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def worse_than_pca(self) -> bool:
+        """True when a linear map with as many units reconstructs the held-out rows better."""
+        known = self.holdout_mse is not None and self.pca_mse is not None
+        return known and self.holdout_mse > self.pca_mse  # type: ignore[operator]
+
+
+class Leaderboard(Strict):
+    """The trials of a sweep, best first; failed ones come last, in the order of the space."""
+
+    sweep: str
+    metric: Metric
+    entries: tuple[Entry, ...]
+
+    @property
+    def paths(self) -> list[str]:
+        """The swept paths, in the order of the space."""
+        return list(dict.fromkeys(path for entry in self.entries for path in entry.values))
+
+    def table(self) -> pa.Table:
+        """One row for each trial; lists, mappings and mixed values as JSON text."""
+        columns = {
+            "rank": pa.array([entry.rank for entry in self.entries], pa.int64()),
+            "trial": pa.array([entry.trial for entry in self.entries]),
+            "status": pa.array([entry.status for entry in self.entries]),
+        }
+        for path in self.paths:
+            columns[path] = _column([entry.values.get(path) for entry in self.entries])
+        for figure in FIGURES:
+            kind = pa.int64() if figure == "parameters" else pa.float64()
+            columns[figure] = pa.array([getattr(entry, figure) for entry in self.entries], kind)
+        columns["worse_than_pca"] = pa.array([entry.worse_than_pca for entry in self.entries])
+        columns["reason"] = pa.array([entry.reason for entry in self.entries])
+        return pa.table(columns)
+
+    def to_json(self) -> str:
+        """Everything, as JSON text."""
+        return json.dumps(self.model_dump(mode="json"), indent=1)
+
+    def save(self, folder: str) -> None:
+        """Write it into the sweep's folder; the JSON file is the one that `load` reads."""
+        table = self.table()
+        for suffix, write in WRITERS.items():
+            content = io.BytesIO()
+            write(table, content)
+            storage.write(storage.join(folder, f"{NAME}.{suffix}"), content.getvalue())
+        storage.write(storage.join(folder, JSON), self.to_json().encode())
+
+
+WRITERS: dict[str, Callable[[pa.Table, Any], None]] = {
+    "csv": pa_csv.write_csv,
+    "parquet": pq.write_table,
+}
+
+
+def ranked(sweep: str, metric: Metric, entries: Sequence[Entry]) -> Leaderboard:
+    """The entries by their metric, lowest first; equal ones stay in the order given."""
+    finished = sorted(
+        (entry for entry in entries if entry.status == "finished"),
+        key=lambda entry: getattr(entry, metric),
+    )
+    first = [
+        Entry.model_validate({**dict(entry), "rank": rank})
+        for rank, entry in enumerate(finished, start=1)
+    ]
+    failed = [entry for entry in entries if entry.status == "failed"]
+    return Leaderboard(sweep=sweep, metric=metric, entries=(*first, *failed))
+
+
+def load(folder: str) -> Leaderboard | None:
+    """The leaderboard in a sweep's folder; None where there is none. Raises DataError."""
+    path = storage.join(folder, JSON)
+    try:
+        tree = json.loads(storage.read(path))
+        for entry in tree["entries"]:
+            del entry["worse_than_pca"]
+        return Leaderboard.model_validate(tree)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, ValidationError):
+        raise DataError(f"{path}: not a leaderboard; the sweep's command writes it anew") from None
+
+
+def named(name: str, settings: Settings) -> Leaderboard:
+    """The leaderboard of a sweep that ran before. Raises DataError naming the sweeps there are."""
+    found = load(storage.join(settings.runs_uri, name))
+    if found is None:
+        names = storage.names(settings.runs_uri)
+        sweeps = [n for n in names if storage.exists(storage.join(settings.runs_uri, n, JSON))]
+        known = f" Sweeps there: {', '.join(sweeps)}" if sweeps else " There are none yet"
+        raise DataError(f"no sweep '{name}' in {settings.runs_uri}{nearest(name, sweeps)}{known}")
+    return found
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Numbers, texts or truths as they are when all of them are of one kind, else JSON text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} or kinds in ({str}, {bool}):
+        return pa.array(values)
+    texts = [None if value is None else json.dumps(value) for value in values]
+    return pa.array(texts, pa.string())

@@ -1,0 +1,108 @@
+"""From a space to its points, each a job of its own: a pure function of the sweep's file.
+
+Points are drawn before any trial runs, so neither concurrency nor results can change them, and a
+sweep with more trials has those of the shorter one first.
+"""
+
+import copy
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hourglass import spec
+from hourglass.errors import SpecError
+from hourglass.spec import TrainJob, TuneJob
+from hourglass.sweeps import Values
+
+MISTAKES = re.compile(r"\d+ mistakes?")
+REPEATS = 1000
+"""Draws in a row that bring nothing new, after which a space counts as exhausted."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The values that make one trial, by path, and its job, or the reason why there is none."""
+
+    values: dict[str, Any]
+    job: TrainJob | None
+    reason: str = ""
+
+    @property
+    def trial(self) -> str:
+        """The trial's name: the hash of everything that decides its weights; empty without a job."""
+        return self.job.run_name.rpartition("-")[2] if self.job else ""
+
+
+def points(sweep: TuneJob) -> list[Point]:
+    """The points of the sweep, each once, in the order in which trials start."""
+    found: dict[str, Point] = {}
+    repeats = 0
+    for chosen in _chosen(sweep):
+        point = _point(sweep, chosen)
+        key = point.trial or json.dumps(point.values, default=str)
+        repeats = repeats + 1 if key in found else 0
+        found.setdefault(key, point)
+        if len(found) == sweep.max_trials or repeats == REPEATS:
+            break
+    return list(found.values())
+
+
+def _chosen(sweep: TuneJob) -> Iterator[dict[str, Any]]:
+    """A value for every path, without a look at conditions: all of a grid, or draws without end."""
+    if sweep.search.kind == "grid":
+        grids = [values.grid or () for values in sweep.space.values()]
+        for combination in itertools.product(*grids):
+            yield dict(zip(sweep.space, combination, strict=True))
+        return
+    rng = np.random.default_rng(sweep.search.seed)
+    while True:
+        yield {path: draw(values, rng) for path, values in sweep.space.items()}
+
+
+def draw(values: Values, rng: np.random.Generator) -> Any:
+    """One of the values, at random. Raises ValueError for a grid."""
+    if values.choice is not None:
+        return values.choice[rng.integers(len(values.choice))]
+    if values.uniform is not None:
+        return float(rng.uniform(*values.uniform))
+    if values.log_uniform is not None:
+        low, high = values.log_uniform
+        return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
+    if values.int_uniform is not None:
+        low, high = values.int_uniform
+        return int(rng.integers(low, high, endpoint=True))
+    if values.quantised is not None:
+        low, high, step = values.quantised
+        steps = math.floor((high - low) / step + 1e-9)
+        return float(f"{low + step * int(rng.integers(steps, endpoint=True)):.12g}")
+    raise ValueError("a grid is not drawn from")
+
+
+def _point(sweep: TuneJob, chosen: dict[str, Any]) -> Point:
+    """The base with those of the chosen values in it whose conditions hold."""
+    tree = copy.deepcopy(sweep.base)
+    tree["scale"] = {**(tree.get("scale") or {}), "workers": 1}
+    values: dict[str, Any] = {}
+    try:
+        for path, value in chosen.items():
+            conditions = sweep.space[path].when.items()
+            if all(spec.field_at(tree, field) == wanted for field, wanted in conditions):
+                values[path] = value
+                spec.put(tree, path, copy.deepcopy(value), f"space.{path}")
+        job = spec.parse(tree)
+    except SpecError as error:
+        return Point(values, None, one_line(error))
+    assert isinstance(job, TrainJob)  # its kind is the base's
+    return Point(values, job)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line: the mistakes of a job without the heading above them."""
+    lines = [line.strip().removeprefix("job: ") for line in str(error).splitlines()]
+    return "; ".join(lines[1:] if len(lines) > 1 and MISTAKES.fullmatch(lines[0]) else lines)

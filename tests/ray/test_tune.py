@@ -1,0 +1,290 @@
+"""Sweeps on a real cluster of two CPUs: they end, whatever fails or is killed, with the same bits."""
+
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hourglass import artifact
+from hourglass.cluster.connect import connection
+from hourglass.data import reading, stats
+from hourglass.data.feed import MemoryFeed
+from hourglass.data.prepare import feature_schema, open_dataset
+from hourglass.errors import DataError
+from hourglass.report.referee import pca
+from hourglass.settings import Settings
+from hourglass.spec import TrainJob, TuneJob, parse
+from hourglass.training import state
+from hourglass.training.build import build
+from hourglass.tuning import leaderboard, sweep
+from hourglass.tuning.leaderboard import Leaderboard
+from hourglass.tuning.space import points
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from training_kit import Run, generated, same_bits, timeless
+
+ROWS = generated(400, 8)
+WIDTHS = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 0], [6, 4]]}}
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A project folder and a cluster of two CPUs, which leaves no process behind."""
+    folder = Path(tempfile.mkdtemp(prefix="hgt", dir="/tmp"))
+    settings = Settings(home=folder / "home", temp_dir=str(folder / "ray"))
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with connection(cpus=2, settings=settings):
+        yield folder
+    deadline, left = time.monotonic() + 20, {0}
+    while left and time.monotonic() < deadline:
+        time.sleep(0.2)
+        children = psutil.Process().children(recursive=True)
+        left = {c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE} - before
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not left
+
+
+@pytest.fixture(scope="module")
+def shards(home: Path) -> Path:
+    """Two shards of 200 rows in row groups of 60."""
+    folder = home / "rows"
+    folder.mkdir()
+    for number in range(2):
+        write(folder / f"part-{number}.parquet", ROWS[200 * number : 200 * (number + 1)])
+    return folder
+
+
+def write(path: Path, rows: np.ndarray) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    pq.write_table(pa.table({"x": vectors}), path, row_group_size=60, write_page_checksum=True)
+
+
+def job(shards: Path, space: dict[str, Any], concurrency: Any = "auto", **train: Any) -> TuneJob:
+    made = parse(
+        {
+            "kind": "tune",
+            "name": "grid",
+            "base": {
+                "kind": "train",
+                "name": "small",
+                "data": {"uri": str(shards), "features": {"vector": "x"}},
+                "model": {
+                    "network": {"kind": "dense", "widths": [6, 3], "activation": "tanh"},
+                    "corruption": {"kind": "gaussian", "sd": 0.05},
+                },
+                "train": {"epochs": 3, "batch_rows": 48, "seed": 3} | train,
+                "scale": {"workers": 2},
+            },
+            "space": space,
+            "concurrency": concurrency,
+        }
+    )
+    assert isinstance(made, TuneJob)
+    return made
+
+
+@dataclass
+class Heard:
+    """A listener that remembers."""
+
+    begun: tuple[Any, ...] = ()
+    endings: list[tuple[dict[str, Any], float | None, str]] = field(default_factory=list)
+
+    def sweeping(self, *figures: Any) -> None:
+        self.begun = figures
+
+    def ended(self, values: Mapping[str, Any], metric: float | None, reason: str) -> None:
+        self.endings.append((dict(values), metric, reason))
+
+
+def tune(made: TuneJob, folder: Path, heard: Heard | None = None, **how: Any) -> Leaderboard:
+    return sweep.run(made, Settings(home=folder), heard or Heard(), **how)
+
+
+def in_process(made: TrainJob, shards: Path) -> Run:
+    """The same run without Ray, reading with plain Python."""
+    found, schema = open_dataset(str(shards), None)
+    columns = feature_schema(found, schema, made.data.features, made.data.missing)
+    rows = reading.of(found, columns, made.data.missing, made.data.holdout)
+    parts, features, masks = [], [], []
+    for shard, group in reading.groups(found.shards):
+        for _, chunk, held, _ in rows.chunks(shard, group):
+            parts.append(stats.measure(chunk[~held]))
+            features.append(chunk)
+            masks.append(held)
+    feed = MemoryFeed(
+        np.concatenate(features),
+        np.concatenate(masks),
+        batch_rows=made.train.batch_rows,
+        seed=made.train.seed,
+    )
+    return Run(made, feed, state.fresh(build(made, stats.merge_all(parts)), made.train))
+
+
+def assert_like_in_process(folder: Path, trial: str, made: TrainJob, shards: Path) -> None:
+    """The trial's artifact has the bits of the loop without Ray."""
+    found = artifact.load(str(folder / "runs" / "grid" / "trials" / trial / "artifact"))
+    alone = in_process(made, shards)
+    alone.fit()
+    mine = {name: value.numpy() for name, value in found.module.state_dict().items()}
+    expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
+    assert same_bits(mine, expected)
+    assert timeless(found.manifest.provenance["history"]) == timeless(alone.records)
+
+
+def untimed(board: Leaderboard) -> list[dict[str, Any]]:
+    return [{**dict(entry), "seconds": None} for entry in board.entries]
+
+
+@pytest.fixture(scope="module")
+def swept(home: Path, shards: Path) -> tuple[Path, Heard, Leaderboard]:
+    """Three trials and an invalid point, two at a time."""
+    heard = Heard()
+    return home / "swept", heard, tune(job(shards, WIDTHS), home / "swept", heard)
+
+
+def test_a_sweep_ends_with_every_point_in_the_leaderboard(
+    swept: tuple[Path, Heard, Leaderboard], shards: Path
+) -> None:
+    folder, heard, board = swept
+    assert heard.begun == (4, 0, 1, 2, 1.0)
+    assert [entry.status for entry in board.entries] == ["finished"] * 3 + ["failed"]
+    failed = board.entries[-1]
+    assert failed.values == {"model.network.widths": [6, 0]}
+    assert failed.reason.startswith("model.network.widths.1: found 0; input should be greater")
+    errors = [entry.holdout_mse for entry in board.entries[:3]]
+    assert errors == sorted(errors)
+    assert sorted(metric for _, metric, _ in heard.endings) == errors
+    trial_folder = folder / "runs" / "grid" / "trials"
+    assert {path.name for path in trial_folder.iterdir()} == {e.trial for e in board.entries[:3]}
+    assert {p.name for path in trial_folder.iterdir() for p in path.iterdir()} == {"artifact"}
+    names = {path.name for path in trial_folder.parent.iterdir()}
+    assert names == {"trials", *(f"leaderboard.{kind}" for kind in ("json", "csv", "parquet"))}
+    assert leaderboard.named("grid", Settings(home=folder)) == board
+    for point in points(job(shards, WIDTHS)):
+        if point.job:
+            assert_like_in_process(folder, point.trial, point.job, shards)
+
+
+def test_pca_judges_on_the_same_rows(swept: tuple[Path, Heard, Leaderboard], shards: Path) -> None:
+    """Beside a PCA of the rows as a run without Ray scales and holds them out."""
+    _, _, board = swept
+    (point, *_) = points(job(shards, WIDTHS))
+    assert point.job is not None
+    alone = in_process(point.job, shards)
+    scale = alone.state.module.preprocessing
+    train, held = (
+        scale(torch.from_numpy(rows)).double().numpy()
+        for rows in (alone.feed._rows, alone.feed._held)
+    )
+    for entry in board.entries[:3]:
+        units = entry.values["model.network.widths"][1]
+        expected = pca(train, held, train.mean(0), units).mse
+        assert entry.pca_mse == pytest.approx(expected, rel=1e-6)
+        assert entry.worse_than_pca == (entry.holdout_mse > expected)
+
+
+def test_the_same_command_trains_nothing_again(
+    swept: tuple[Path, Heard, Leaderboard], shards: Path
+) -> None:
+    folder, _, board = swept
+    heard, started = Heard(), time.monotonic()
+    assert tune(job(shards, WIDTHS), folder, heard) == board
+    assert time.monotonic() - started < 5
+    assert heard.begun == (4, 3, 1, 2, 1.0)
+    assert heard.endings == []
+
+
+def test_a_wider_space_trains_what_is_new(
+    swept: tuple[Path, Heard, Leaderboard], shards: Path
+) -> None:
+    folder, _, board = swept
+    heard = Heard()
+    wider = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 4], [6, 8]]}}
+    found = tune(job(shards, wider), folder, heard)
+    assert [values for values, _, _ in heard.endings] == [{"model.network.widths": [6, 8]}]
+    assert {e.trial for e in board.entries if e.trial} < {e.trial for e in found.entries}
+    (widest,) = [e for e in found.entries if e.values == {"model.network.widths": [6, 8]}]
+    assert (widest.pca_mse, widest.worse_than_pca) == (None, False)  # as wide as the rows
+
+
+def test_concurrency_changes_no_bit(
+    swept: tuple[Path, Heard, Leaderboard], home: Path, shards: Path
+) -> None:
+    _, _, board = swept
+    heard = Heard()
+    one = tune(job(shards, WIDTHS, concurrency=1), home / "one", heard)
+    assert heard.begun == (4, 0, 1, 1, 1.0)
+    assert untimed(one) == untimed(board)
+
+
+def test_other_shards_need_a_fresh_sweep(home: Path, shards: Path) -> None:
+    rows = home / "changing"
+    shutil.copytree(shards, rows)
+    one = {"model.network.widths": {"grid": [[2]]}}
+    tune(job(rows, one, epochs=1), home / "changed")
+    write(rows / "part-1.parquet", ROWS[:200] + 1)
+    with pytest.raises(DataError, match="trained on other shards; begin the sweep anew with"):
+        tune(job(rows, one, epochs=1), home / "changed")
+    heard = Heard()
+    tune(job(rows, one, epochs=1), home / "changed", heard, fresh=True)
+    assert len(heard.endings) == 1
+
+
+class KillingOnce(threading.Thread):
+    """kill -9 of a trial's process once it has committed a checkpoint."""
+
+    def __init__(self, trials: Path) -> None:
+        super().__init__(daemon=True)
+        self.trials, self.killed = trials, 0
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self.killed and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if len(list(self.trials.glob("*/checkpoints/*/COMMIT.json"))) >= 2:
+                for pid in trial_workers():
+                    psutil.Process(pid).kill()
+                    self.killed += 1
+
+
+def trial_workers() -> set[int]:
+    """Processes of this cluster that run trials."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            title = "".join(child.cmdline()[:1])
+        except psutil.Error:
+            continue
+        if title.startswith("ray::ImplicitFunc"):
+            found.add(child.pid)
+    return found
+
+
+def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: Path) -> None:
+    space = {"train.optimizer": {"grid": [{"kind": "adam"}, {"kind": "sgd", "lr": 1e30}]}}
+    made = job(shards, space, epochs=400)
+    killer, heard = KillingOnce(home / "killed" / "runs" / "grid" / "trials"), Heard()
+    killer.start()
+    board = tune(made, home / "killed", heard)
+    killer.join()
+    assert killer.killed
+    best, diverged = board.entries
+    assert best.status == "finished"
+    assert diverged.reason.startswith("stopped at step ")
+    assert diverged.reason.endswith("lower the learning rate or look at the rows")
+    (point, _) = points(made)
+    assert point.job is not None
+    assert_like_in_process(home / "killed", point.trial, point.job, shards)

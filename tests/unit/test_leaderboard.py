@@ -1,0 +1,69 @@
+"""The leaderboard: its order, its marks, and the same figures in JSON, CSV and Parquet."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from hourglass.errors import DataError
+from hourglass.settings import Settings
+from hourglass.tuning.leaderboard import Entry, Leaderboard, load, named, ranked
+
+
+def entry(trial: str, mse: float | None, **fields: Any) -> Entry:
+    given = {"trial": trial, "status": "finished", "values": {"train.epochs": 1}}
+    return Entry.model_validate({**given, "holdout_mse": mse, "train_mse": 0.5, **fields})
+
+
+@pytest.fixture
+def board() -> Leaderboard:
+    mixed = {"model.network.widths": [3, 2], "train.optimizer.lr": 0.1, "model.loss.kind": "mae"}
+    entries = [
+        entry("b", 0.2, values=mixed, pca_mse=0.1, parameters=12, seconds=0.5),
+        Entry(trial="", status="failed", reason='no, this: "x"', values={"train.optimizer.lr": 1}),
+        entry("a", 0.1, values={**mixed, "model.network.widths": [3]}, pca_mse=0.3),
+        entry("c", 0.1, values={"train.optimizer.lr": 2.0}),
+    ]
+    return ranked("grid", "holdout_mse", entries)
+
+
+def test_the_lowest_error_is_first_and_failures_are_last(board: Leaderboard) -> None:
+    assert [(e.rank, e.trial) for e in board.entries] == [(1, "a"), (2, "c"), (3, "b"), (None, "")]
+    assert [e.worse_than_pca for e in board.entries] == [False, False, True, False]
+
+
+def test_another_metric_is_another_order() -> None:
+    entries = [entry("a", 0.1, holdout_fvu=0.3), entry("b", 0.2, holdout_fvu=0.2)]
+    assert [e.trial for e in ranked("grid", "holdout_fvu", entries).entries] == ["b", "a"]
+
+
+def test_json_csv_and_parquet_hold_the_same(board: Leaderboard, tmp_path: Path) -> None:
+    board.save(str(tmp_path))
+    assert load(str(tmp_path)) == board
+    assert json.loads(board.to_json()) == json.loads((tmp_path / "leaderboard.json").read_text())
+    parquet = pq.read_table(tmp_path / "leaderboard.parquet")
+    assert parquet.equals(board.table())
+    csv = pa_csv.read_csv(tmp_path / "leaderboard.csv")
+    assert csv.column_names == parquet.column_names
+    assert parquet.column("model.network.widths").to_pylist() == ["[3]", None, "[3, 2]", None]
+    assert parquet.column("train.optimizer.lr").to_pylist() == [0.1, 2.0, 0.1, 1.0]
+    assert parquet.column("model.loss.kind").to_pylist() == ["mae", None, "mae", None]
+    for name in ("rank", "holdout_mse", "pca_mse", "parameters", "worse_than_pca"):
+        assert csv.column(name).to_pylist() == parquet.column(name).to_pylist()
+    assert csv.column("reason").to_pylist() == parquet.column("reason").to_pylist()
+
+
+def test_a_sweep_is_found_by_its_name(board: Leaderboard, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with pytest.raises(DataError, match="no sweep 'gird' in .* There are none yet"):
+        named("gird", settings)
+    board.save(str(tmp_path / "runs" / "grid"))
+    assert named("grid", settings) == board
+    with pytest.raises(DataError, match=r"did you mean 'grid'\? Sweeps there: grid"):
+        named("gird", settings)
+    (tmp_path / "runs" / "grid" / "leaderboard.json").write_text("{}")
+    with pytest.raises(DataError, match="not a leaderboard"):
+        named("grid", settings)

@@ -1,0 +1,182 @@
+"""Tune files: each mistake is one sentence; the base and its file; round trip."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hourglass import spec
+from hourglass.errors import SpecError
+from hourglass.spec import TuneJob, dump, load, load_kind, parse
+
+BASE = """\
+kind: train
+data: {uri: /rows, features: {vector: image}}
+model: {network: {kind: dense, widths: [4], activation: tanh}}
+"""
+TUNE = """\
+kind: tune
+base: base.yaml
+space:
+  model.network.widths: {grid: [[2], [4]]}
+"""
+DRAWN = TUNE.replace("grid: [[2], [4]]", "choice: [[2], [4]]")
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`check(text)` loads the text as `tune.yaml` beside `base.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(BASE)
+
+    def run(text: str, *overrides: str) -> Any:
+        Path("tune.yaml").write_text(text)
+        return load("tune.yaml", overrides)
+
+    return run
+
+
+def refusal(function: Any, *args: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        function(*args)
+    return str(caught.value)
+
+
+SHARED = "trials differ in model, train and data.scaling; they share all else, which `base` says"
+# One mistake each: what is added to the file, and the line that tells about it.
+MISTAKES = {
+    "unknown field": (
+        "metirc: holdout_mse\n",
+        "tune.yaml:5: metirc: unknown field, did you mean 'metric'? Allowed: base, concurrency, "
+        "kind, max_trials, metric, name, search, space",
+    ),
+    "unknown path": (
+        "  train.optimizer.lrr: {grid: [1]}\n",
+        "tune.yaml:5: space.train.optimizer.lrr: 'lrr' is no field of train.optimizer, did you mean "
+        "'lr'? Allowed: beta1, beta2, kind, lr, momentum, nesterov, weight_decay",
+    ),
+    "below a value": (
+        "  train.epochs.first: {grid: [1]}\n",
+        "tune.yaml:5: space.train.epochs.first: 'first' is no field of train.epochs. Nothing lies "
+        "below it",
+    ),
+    "path of the data": ("  data.uri: {grid: [/a]}\n", f"tune.yaml:5: space.data.uri: {SHARED}"),
+    "path of the scale": (
+        "  scale.workers: {grid: [1, 2]}\n",
+        f"tune.yaml:5: space.scale.workers: {SHARED}",
+    ),
+    "nothing to search": (
+        "  train.checkpoint_every_steps: {grid: [1, 2]}\n",
+        "tune.yaml:5: space.train.checkpoint_every_steps: every value gives the same weights, so "
+        "there is nothing to search",
+    ),
+    "unknown way": (
+        "  train.epochs: {grids: [1]}\n",
+        "tune.yaml:5: space.train.epochs.grids: unknown field, did you mean 'grid'? Allowed: choice, "
+        "grid, int_uniform, log_uniform, quantised, uniform, when",
+    ),
+    "two ways": (
+        "  train.epochs: {grid: [1], choice: [2]}\n",
+        "tune.yaml:5: space.train.epochs: found grid and choice; give exactly one of grid, choice, "
+        "uniform, log_uniform, int_uniform, quantised",
+    ),
+    "no way": (
+        "  train.epochs: {when: {train.seed: 1}}\n",
+        "tune.yaml:5: space.train.epochs: found none; give exactly one of grid, choice, uniform, "
+        "log_uniform, int_uniform, quantised",
+    ),
+    "bounds": (
+        "  train.optimizer.lr: {log_uniform: [0.1, 0.01]}\n",
+        "tune.yaml:5: space.train.optimizer.lr.log_uniform: low 0.1 must be below high 0.01",
+    ),
+    "draws in a grid": (
+        "  train.optimizer.lr: {uniform: [0.1, 1.0]}\n",
+        "tune.yaml:1: space.train.optimizer.lr: search grid takes grids only, found a value to draw",
+    ),
+    "grid among draws": (
+        "search: {kind: random}\nmax_trials: 3\n",
+        "tune.yaml:1: space.model.network.widths: search random draws values, found a grid; "
+        "use choice",
+    ),
+    "overwritten": (
+        "  model.network: {grid: [{kind: dense, widths: [3]}]}\n",
+        "tune.yaml:1: space.model.network overwrites space.model.network.widths; put it first",
+    ),
+    "condition about nothing": (
+        "  train.epochs: {grid: [3], when: {model.loss.kind: mse}}\n",
+        "tune.yaml:1: space.train.epochs.when: neither the base nor the space above says "
+        "'model.loss.kind', so this would never be set",
+    ),
+    "condition on no field": (
+        "  train.epochs: {grid: [3], when: {model.lss: null}}\n",
+        "tune.yaml:1: space.train.epochs.when: 'lss' is no field of model, did you mean 'loss'? "
+        "Allowed: adversary, code, corruption, loss, network, penalties, preset, trim",
+    ),
+    "scalings in their own units": (
+        "  data.scaling: {grid: [{kind: unit}, {kind: range}]}\n",
+        "tune.yaml:1: metric holdout_mse of different scalings is in different units; "
+        "use metric: holdout_fvu",
+    ),
+    "a grid without end": (
+        f"  train.epochs: {{grid: {list(range(1, 102))}}}\n"
+        f"  train.batch_rows: {{grid: {list(range(1, 101))}}}\n",
+        "tune.yaml:1: the grid has 20200 points, allowed are 10000; set max_trials",
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "line"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence(check: Any, more: str, line: str) -> None:
+    assert refusal(check, TUNE + more) == f"tune.yaml: 1 mistake\n  {line}"
+
+
+def test_all_mistakes_are_told_at_once(check: Any) -> None:
+    told = refusal(check, TUNE + "  modle.trim: {grid: [1]}\nconcurrency: 0\nmax_trials: 0\n")
+    first, *lines = told.splitlines()
+    assert first == "tune.yaml: 3 mistakes"
+    fields = [line.split(": ")[1] for line in lines]
+    assert sorted(fields) == ["concurrency", "max_trials", "space.modle.trim"]
+
+
+def test_a_random_search_needs_a_number(check: Any) -> None:
+    told = refusal(check, DRAWN + "search: {kind: random}\n")
+    assert told.endswith("search random needs max_trials, the number of points to draw")
+
+
+def test_the_base_is_a_file_or_a_job_and_is_checked_as_one(check: Any) -> None:
+    sweep = check(TUNE)
+    assert sweep.job == load(Path("base.yaml"))
+    assert sweep.name == "tune"
+    tree = dump(sweep)
+    assert parse(tree) == sweep
+    assert check(TUNE, "base.train.epochs=3").job.train.epochs == 3
+    told = refusal(check, TUNE, "base.train.epohcs=3")
+    assert "tune.yaml (--set): base.train.epohcs: unknown field, did you mean 'epochs'?" in told
+    Path("base.yaml").write_text(BASE + "trian: {}\n")
+    assert refusal(check, TUNE).startswith("base.yaml: 1 mistake\n  base.yaml:4: trian: unknown")
+    assert refusal(check, TUNE.replace("base.yaml", "none.yaml")) == "none.yaml: no such file"
+
+
+def test_nothing_that_the_base_says_is_lost(check: Any) -> None:
+    """`null` in the base is a word: it takes away what a preset brings."""
+    sweep = check(TUNE, "base.model.adversary=null", "base.train.clip_norm=null")
+    assert parse(dump(sweep)) == sweep
+    assert sweep.base["model"]["adversary"] is None
+
+
+def test_streams_are_refused(check: Any) -> None:
+    told = refusal(check, TUNE, "base.data.cache=stream")
+    assert told.endswith("trials share the rows in memory, found base.data.cache: stream; use auto")
+
+
+def test_rows_must_be_held_out_for_a_holdout_metric(check: Any) -> None:
+    told = refusal(check, TUNE, "base.data.holdout=0")
+    assert told.endswith("metric holdout_mse needs held-out rows; set base.data.holdout above 0")
+    assert check(TUNE, "base.data.holdout=0", "metric=train_mse").metric == "train_mse"
+
+
+def test_a_command_says_which_one_runs_the_file(check: Any) -> None:
+    check(TUNE)
+    told = refusal(load_kind, spec.TrainJob, "tune.yaml")
+    assert told == "tune.yaml: a tune job; run it with `hourglass tune tune.yaml`"
+    assert isinstance(load_kind(TuneJob, "tune.yaml"), TuneJob)
