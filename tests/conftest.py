@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from hourglass import artifact
 from hourglass.model.autoencoder import AutoencoderModule
@@ -26,11 +27,22 @@ CLUSTERS = {"ray", "docs", "browser"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With two processes (`-n 2 --dist loadgroup`) clusters have one of them, first and alone."""
+    """Clusters first: they take longest."""
     items.sort(key=lambda item: item.path.parent.name not in CLUSTERS)
-    for item in items:
-        clusters = item.path.parent.name in CLUSTERS
-        item.add_marker(pytest.mark.xdist_group("clusters" if clusters else str(item.path)))
+
+
+class Halves(LoadScopeScheduling):  # type: ignore[misc]
+    """With two processes (`-n 2`) one runs what starts clusters, the other runs the other files."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Tests of one scope are run by one process, in order."""
+        file = nodeid.partition("::")[0]
+        return "clusters" if Path(file).parent.name in CLUSTERS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What xdist asks for its way of dealing tests."""
+    return Halves(config, log)
 
 
 def column_stats(rows: Any) -> ColumnStats:
