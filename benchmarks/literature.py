@@ -343,18 +343,19 @@ def mnist_deep(bench: Bench) -> list[Line]:
     train, test = bench.rows("mnist/train") / 255.0, bench.rows("mnist/test") / 255.0
     pca = PCA(30, svd_solver="covariance_eigh").fit(train)
     floor = np.square(pca.inverse_transform(pca.transform(test)) - test).sum(axis=1).mean()
-    lines = []
+    found, seconds = {}, {}
     for way, phases in (
         ("rbm", []),
         ("greedy", ["train.phases=[{kind: greedy, epochs: 3}]"]),
         ("no pretraining", ["train.phases=[]"]),
     ):
         run = bench.train("mnist_deep", *phases)
-        error = 784.0 * float(run.predictor.anomaly(bench.rows("mnist/test")).mean())
-        peer = f"PCA {floor:.2f}, Hinton and Salakhutdinov 3.00"
-        figure = f"squared error of a test picture, {way}"
-        lines.append(at_most("mnist_deep", figure, 3.0, peer, error, run.seconds))
-    return lines
+        found[way] = 784.0 * float(run.predictor.anomaly(bench.rows("mnist/test")).mean())
+        seconds[way] = run.seconds
+    others = ", ".join(f"{way} {error:.2f}" for way, error in found.items() if way != "rbm")
+    peer = f"PCA {floor:.2f}, Hinton and Salakhutdinov 3.00, ours with {others}"
+    figure = "squared error of a test picture, rbm"
+    return [at_most("mnist_deep", figure, 3.0, peer, found["rbm"], seconds["rbm"])]
 
 
 def lorenz(bench: Bench) -> list[Line]:
@@ -403,7 +404,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], list[Line]]] = {
 HEAD = """# The literature's experiments
 
 Recipes below `jobs/`, trained by `python benchmarks/literature.py` with two workers on two shared CPU
-cores, and judged on test rows that no run has seen. Seconds are of the run, start-up of its workers
+cores, and judged on test rows. Seconds are of the run, start-up of its workers
 included.
 
 A sweep's beta multiplies a KL sum against a loss that is a mean over 784 features; h2o's betas of 0.01
@@ -414,7 +415,13 @@ The anomaly preset is one set of defaults for all tables. Its trim, loss, scalin
 chosen on these four and on six small ones made of scikit-learn's data sets, where an ensemble of it
 had a mean AUROC of 0.866 and IsolationForest 0.852.
 
-Runs never see the test rows, but the recipes' settings were chosen with an eye on these figures, and
+Without pretraining the deep network of logistic units stays behind PCA; with it, it comes to what its
+authors reached, 0.008 above the bound after 80 epochs. After 50 it had 3.10, and 2.21 on training
+rows. Noise on its rows (sd 0.15, 40 epochs) brought the two together at a cost: 3.42 and 2.82. The run
+with greedy pretraining has not been made.
+
+Runs never see the test rows (the anomaly tables have none: a detector learns from the rows it judges,
+its peers as well, and nobody sees the labels), but the recipes' settings were chosen with an eye on these figures, and
 the satellite seed as well (others end between 0.85 and 0.875): read them as reached, not as expected.
 The bounds of the ELBO, of the dense denoisers and of Lorenz's series are our own.
 
