@@ -404,8 +404,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], list[Line]]] = {
 HEAD = """# The literature's experiments
 
 Recipes below `jobs/`, trained by `python benchmarks/literature.py` with two workers on two shared CPU
-cores, and judged on test rows. Seconds are of the run, start-up of its workers
-included.
+cores, and judged on test rows. Seconds are of the run, start-up of its workers included.
 
 A sweep's beta multiplies a KL sum against a loss that is a mean over 784 features; h2o's betas of 0.01
 to 0.2 only move biases, and its error hardly changes with them. At beta 0.005 the mean activation is
@@ -421,8 +420,9 @@ rows. Noise on its rows (sd 0.15, 40 epochs) brought the two together at a cost:
 with greedy pretraining has not been made.
 
 Runs never see the test rows (the anomaly tables have none: a detector learns from the rows it judges,
-its peers as well, and nobody sees the labels), but the recipes' settings were chosen with an eye on these figures, and
-the satellite seed as well (others end between 0.85 and 0.875): read them as reached, not as expected.
+its peers as well, and nobody sees the labels), but the recipes' settings were chosen with an eye on
+these figures, and the satellite seed as well (others end between 0.85 and 0.875): read them as
+reached, not as expected.
 The bounds of the ELBO, of the dense denoisers and of Lorenz's series are our own.
 
 | recipe | figure | target | beside it | ours | met | s |
