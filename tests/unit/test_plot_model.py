@@ -28,6 +28,7 @@ from hourglass.model.spec import ModelSpec
 from hourglass.report import drawing, network
 from hourglass.report.layers import aside, layers, outline, pretraining, summary
 from hourglass.settings import Settings
+from hourglass.spec import TrainJob, load_kind
 
 ROOT = Path(__file__).parents[2]
 TRAIN = sorted(ROOT.glob("jobs/*/train.yaml"))
@@ -615,9 +616,8 @@ def test_every_shipped_job_draws(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOURGLASS_HOME", str(tmp_path / "home"))
-    net = yaml.safe_load(path.read_text())["model"]["network"]
     given = []
-    if net.get("kind", "dense") == "dense":
+    if load_kind(TrainJob, path).model.network.kind == "dense":
         given = ["--features", str(WIDTHS.get(path.parent.name, 784))]
     done = CliRunner().invoke(cli.app, ["plot-model", str(path), "--out", "x/n.svg", *given])
     assert done.exit_code == 0, done.exception

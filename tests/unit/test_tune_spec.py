@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from hourglass import spec
+from hourglass import cli, spec
+from hourglass.cluster.submit import plan
 from hourglass.errors import SpecError
+from hourglass.settings import Settings
 from hourglass.spec import TuneJob, dump, load, load_kind, parse
 
 BASE = """\
@@ -180,3 +184,18 @@ def test_a_command_says_which_one_runs_the_file(check: Any) -> None:
     told = refusal(load_kind, spec.TrainJob, "tune.yaml")
     assert told == "tune.yaml: a tune job; run it with `hourglass tune tune.yaml`"
     assert isinstance(load_kind(TuneJob, "tune.yaml"), TuneJob)
+
+
+def test_a_sweep_is_submitted_with_its_base_in_it(check: Any, tmp_path: Path) -> None:
+    check(TUNE)
+    sent = plan("tune.yaml", ["base.data.uri=rows"], settings=Settings(home=tmp_path))
+    assert sent.command == "hourglass tune job.yaml"
+    tree = yaml.safe_load(sent.content)
+    assert tree["base"]["data"]["uri"] == str(tmp_path / "rows")
+    assert parse(tree) == check(TUNE, f"base.data.uri={tmp_path / 'rows'}")
+
+
+def test_render_says_what_it_takes(check: Any) -> None:
+    check(TUNE)
+    done = CliRunner().invoke(cli.app, ["render", "tune.yaml"])
+    assert str(done.exception) == "tune.yaml: a tune job; render takes train and score jobs"
