@@ -33,8 +33,9 @@ from hourglass.inference.generate import denoise, psnr
 from hourglass.inference.neighbours import Index, precision_at
 from hourglass.inference.predictor import Predictor
 from hourglass.inference.probe import classify
+from hourglass.job_files import load_kind
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob, load_kind
+from hourglass.spec import TrainJob
 from hourglass.training import launch
 
 ROOT = Path(__file__).parents[1]

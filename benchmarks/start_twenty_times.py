@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hourglass.cluster.connect import connection
+from hourglass.job_files import parse
 from hourglass.settings import Settings
-from hourglass.spec import parse
 
 LIMIT_S = 120.0
 """A run that takes longer counts as hanging, even if it ends."""

@@ -23,11 +23,12 @@ from hourglass.data.manifest import scan
 from hourglass.data.reading import groups, of
 from hourglass.errors import RegistryError, SpecError
 from hourglass.inference.predictor import Predictor
+from hourglass.job_files import load_kind
 from hourglass.progress import console
 from hourglass.serving import schemas
 from hourglass.serving.run import deployed
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob, TrainJob, load_kind
+from hourglass.spec import ScoreJob, TrainJob
 from hourglass.tracking import registry
 
 TRAIN, SCORE, SERVE = "jobs/digits/train.yaml", "jobs/digits/score.yaml", "serve/local.yaml"

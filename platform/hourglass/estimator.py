@@ -19,7 +19,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from hourglass import artifact, parameters, spec, storage
+from hourglass import artifact, job_files, parameters, storage
 from hourglass.artifact import Artifact
 from hourglass.data import arrays
 from hourglass.data.arrays import VECTOR, Rows
@@ -191,7 +191,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             features=feature_record(job, schema, lead),
             calibration=calibration,
             metrics=trained.best | agreement,
-            job=spec.dump(job),
+            job=job_files.dump(job),
             provenance={
                 "dataset": self.dataset_,
                 **provenance.software("scikit-learn"),
@@ -301,7 +301,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         golden = storage.join(path, artifact.GOLDEN)
         rows = artifact.parse_tensors(golden, storage.read(golden))["rows"]
         try:
-            job = spec.parse(loaded.manifest.job)
+            job = job_files.parse(loaded.manifest.job)
         except SpecError as error:
             raise ArtifactError(f"{path}: its job does not fit this version\n{error}") from None
         if not isinstance(job, TrainJob):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from hourglass import spec
+from hourglass import job_files
 from hourglass.errors import SpecError
 from hourglass.model.dense import Dense
 from hourglass.model.presets import PRESETS
@@ -61,7 +61,7 @@ def job_of(
         "scale": {"accelerator": given["accelerator"]},
         "quantile": given["quantile"],
     }
-    job = spec.parse(_plain(tree))
+    job = job_files.parse(_plain(tree))
     assert isinstance(job, TrainJob)
     return job
 

@@ -8,12 +8,13 @@ from hourglass.inference import batch
 from hourglass.inference.batch import Scored
 from hourglass.progress import ScoreProgress, SweepProgress, TrainProgress, bar
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob, TrainJob, TuneJob
+from hourglass.spec import ScoreJob, TrainJob
 from hourglass.tracking import Finished, Tracker
 from hourglass.tracking.registry import Resolved, resolve
 from hourglass.training import launch
 from hourglass.training.launch import Outcome
 from hourglass.training.state import Record
+from hourglass.tune_job import TuneJob
 
 if TYPE_CHECKING:
     from hourglass.tuning.leaderboard import Leaderboard

@@ -27,8 +27,9 @@ from hourglass.errors import DataError
 from hourglass.inference import batch
 from hourglass.inference.parts import Tally
 from hourglass.inference.predictor import Predictor
+from hourglass.job_files import load_kind
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob, load_kind
+from hourglass.spec import ScoreJob
 from hourglass.tracking.registry import resolve
 
 EVERY = ("code", "hash", "score", "reconstruction", "feature_errors")

@@ -28,9 +28,10 @@ from hourglass.data.plan import GroupCount
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import DataError, SpecError, TrainingError
 from hourglass.inference.predictor import Predictor
+from hourglass.job_files import parse
 from hourglass.report import report
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob, parse
+from hourglass.spec import TrainJob
 from hourglass.tracking import mlflow
 from hourglass.training import launch, state
 from hourglass.training.build import build

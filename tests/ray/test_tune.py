@@ -23,11 +23,13 @@ from hourglass.data import reading, stats
 from hourglass.data.feed import MemoryFeed
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import DataError
+from hourglass.job_files import parse
 from hourglass.report.referee import pca
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob, TuneJob, parse
+from hourglass.spec import TrainJob
 from hourglass.training import state
 from hourglass.training.build import build
+from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard, sweep
 from hourglass.tuning.leaderboard import Leaderboard
 from hourglass.tuning.space import points

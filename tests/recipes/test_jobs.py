@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from hourglass import spec
+from hourglass import job_files, spec, tune_job
 from hourglass.serving import schemas
 from hourglass.tuning.space import points
 
@@ -19,18 +19,18 @@ TUNE = sorted(ROOT.glob("tune_spaces/*.yaml"))
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_jobs_validate(path: Path) -> None:
-    job = spec.load(path)
+    job = job_files.load(path)
     assert job.kind == path.stem
-    assert spec.parse(spec.dump(job)) == job
+    assert job_files.parse(job_files.dump(job)) == job
 
 
 @pytest.mark.parametrize("path", TUNE, ids=lambda path: path.name)
 def test_all_points_of_a_grid_and_twenty_draws_of_a_space_are_jobs(path: Path) -> None:
-    sweep = spec.load(path)
-    assert isinstance(sweep, spec.TuneJob)
-    assert spec.parse(spec.dump(sweep)) == sweep
+    sweep = job_files.load(path)
+    assert isinstance(sweep, tune_job.TuneJob)
+    assert job_files.parse(job_files.dump(sweep)) == sweep
     trials = 20 if sweep.search.kind == "random" else sweep.max_trials
-    found = points(spec.TuneJob.model_validate({**dict(sweep), "max_trials": trials}))
+    found = points(tune_job.TuneJob.model_validate({**dict(sweep), "max_trials": trials}))
     assert [point.reason for point in found] == [""] * len(found)
     assert len(found) == trials or sweep.search.kind == "grid"
     swept = {path for point in found for path in point.values}
@@ -61,7 +61,12 @@ def test_headers_say_purpose_cost_and_result(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "adapter"),
-    [("train", spec.TRAIN), ("score", spec.SCORE), ("tune", spec.TUNE), ("serve", schemas.SERVE)],
+    [
+        ("train", spec.TRAIN),
+        ("score", spec.SCORE),
+        ("tune", tune_job.TUNE),
+        ("serve", schemas.SERVE),
+    ],
 )
 def test_schemas_on_disk_are_those_of_the_code(name: str, adapter: object) -> None:
     written = json.loads((ROOT / f"docs/schema/{name}.json").read_text())
@@ -75,4 +80,4 @@ def test_a_header_without_its_words_is_noticed(tmp_path: Path) -> None:
     with pytest.raises((AssertionError, IndexError)):
         test_headers_say_purpose_cost_and_result(path)
     with pytest.raises(spec.SpecError):
-        spec.load(path)
+        job_files.load(path)

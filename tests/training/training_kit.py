@@ -10,7 +10,8 @@ import torch
 from hourglass.data import plan, stats
 from hourglass.data.feed import Batch, Feed, MemoryFeed, StreamFeed
 from hourglass.data.plan import GroupCount, Slice
-from hourglass.spec import TrainJob, parse
+from hourglass.job_files import parse
+from hourglass.spec import TrainJob
 from hourglass.training import loop, state
 from hourglass.training.build import build
 from hourglass.training.collective import Alone

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from hourglass.errors import SpecError
+from hourglass.job_files import dump, parse
 from hourglass.phases import Greedy, Rbm
-from hourglass.spec import TrainJob, dump, parse
+from hourglass.spec import TrainJob
 
 RBM = {"kind": "rbm"}
 GREEDY = {"kind": "greedy"}

@@ -5,10 +5,11 @@ from typing import Any, get_args
 import pytest
 
 from hourglass.errors import SpecError
+from hourglass.job_files import dump, parse
 from hourglass.model.dense import Dense
 from hourglass.model.presets import PRESETS, Preset
 from hourglass.model.spec import ModelSpec
-from hourglass.spec import TrainJob, dump, parse
+from hourglass.spec import TrainJob
 
 
 def model(**fields: Any) -> ModelSpec:

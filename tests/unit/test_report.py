@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hourglass
-from hourglass import Autoencoder, artifact, cli, spec, tracking
+from hourglass import Autoencoder, artifact, cli, job_files, spec, tracking
 from hourglass.data import plan
 from hourglass.data.manifest import scan
 from hourglass.errors import DataError, RegistryError
@@ -796,7 +796,7 @@ def test_a_registered_models_page_goes_to_its_run(
     pictured: tuple[str, str], settings: Settings, tmp_path: Path
 ) -> None:
     model, uri = pictured
-    job = spec.parse(
+    job = job_files.parse(
         {
             "kind": "train",
             "name": "seen",

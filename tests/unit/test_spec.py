@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from hourglass.errors import SpecError, nearest
+from hourglass.job_files import dump, load, parse
 from hourglass.optimizers import Constant, Cosine, OneCycle
-from hourglass.spec import ScoreJob, TrainJob, dump, load, parse
+from hourglass.spec import ScoreJob, TrainJob
 
 TRAIN = """\
 kind: train

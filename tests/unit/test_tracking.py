@@ -24,7 +24,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from hourglass import artifact, cli, run, spec, tracking
+from hourglass import artifact, cli, job_files, run, spec, tracking
 from hourglass.errors import ArtifactError, RegistryError
 from hourglass.inference.predictor import Predictor
 from hourglass.progress import TrainProgress
@@ -40,7 +40,7 @@ Save = Callable[..., str]
 
 
 def job(name: str, register: str | None = None, **train: Any) -> spec.TrainJob:
-    made = spec.parse(
+    made = job_files.parse(
         {
             "kind": "train",
             "name": name,

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hourglass.spec import TuneJob, parse
+from hourglass.job_files import parse
 from hourglass.sweeps import Values
+from hourglass.tune_job import TuneJob
 from hourglass.tuning.space import draw, points
 
 BASE = {

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from hourglass import cli, spec
 from hourglass.cluster.submit import plan
 from hourglass.errors import SpecError
+from hourglass.job_files import dump, load, load_kind, parse
 from hourglass.settings import Settings
-from hourglass.spec import TuneJob, dump, load, load_kind, parse
+from hourglass.tune_job import TuneJob
 
 BASE = """\
 kind: train

@@ -14,7 +14,7 @@ def check(
     """Validate a job file and print what it resolves to; reports every mistake at once."""
     import yaml
 
-    from hourglass.spec import dump, load
+    from hourglass.job_files import dump, load
 
     typer.echo(yaml.safe_dump(dump(load(file, overrides or ())), sort_keys=False), nl=False)
 
@@ -28,13 +28,13 @@ def schema(
 
     from pydantic import TypeAdapter
 
-    from hourglass import spec, storage
+    from hourglass import spec, storage, tune_job
     from hourglass.serving import schemas
 
     every: dict[str, TypeAdapter[Any]] = {
         "train": spec.TRAIN,
         "score": spec.SCORE,
-        "tune": spec.TUNE,
+        "tune": tune_job.TUNE,
         "serve": schemas.SERVE,
     }
     for name, adapter in every.items():
@@ -49,7 +49,8 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the run did before.")] = False,
 ) -> None:
     """Train the model of a job file; the same command again resumes, or finds it finished."""
-    from hourglass.spec import TrainJob, load_kind
+    from hourglass.job_files import load_kind
+    from hourglass.spec import TrainJob
 
     job = load_kind(TrainJob, file, overrides or ())
     from hourglass import run
@@ -83,7 +84,8 @@ def score(
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace what the output holds.")] = False,
 ) -> None:
     """Write codes, hashes and anomaly scores of every row; the same command again finishes it."""
-    from hourglass.spec import ScoreJob, load_kind
+    from hourglass.job_files import load_kind
+    from hourglass.spec import ScoreJob
 
     job = load_kind(ScoreJob, file, overrides or ())
     from hourglass import run

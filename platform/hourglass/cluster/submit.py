@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from hourglass import spec
+from hourglass import job_files
 from hourglass.cluster import start
 from hourglass.cluster.connect import ray_environment, refresh_ray
 from hourglass.cluster.probe import check_dashboard, is_loopback
@@ -60,14 +60,14 @@ def plan(
     job: str | None = None,
 ) -> Plan:
     """What to send for a job file, checked with its overrides. Raises SpecError, ClusterError."""
-    loaded = spec.load(file, overrides)
+    loaded = job_files.load(file, overrides)
     name = job or f"{loaded.kind}-{secrets.token_hex(4)}"
     if not _NAME.fullmatch(name):
         raise ClusterError(
             f"--id {name}: allowed are up to 64 letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
-    content = yaml.safe_dump(_rooted(spec.dump(loaded)), sort_keys=False)
+    content = yaml.safe_dump(_rooted(job_files.dump(loaded)), sort_keys=False)
     return Plan(name, f"hourglass {loaded.kind} job.yaml", content, job_environment(settings))
 
 

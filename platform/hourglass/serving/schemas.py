@@ -18,8 +18,9 @@ from pydantic import (
 
 from hourglass import spec_errors
 from hourglass.errors import SpecError
-from hourglass.spec import RegistryName, Uri, set_field
+from hourglass.spec import RegistryName, Uri
 from hourglass.strict import Strict
+from hourglass.trees import set_field
 
 
 class ModelRef(Strict):

@@ -215,11 +215,11 @@ def _named(record: dict[str, float]) -> dict[str, float]:
 
 
 def _who(job: "TrainJob") -> dict[str, Any]:
-    from hourglass import __version__, spec
+    from hourglass import __version__, job_files
 
     return {
         "run": job.run_name,
         "experiment": job.track.experiment,
-        "job": spec.dump(job),
+        "job": job_files.dump(job),
         "hourglass": __version__,
     }

@@ -11,8 +11,9 @@ from hourglass.data.feed import Feed
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
 from hourglass.errors import SpecError
+from hourglass.job_files import dump
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.spec import TrainJob, dump
+from hourglass.spec import TrainJob
 from hourglass.training import members
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate

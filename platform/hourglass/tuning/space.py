@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from hourglass import spec
+from hourglass import job_files, trees
 from hourglass.errors import SpecError
-from hourglass.spec import TrainJob, TuneJob
+from hourglass.spec import TrainJob
 from hourglass.sweeps import Values
+from hourglass.tune_job import TuneJob
 
 MISTAKES = re.compile(r"\d+ mistakes?")
 REPEATS = 1000
@@ -92,10 +93,10 @@ def _point(sweep: TuneJob, chosen: dict[str, Any]) -> Point:
     try:
         for path, value in chosen.items():
             conditions = sweep.space[path].when.items()
-            if all(spec.field_at(tree, field) == wanted for field, wanted in conditions):
+            if all(trees.field_at(tree, field) == wanted for field, wanted in conditions):
                 values[path] = value
-                spec.put(tree, path, copy.deepcopy(value), f"space.{path}")
-        job = spec.parse(tree)
+                trees.put(tree, path, copy.deepcopy(value), f"space.{path}")
+        job = job_files.parse(tree)
     except SpecError as error:
         return Point(values, None, one_line(error))
     assert isinstance(job, TrainJob)  # its kind is the base's

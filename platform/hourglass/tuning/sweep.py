@@ -25,10 +25,11 @@ from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import fetch
 from hourglass.errors import ClusterError, DataError, SpecError
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob, TuneJob
+from hourglass.spec import TrainJob
 from hourglass.training import launch
 from hourglass.training.complete import Run
 from hourglass.training.launch import Measured
+from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard
 from hourglass.tuning.judge import pca_errors
 from hourglass.tuning.leaderboard import METRICS, Entry, Leaderboard

@@ -1,0 +1,73 @@
+"""Job files: one YAML file becomes one job.
+
+Two layers only: the file, then `--set a.b=value`. Every mistake of a file is reported at once.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from hourglass import spec_errors
+from hourglass.errors import SpecError
+from hourglass.spec import ScoreJob, TrainJob
+from hourglass.trees import set_field
+from hourglass.tune_job import TuneJob
+
+AnyJob = TrainJob | ScoreJob | TuneJob
+JOB: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
+    """The validated job in a YAML file, with `a.b=value` overrides applied before validation.
+
+    Raises: SpecError listing every mistake: path, found, allowed, nearest name.
+    """
+    tree, lines = spec_errors.read_yaml(path)
+    _read_base(tree, Path(path))
+    for override in overrides:
+        place = set_field(tree, override)
+        lines = {steps: at for steps, at in lines.items() if steps[: len(place)] != place}
+        lines[place] = spec_errors.SET
+    if isinstance(tree, dict):
+        tree.setdefault("name", Path(path).stem)
+    try:
+        return JOB.validate_python(tree)
+    except ValidationError as error:
+        raise SpecError(spec_errors.explain(str(path), error, JOB, lines)) from None
+
+
+def _read_base(tree: dict[str, Any], path: Path) -> None:
+    """Put the job that `base` names into its place. Raises SpecError with that file's mistakes."""
+    base = tree.get("base")
+    if tree.get("kind") == "tune" and isinstance(base, str):
+        path = path.parent / base
+        load_kind(TrainJob, path)
+        tree["base"], _ = spec_errors.read_yaml(path)
+    if isinstance(tree.get("base"), dict):
+        tree["base"].setdefault("name", path.stem)
+
+
+Kind = TypeVar("Kind", TrainJob, ScoreJob, TuneJob)
+
+
+def load_kind(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
+    """`load`, for a command that runs one kind of job. Raises SpecError for the other kinds."""
+    job = load(path, overrides)
+    if not isinstance(job, kind):
+        raise SpecError(f"{path}: a {job.kind} job; run it with `hourglass {job.kind} {path}`")
+    return job
+
+
+def parse(tree: dict[str, Any]) -> AnyJob:
+    """The validated job in a plain dictionary. Raises SpecError."""
+    try:
+        return JOB.validate_python(tree)
+    except ValidationError as error:
+        raise SpecError(spec_errors.explain("job", error, JOB, {})) from None
+
+
+def dump(job: AnyJob) -> dict[str, Any]:
+    """The resolved job as plain JSON values; `parse(dump(job)) == job`."""
+    return job.model_dump(mode="json", by_alias=True, exclude_none=True)
