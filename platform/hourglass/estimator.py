@@ -12,29 +12,21 @@ from inspect import signature
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from hourglass import artifact, job_files, parameters, storage
-from hourglass.artifact import Artifact
+from hourglass import artifact, in_memory, job_files, parameters, storage
 from hourglass.data import arrays
 from hourglass.data.arrays import VECTOR, Rows
-from hourglass.data.feed import MemoryFeed
 from hourglass.errors import ArtifactError, DataError, SpecError
 from hourglass.inference import generate
 from hourglass.inference.layers import deep_features
 from hourglass.inference.neighbours import Index
 from hourglass.inference.predictor import Predictor
 from hourglass.spec import TrainJob
-from hourglass.training import members, provenance
-from hourglass.training.build import build, feature_record
-from hourglass.training.calibrate import calibrate
-from hourglass.training.collective import Alone
-from hourglass.training.knobs import certify
 from hourglass.training.state import Record
 
 Kind = TypeVar("Kind", bound=np.generic)
@@ -151,60 +143,13 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         TrainingError when a value becomes non-finite.
         """
         rows, vector = self._rows(X, reset=True)
-        job = self._job(vector)
         names = None if vector else getattr(self, "feature_names_in_", None)
-        missing = job.data.missing
-        schema = arrays.schema(rows, vector or VECTOR, names, missing)
-        features, held, dropped = arrays.split(rows, schema, missing, job.data.holdout)
-        stats = arrays.figures(features[~held], schema)
-        counted = provenance.account(
-            job,
-            stats,
-            schema.feature_names,
-            train=int((~held).sum()),
-            holdout=int(held.sum()),
-            dropped=dropped,
-            imputed=int((~np.isfinite(features)).sum()),
-        )
-        self.dataset_ = {"rows": len(rows), **counted}
-        device = _device(job)
-        feed = MemoryFeed(features, held, batch_rows=job.train.batch_rows, seed=job.train.seed)
-        say = print if self.verbose else _silent
-        say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
-            "{imputed_cells} cells imputed".format(**self.dataset_))  # fmt: skip
-
-        def tell(kind: str, payload: Any) -> None:
-            say(_line(payload, job) if kind == "epoch" else payload)
-
-        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-            certificate = certify(build(job, stats).to(device), feed, device)
-            trained = members.train(job, stats, feed, Alone(), device, tell)
-        lead, *others = trained.modules
-        calibration, golden, agreement = calibrate(
-            [lead, *others], job.train.combine, feed, Alone(), job.quantile, device
-        )
-        manifest = artifact.Manifest(
-            format=artifact.FORMAT,
-            name="autoencoder",
-            model=job.model,
-            unit_data=job.unit_data,
-            features=feature_record(job, schema, lead),
-            calibration=calibration,
-            metrics=trained.best | agreement,
-            job=job_files.dump(job),
-            provenance={
-                "dataset": self.dataset_,
-                **provenance.software("scikit-learn"),
-                "live_knobs": certificate,
-                "history": trained.history,
-            },
-            files={},
-            ensemble=trained.ensemble,
-        )
-        for module in trained.modules:
-            module.eval().requires_grad_(False)
-        made = Artifact(manifest, lead, "", tuple(others))
-        return self._adopt(Predictor(made, str(device)), golden)
+        usual = {name: what.default for name, what in signature(type(self)).parameters.items()}
+        vector = vector or VECTOR
+        job = parameters.job_of(self.get_params(deep=False), usual, vector, names)
+        fitted = in_memory.fit(job, rows, vector, names, print if self.verbose else _silent)
+        self.dataset_ = fitted.dataset
+        return self._adopt(Predictor(fitted.artifact, str(fitted.device)), fitted.golden)
 
     def encode(self, X: Any, layer: int | None = None) -> NDArray[np.float32]:
         """Codes (B, K), or what encoder layer `layer`, counted from 1, makes of the rows."""
@@ -364,27 +309,6 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "infinity here: fit with missing='mean', or clean the rows"
             )
         return rows, vector
-
-    def _job(self, vector: str | None) -> TrainJob:
-        """The parameters as a validated job. Raises SpecError."""
-        usual = {name: what.default for name, what in signature(type(self)).parameters.items()}
-        names = None if vector else getattr(self, "feature_names_in_", None)
-        return parameters.job_of(self.get_params(deep=False), usual, vector or VECTOR, names)
-
-
-def _device(job: TrainJob) -> torch.device:
-    """Raises SpecError when a GPU is asked for and there is none."""
-    found = torch.cuda.is_available()
-    if job.scale.accelerator == "gpu" and not found:
-        raise SpecError("accelerator: gpu; PyTorch sees none on this machine")
-    return torch.device("cuda" if found and job.scale.accelerator != "cpu" else "cpu")
-
-
-def _line(record: Record, job: TrainJob) -> str:
-    whose = f"member {record['member']:g}/{job.train.seeds}  " if "member" in record else ""
-    held = f"  holdout {record['holdout_mse']:.5f}" if "holdout_mse" in record else ""
-    epoch = f"epoch {record['epoch']:g}/{job.train.epochs}"
-    return f"{epoch}  {whose}loss {record['loss']:.5f}{held}"
 
 
 def _silent(text: str) -> None:

@@ -8,24 +8,15 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from hourglass import artifact, run, storage
-from hourglass.cluster.connect import connection
-from hourglass.data import reading, stats
-from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
-from hourglass.data.manifest import Manifest
-from hourglass.data.plan import GroupCount
-from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import DataError, SpecError, TrainingError
 from hourglass.inference.predictor import Predictor
 from hourglass.job_files import parse
@@ -33,47 +24,28 @@ from hourglass.report import report
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.tracking import mlflow
-from hourglass.training import launch, state
-from hourglass.training.build import build
+from hourglass.training import launch
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.launch import Outcome
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from training_kit import Run, generated, same_bits, timeless
-
-ROWS = generated(400, 8)
+from cluster_kit import ROWS, in_process, processes, project, write, write_shards
+from training_kit import same_bits, timeless
 
 
 @pytest.fixture(scope="module")
 def home(s3: str) -> Iterator[Path]:
-    """A project folder and a cluster of two CPUs, which knows the bucket and leaves no process."""
-    folder = Path(tempfile.mkdtemp(prefix="hgt", dir="/tmp"))
-    settings = Settings(home=folder / "home", temp_dir=str(folder / "ray"))
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    with connection(cpus=2, settings=settings):
+    """The cluster knows the bucket: its variables were there first."""
+    with project() as folder:
         yield folder
-    deadline, left = time.monotonic() + 20, {0}
-    while left and time.monotonic() < deadline:
-        time.sleep(0.2)
-        children = psutil.Process().children(recursive=True)
-        left = {c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE} - before
-    shutil.rmtree(folder, ignore_errors=True)
-    assert not left
 
 
 @pytest.fixture
 def shards(home: Path) -> Iterator[Path]:
-    """Two shards of 200 rows in row groups of 60."""
     folder = Path(tempfile.mkdtemp(dir=home))
-    for number in range(2):
-        write(folder / f"part-{number}.parquet", ROWS[200 * number : 200 * (number + 1)])
-    yield folder
+    yield write_shards(folder)
     shutil.rmtree(folder)
-
-
-def write(path: Path, rows: np.ndarray) -> None:
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-    pq.write_table(pa.table({"x": vectors}), path, row_group_size=60, write_page_checksum=True)
 
 
 def job(
@@ -133,39 +105,6 @@ def weights(outcome: Outcome) -> dict[str, np.ndarray]:
 
 def history(outcome: Outcome) -> list[dict[str, float]]:
     return timeless(outcome.manifest.provenance["history"])
-
-
-def in_process(made: TrainJob, shards: Path) -> Run:
-    """The same run without Ray, reading with plain Python."""
-    found, schema = open_dataset(str(shards), None)
-    assert isinstance(found, Manifest)
-    columns = feature_schema(found, schema, made.data.features, made.data.missing)
-    rows = reading.of(found, columns, made.data.missing, made.data.holdout)
-    parts, features, masks, counts = [], [], [], []
-    for shard, group in reading.groups(found.shards):
-        for _, chunk, held, _ in rows.chunks(shard, group):
-            parts.append(stats.measure(chunk[~held]))
-            features.append(chunk)
-            masks.append(held)
-            counts.append(GroupCount(shard, group, int((~held).sum()), int(held.sum())))
-    common = {"batch_rows": made.train.batch_rows, "seed": made.train.seed}
-    feed: Feed
-    if made.data.cache == "memory":
-        feed = MemoryFeed(np.concatenate(features), np.concatenate(masks), **common)
-    else:
-        feed = StreamFeed(
-            counts,
-            partial(read_all, rows),
-            columns=columns.width,
-            window_rows=made.data.shuffle_rows,
-            **common,
-        )
-    return Run(made, feed, state.fresh(build(made, stats.merge_all(parts)), made.train))
-
-
-def read_all(rows: reading.Rows, slices: Any) -> Iterator[np.ndarray]:
-    for part in slices:
-        yield from rows.read_slice(part)
 
 
 def test_two_workers_pretrain_and_share_a_batch_wide_code(home: Path, shards: Path) -> None:
@@ -351,15 +290,7 @@ def test_a_killed_ensemble_goes_on_in_the_member_it_was_in(home: Path, shards: P
 
 def train_workers() -> set[int]:
     """Processes of this cluster's train workers."""
-    found = set()
-    for child in psutil.Process().children(recursive=True):
-        try:
-            title = "".join(child.cmdline()[:1])
-        except psutil.Error:
-            continue
-        if title.startswith("ray::RayTrainWorker"):
-            found.add(child.pid)
-    return found
+    return processes("ray::RayTrainWorker")
 
 
 class Counting(threading.Thread):

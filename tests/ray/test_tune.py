@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -10,67 +9,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from hourglass import artifact
-from hourglass.cluster.connect import connection
-from hourglass.data import reading, stats
-from hourglass.data.feed import MemoryFeed
-from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import DataError
 from hourglass.job_files import parse
 from hourglass.report.referee import pca
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
-from hourglass.training import state
-from hourglass.training.build import build
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard, sweep
 from hourglass.tuning.leaderboard import Leaderboard
 from hourglass.tuning.space import points
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from training_kit import Run, generated, same_bits, timeless
+from cluster_kit import ROWS, in_process, processes, project, write, write_shards
+from training_kit import same_bits, timeless
 
-ROWS = generated(400, 8)
 WIDTHS = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 0], [6, 4]]}}
 
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """A project folder and a cluster of two CPUs, which leaves no process behind."""
-    folder = Path(tempfile.mkdtemp(prefix="hgt", dir="/tmp"))
-    settings = Settings(home=folder / "home", temp_dir=str(folder / "ray"))
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    with connection(cpus=2, settings=settings):
+    with project() as folder:
         yield folder
-    deadline, left = time.monotonic() + 20, {0}
-    while left and time.monotonic() < deadline:
-        time.sleep(0.2)
-        children = psutil.Process().children(recursive=True)
-        left = {c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE} - before
-    shutil.rmtree(folder, ignore_errors=True)
-    assert not left
 
 
 @pytest.fixture(scope="module")
 def shards(home: Path) -> Path:
-    """Two shards of 200 rows in row groups of 60."""
     folder = home / "rows"
     folder.mkdir()
-    for number in range(2):
-        write(folder / f"part-{number}.parquet", ROWS[200 * number : 200 * (number + 1)])
-    return folder
-
-
-def write(path: Path, rows: np.ndarray) -> None:
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-    pq.write_table(pa.table({"x": vectors}), path, row_group_size=60, write_page_checksum=True)
+    return write_shards(folder)
 
 
 def job(shards: Path, space: dict[str, Any], concurrency: Any = "auto", **train: Any) -> TuneJob:
@@ -113,26 +85,6 @@ class Heard:
 
 def tune(made: TuneJob, folder: Path, heard: Heard | None = None, **how: Any) -> Leaderboard:
     return sweep.run(made, Settings(home=folder), heard or Heard(), **how)
-
-
-def in_process(made: TrainJob, shards: Path) -> Run:
-    """The same run without Ray, reading with plain Python."""
-    found, schema = open_dataset(str(shards), None)
-    columns = feature_schema(found, schema, made.data.features, made.data.missing)
-    rows = reading.of(found, columns, made.data.missing, made.data.holdout)
-    parts, features, masks = [], [], []
-    for shard, group in reading.groups(found.shards):
-        for _, chunk, held, _ in rows.chunks(shard, group):
-            parts.append(stats.measure(chunk[~held]))
-            features.append(chunk)
-            masks.append(held)
-    feed = MemoryFeed(
-        np.concatenate(features),
-        np.concatenate(masks),
-        batch_rows=made.train.batch_rows,
-        seed=made.train.seed,
-    )
-    return Run(made, feed, state.fresh(build(made, stats.merge_all(parts)), made.train))
 
 
 def assert_like_in_process(folder: Path, trial: str, made: TrainJob, shards: Path) -> None:
@@ -257,22 +209,9 @@ class KillingOnce(threading.Thread):
         while not self.killed and time.monotonic() < deadline:
             time.sleep(0.05)
             if len(list(self.trials.glob("*/checkpoints/*/COMMIT.json"))) >= 2:
-                for pid in trial_workers():
+                for pid in processes("ray::ImplicitFunc"):
                     psutil.Process(pid).kill()
                     self.killed += 1
-
-
-def trial_workers() -> set[int]:
-    """Processes of this cluster that run trials."""
-    found = set()
-    for child in psutil.Process().children(recursive=True):
-        try:
-            title = "".join(child.cmdline()[:1])
-        except psutil.Error:
-            continue
-        if title.startswith("ray::ImplicitFunc"):
-            found.add(child.pid)
-    return found
 
 
 def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hourglass import job_files, spec, tune_job
+from hourglass.errors import SpecError
 from hourglass.serving import schemas
 from hourglass.tuning.space import points
 
@@ -79,5 +80,5 @@ def test_a_header_without_its_words_is_noticed(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"kind": "train"}))
     with pytest.raises((AssertionError, IndexError)):
         test_headers_say_purpose_cost_and_result(path)
-    with pytest.raises(spec.SpecError):
+    with pytest.raises(SpecError):
         job_files.load(path)

@@ -19,6 +19,8 @@ from hourglass.training.step import noise_seed
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import (
+    CPU,
+    STILL,
     Run,
     batches,
     fresh,
@@ -26,6 +28,7 @@ from training_kit import (
     held_out,
     job,
     memory_feed,
+    ready,
     run,
     same_bits,
     weights,
@@ -113,12 +116,7 @@ def test_the_first_weights_are_a_function_of_the_seed_alone() -> None:
 
 def test_figures_are_numpys() -> None:
     """With rates of almost nothing, every step sees the first weights; draws are those of its seed."""
-    still = job(
-        {"preset": "adversarial", "adversary": {"weight": 0.3, "lr": 1e-30}},
-        epochs=1,
-        batch_rows=50,
-        optimizer={"kind": "sgd", "lr": 1e-30},
-    )
+    still = job({"preset": "adversarial", "adversary": {"weight": 0.3, "lr": 1e-30}}, **STILL)
     made = run(still, ROWS)
     record, rival = made.records[0], made.state.discriminator
     assert rival is not None
@@ -156,15 +154,13 @@ def test_a_gradient_of_the_discriminator_that_is_not_finite_is_named() -> None:
     """Draws so far off that their products overflow, while the model's own gradient is finite."""
     far = {"prior": {"kind": "mixture", "radius": 3e38}}
     made = job({"preset": "adversarial", "adversary": far})
-    certify(
-        fresh(made, ROWS).module, memory_feed(made, ROWS), torch.device("cpu")
-    )  # does not throw
+    certify(fresh(made, ROWS).module, memory_feed(made, ROWS), CPU)  # does not throw
     sentence = (
         r"stopped at step 0 \(epoch 1\): worker 0: gradient of discriminator\.\d\.weight is NaN or "
         "infinite. The last checkpoint is kept; lower the learning rate or look at the rows"
     )
     with pytest.raises(TrainingError, match=sentence):
-        Run(made, memory_feed(made, ROWS), fresh(made, ROWS)).fit()
+        ready(made, ROWS).fit()
 
 
 def test_a_broken_discriminator_is_named_by_the_term() -> None:

@@ -18,6 +18,7 @@ from hourglass.training.step import loss_terms, train_step
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import (
+    STILL,
     Planted,
     Run,
     batches,
@@ -26,6 +27,7 @@ from training_kit import (
     held_out,
     job,
     memory_feed,
+    ready,
     run,
     same_bits,
     timeless,
@@ -79,13 +81,8 @@ def numpy_pass(w: dict[str, np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, 
 
 
 def test_metrics_are_numpys() -> None:
-    """With a learning rate of almost nothing, every step sees the first weights."""
-    still = job(
-        {"penalties": [{"kind": "sparsity_kl", "rho": 0.2, "beta": 0.3}]},
-        epochs=1,
-        batch_rows=50,
-        optimizer={"kind": "sgd", "lr": 1e-30},
-    )
+    """Every step sees the first weights."""
+    still = job({"penalties": [{"kind": "sparsity_kl", "rho": 0.2, "beta": 0.3}]}, **STILL)
     made = run(still, ROWS)
     record, held = made.records[0], held_out(len(ROWS))
     clean, code, output = numpy_pass(weights(made.state), ROWS.astype(np.float64))
@@ -110,7 +107,7 @@ def test_metrics_are_numpys() -> None:
 def test_rows_per_second_counts_the_rows_of_this_sitting() -> None:
     """A run resumed in the middle of an epoch divides the rows it has seen itself."""
     spec = job(epochs=1)
-    made = Run(spec, memory_feed(spec, ROWS), fresh(spec, ROWS))
+    made = ready(spec, ROWS)
     seen = sum(batch.total for batch in made.feed.train(0, 5))
     made.state.step = made.state.epoch_step = 5
     rates = []
@@ -126,7 +123,7 @@ def test_early_stopping_keeps_the_best_weights() -> None:
     rows = generated(60)
     spec = job(epochs=60, optimizer={"kind": "adam", "lr": 0.3}, early_stop={"patience": 4})
     kept: dict[int, dict[str, np.ndarray]] = {}
-    made = Run(spec, memory_feed(spec, rows), fresh(spec, rows))
+    made = ready(spec, rows)
     final = made.fit(lambda state: kept.update({state.epoch: weights(state)}))
     errors = [record["holdout_mse"] for record in made.records]
     best = int(np.argmin(errors))
@@ -154,7 +151,7 @@ def test_without_a_holdout_the_last_weights_stay() -> None:
 def test_schedules_are_applied_step_by_step(schedule: dict, rates: list[float]) -> None:
     spec = job(epochs=2, batch_rows=68, schedule=schedule, checkpoint_every_steps=1)
     seen: list[float] = []
-    made = Run(spec, memory_feed(spec, ROWS), fresh(spec, ROWS))
+    made = ready(spec, ROWS)
     made.fit(lambda state: seen.append(state.optimizer.param_groups[0]["lr"]))
     assert seen == pytest.approx([0.01 * rate for rate in rates])
     assert made.records[-1]["lr"] == seen[-1]
@@ -166,7 +163,7 @@ def test_clip_bounds_the_gradient_norm() -> None:
     def moved(clip: float | None) -> float:
         sgd = {"kind": "sgd", "lr": 1.0}
         spec = job(epochs=1, batch_rows=500, optimizer=sgd, clip_norm=clip)
-        made = Run(spec, memory_feed(spec, ROWS), fresh(spec, ROWS))
+        made = ready(spec, ROWS)
         before = [p.detach().clone() for p in made.state.module.parameters()]
         made.fit()
         after = [p.detach() for p in made.state.module.parameters()]
@@ -232,7 +229,7 @@ def test_missing_cells_are_imputed_and_never_blamed() -> None:
 
 
 def test_an_infinite_weight_is_named() -> None:
-    made = Run(spec := job(), memory_feed(spec, ROWS), fresh(spec, ROWS))
+    made = ready(job(), ROWS)
     with torch.no_grad():
         made.state.module.network.decoder[1].weight[0, 0] = math.inf
     assert stopped(made) == (
@@ -244,7 +241,7 @@ def test_an_infinite_weight_is_named() -> None:
 def test_a_learning_rate_a_million_times_too_high_stops() -> None:
     linear = {"network": {"widths": [8, 3], "activation": "linear"}}
     spec = job(linear, optimizer={"kind": "sgd", "lr": 0.1 * 1e6})
-    text = stopped(Run(spec, memory_feed(spec, ROWS), fresh(spec, ROWS)))
+    text = stopped(ready(spec, ROWS))
     assert re.match(
         r"stopped at step [1-9]\d* \(epoch 1\): worker 0: \S.* is NaN or infinite", text
     )
@@ -253,7 +250,7 @@ def test_a_learning_rate_a_million_times_too_high_stops() -> None:
 def test_a_holdout_error_that_overflows_stops_before_it_is_recorded() -> None:
     rows = ROWS.copy()
     rows[0] = 3e38
-    made = Run(spec := job(epochs=2), memory_feed(spec, rows), fresh(spec, rows))
+    made = ready(job(epochs=2), rows)
     assert stopped(made) == (
         "stopped after step 9 (epoch 1): holdout_mse is NaN or infinite. " + ADVICE
     )
@@ -275,9 +272,7 @@ def test_a_nested_code_has_an_error_at_every_width() -> None:
     settings = {"epochs": 20, "optimizer": {"kind": "adam", "lr": 0.01}}
     runs = []
     for model in (nested, {"network": {"widths": [8, 3]}}):
-        made = job(model, **settings)
-        run = Run(made, memory_feed(made, rows), fresh(made, rows))
-        runs.append(run.fit())
+        runs.append(ready(job(model, **settings), rows).fit())
     record = runs[0].history[-1]
     curve = [record["holdout_mse_at_1"], record["holdout_mse_at_2"], record["holdout_mse"]]
     assert curve == sorted(curve, reverse=True)

@@ -36,6 +36,7 @@ from training_kit import (
     held_out,
     job,
     memory_feed,
+    ready,
     same_bits,
     stream_feed,
     timeless,
@@ -290,7 +291,7 @@ def checkpoints(folder: Path) -> Checkpoints:
 def whole(made: TrainJob, folder: Path, stop: int | None = None, said: list | None = None) -> Run:
     """What a worker does: resume or pretrain, then fit; killed when `stop` is committed."""
     rows, saved = rows_of(made), checkpoints(folder)
-    run = Run(made, memory_feed(made, rows), fresh(made, rows))
+    run = ready(made, rows)
     lines = [] if said is None else said
 
     def commit(state: State) -> None:
@@ -364,10 +365,10 @@ class Pair:
                 return total
 
             def gather(self, value: Tensor) -> list[Tensor]:
-                raise NotImplementedError
+                raise AssertionError("pretraining adds over workers; it gathers nothing")
 
             def share(self, value: Any) -> list[Any]:
-                raise NotImplementedError
+                raise AssertionError("pretraining adds over workers; it shares nothing")
 
         return One()
 

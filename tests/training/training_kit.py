@@ -18,6 +18,8 @@ from hourglass.training.collective import Alone
 from hourglass.training.state import Record, State
 
 CPU = torch.device("cpu")
+STILL = {"epochs": 1, "batch_rows": 50, "optimizer": {"kind": "sgd", "lr": 1e-30}}
+"""Of a train section: with a rate of almost nothing, every step sees the first weights."""
 
 
 def generated(rows: int = 300, columns: int = 12, seed: int = 7) -> np.ndarray:
@@ -112,9 +114,14 @@ class Run:
         return self.state
 
 
+def ready(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> Run:
+    """A run on cached rows before its first step."""
+    return Run(job, memory_feed(job, rows, held), fresh(job, rows, held))
+
+
 def run(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> Run:
     """A finished run on cached rows."""
-    made = Run(job, memory_feed(job, rows, held), fresh(job, rows, held))
+    made = ready(job, rows, held)
     made.fit()
     return made
 

@@ -538,7 +538,7 @@ def test_exchanged_members_load_where_the_golden_check_is_off(
 ) -> None:
     save_artifact(tmp_path, ensemble=MEMBERS)
     HOSTILE_ENSEMBLES["members exchanged"][0](tmp_path)
-    monkeypatch.setattr(artifact, "_check_golden", nothing)
+    monkeypatch.setattr(artifact.golden, "check", nothing)
     assert len(artifact.load(str(tmp_path)).others) == 2
 
 
@@ -605,13 +605,13 @@ def nothing(*_: Any, **__: Any) -> None:
 
 # With the protection gone, the same attack loads: the refusals above are its work.
 CONTROLS = [
-    ("pickle model.pkl", artifact, "_no_other_files"),
-    ("MLmodel with code", artifact, "_no_other_files"),
+    ("pickle model.pkl", artifact.folder, "_no_other_files"),
+    ("MLmodel with code", artifact.folder, "_no_other_files"),
     ("link to weights", storage, "irregular"),
     ("hard link", storage, "irregular"),
-    ("another weight", artifact, "_check_golden"),
-    ("another golden output", artifact, "_check_golden"),
-    ("key twice", artifact, "_unique"),
+    ("another weight", artifact.golden, "check"),
+    ("another golden output", artifact.golden, "check"),
+    ("key twice", artifact.untrusted, "_unique"),
 ]
 
 
@@ -628,7 +628,7 @@ def test_nan_weights_would_be_caught_twice(
     tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     HOSTILE["NaN"][0](tiny_artifact)
-    monkeypatch.setattr(artifact, "_require_finite", nothing)
+    monkeypatch.setattr(artifact.untrusted, "require_finite", nothing)
     assert "golden rows give another code (off by nan)" in refusal(tiny_artifact)
 
 

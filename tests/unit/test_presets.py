@@ -2,6 +2,7 @@
 
 from typing import Any, get_args
 
+import jsonschema
 import pytest
 
 from hourglass.errors import SpecError
@@ -9,7 +10,7 @@ from hourglass.job_files import dump, parse
 from hourglass.model.dense import Dense
 from hourglass.model.presets import PRESETS, Preset
 from hourglass.model.spec import ModelSpec
-from hourglass.spec import TrainJob
+from hourglass.spec import TRAIN, TrainJob
 
 
 def model(**fields: Any) -> ModelSpec:
@@ -61,6 +62,27 @@ def test_anomaly_is_a_whole_job_that_a_file_may_change() -> None:
     assert parse(dump(own)) == own
     plain = job({"network": {"widths": [64, 3]}})
     assert (plain.train.seeds, plain.train.epochs, plain.model.trim) == (1, 10, 0.0)
+
+
+@pytest.mark.parametrize("name", [None, *PRESETS])
+@pytest.mark.parametrize(
+    "network", [{}, {"network": {"widths": [32, 16]}}], ids=["none", "network"]
+)
+def test_the_published_schema_asks_for_a_network_where_validation_does(
+    name: Preset | None, network: dict[str, Any]
+) -> None:
+    """An editor that checks a file by it must not complain about `model: {preset: anomaly}`."""
+    model = ({"preset": name} if name else {}) | network
+    tree = {"kind": "train", "data": {"uri": "rows", "features": {"vector": "x"}}, "model": model}
+    fits = jsonschema.Draft202012Validator(TRAIN.json_schema(by_alias=True)).is_valid(tree)
+    assert fits == (bool(network) or name == "anomaly")
+    if fits:
+        assert parse(tree).kind == "train"
+    else:
+        with pytest.raises(
+            SpecError, match=r"model\.network(\.widths)?: missing; it must be given"
+        ):
+            parse(tree)
 
 
 def test_a_resolved_job_is_the_same_job() -> None:

@@ -55,6 +55,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "trim": 0.2,
     },
 }
+WHOLE = [name for name, parts in PRESETS.items() if "widths" in parts.get("network", {})]
+"""Presets that leave nothing to say."""
 BESIDE: dict[Preset, dict[str, Any]] = {
     "anomaly": {"train": {"epochs": 30, "schedule": {"kind": "cosine"}, "seeds": 5}},
 }

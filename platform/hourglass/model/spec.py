@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from hourglass.model.activations import RANGES, Activation
 from hourglass.model.adversary import Adversary
@@ -13,7 +13,7 @@ from hourglass.model.corruption import Corruption, NoCorruption
 from hourglass.model.losses import Loss, Mse
 from hourglass.model.networks import Network
 from hourglass.model.penalties import Penalty
-from hourglass.model.presets import Preset, expand
+from hourglass.model.presets import WHOLE, Preset, expand
 from hourglass.strict import Strict
 
 CODE_LOW: dict[Activation, float] = {n: low for n, (low, high) in RANGES.items() if high < math.inf}
@@ -27,8 +27,17 @@ CODE_ACTIVATION: dict[str, tuple[Activation, str]] = {
 """The activation that a code part is defined with, and why."""
 
 
+def _network_or_whole_preset(schema: dict[str, Any]) -> None:
+    """In a file, a preset may bring the network: validation sees its fields only after that."""
+    schema["required"].remove("network")
+    schema["if"] = {"properties": {"preset": {"enum": WHOLE}}, "required": ["preset"]}
+    schema["else"] = {"required": ["network"]}
+
+
 class ModelSpec(Strict):
     """network x corruption x code x loss x penalties, and an adversary."""
+
+    model_config = ConfigDict(json_schema_extra=_network_or_whole_preset)
 
     preset: Preset | None = Field(
         None, description="A famous name: its parts, where this file names no others."

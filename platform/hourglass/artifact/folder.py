@@ -1,0 +1,211 @@
+"""The artifact's folder: written with the manifest last, loaded only where everything is as it was."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from hourglass import storage
+from hourglass.artifact import golden, untrusted
+from hourglass.artifact.manifest import (
+    FORMAT,
+    GOLDEN,
+    MANIFEST,
+    WEIGHTS,
+    Calibration,
+    Ensemble,
+    FeatureRecord,
+    FileRecord,
+    Manifest,
+    parse_manifest,
+    validated,
+)
+from hourglass.errors import ArtifactError
+from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.preprocessing import Preprocessing
+
+FILES = (MANIFEST, WEIGHTS, GOLDEN)
+MANIFEST_BYTES = 16 * 2**20
+FILE_BYTES = 16 * 2**30
+SHARED = "preprocessing."
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified model in memory: `digest` is the SHA-256 of its manifest.
+
+    `module` is the model, or the lead of an ensemble; `others` are its other members.
+    """
+
+    manifest: Manifest
+    module: AutoencoderModule
+    digest: str
+    others: tuple[AutoencoderModule, ...] = ()
+
+
+def save(
+    uri: str,
+    *,
+    module: AutoencoderModule,
+    features: FeatureRecord,
+    calibration: Calibration,
+    golden_rows: Tensor,
+    name: str,
+    metrics: dict[str, float],
+    job: dict[str, Any],
+    provenance: dict[str, Any],
+    ensemble: Ensemble | None = None,
+    others: Sequence[AutoencoderModule] = (),
+) -> str:
+    """Write the artifact to the folder `uri`, manifest last; returns its digest.
+
+    `others` are the modules of `ensemble.others`. An artifact already there is gone from the first
+    moment: its manifest is removed first.
+    Raises: ArtifactError when a number is not finite, or the folder holds other files.
+    """
+    members = [member.cpu().eval() for member in (module, *others)]
+    weights = {
+        stored[name]: value.detach().contiguous()
+        for stored, member in zip(_names(ensemble, module.state_dict()), members, strict=True)
+        for name, value in member.state_dict().items()
+    }
+    untrusted.require_finite(uri, weights)
+    recorded = golden.outputs(members, golden_rows)
+    untrusted.require_finite(uri, recorded, but="rows")
+    golden.require_rows(uri, module, recorded)
+    content = {WEIGHTS: save_tensors(weights), GOLDEN: save_tensors(recorded)}
+    fields = {
+        "format": FORMAT,
+        "name": name,
+        "model": module.spec,
+        "unit_data": module.unit_data,
+        "features": features,
+        "calibration": calibration,
+        "metrics": metrics,
+        "job": job,
+        "provenance": provenance,
+        "ensemble": ensemble,
+        "files": {
+            file: FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for file, data in content.items()
+        },
+    }
+    manifest = validated(uri, fields).model_dump(mode="json")
+    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    _make_room(uri)
+    for file, data in content.items():
+        storage.write(storage.join(uri, file), data)
+    storage.write(storage.join(uri, MANIFEST), text)
+    return hashlib.sha256(text).hexdigest()
+
+
+def _make_room(uri: str) -> None:
+    """Take the manifest away first, then what a killed save left behind."""
+    storage.remove(storage.join(uri, MANIFEST))
+    for name in storage.names(uri):
+        if name.endswith(".tmp") and name.startswith(tuple(f".{file}." for file in FILES)):
+            storage.remove(storage.join(uri, name))
+    _no_other_files(uri)
+
+
+def _names(ensemble: Ensemble | None, names: Iterable[str]) -> list[dict[str, str]]:
+    """For each member, the lead first: the names of its module's tensors, and of those in the file.
+
+    Preprocessing is the same for all members, and there once.
+    """
+    prefixes = ["", *(f"members.{number}." for number in (ensemble.others if ensemble else ()))]
+    names = list(names)
+    return [
+        {name: name if name.startswith(SHARED) else prefix + name for name in names}
+        for prefix in prefixes
+    ]
+
+
+def load(uri: str, digest: str | None = None) -> Artifact:
+    """Read, verify and rebuild the artifact at `uri`; `digest` pins the manifest it must have.
+
+    Each file is read once, and hashed, parsed and used from those same bytes. Checked: sizes,
+    hashes, names, shapes, dtypes, finiteness, and that the golden rows give the recorded outputs.
+    Raises: ArtifactError naming file and cause.
+    """
+    path = storage.join(uri, MANIFEST)
+    text = untrusted.read_file(path, MANIFEST_BYTES)
+    found = hashlib.sha256(text).hexdigest()
+    if digest is not None and found != digest:
+        raise ArtifactError(f"{uri}: manifest digest is {found[:12]}, registered is {digest[:12]}")
+    manifest = parse_manifest(path, text)
+    _no_other_files(uri)
+    weights = _tensors(uri, WEIGHTS, manifest)
+    recorded = _tensors(uri, GOLDEN, manifest)
+    members = _build(uri, manifest, weights)
+    golden.check(storage.join(uri, GOLDEN), members, recorded)
+    return Artifact(manifest, members[0], found, tuple(members[1:]))
+
+
+def _no_other_files(uri: str) -> None:
+    extra = [name for name in storage.names(uri) if name not in FILES]
+    if extra:
+        raise ArtifactError(
+            f"{uri}: unexpected file '{extra[0]}'; an artifact holds {', '.join(sorted(FILES))}"
+        )
+
+
+def _tensors(uri: str, file: str, manifest: Manifest) -> dict[str, Tensor]:
+    path = storage.join(uri, file)
+    record = manifest.files.get(file)  # type: ignore[call-overload]
+    if record is None:
+        raise ArtifactError(f"{path}: not listed in {MANIFEST}")
+    data = untrusted.read_file(path, min(record.bytes, FILE_BYTES))
+    if len(data) != record.bytes:
+        raise ArtifactError(f"{path}: {len(data)} bytes, the manifest says {record.bytes}")
+    found = hashlib.sha256(data).hexdigest()
+    if found != record.sha256:
+        raise ArtifactError(
+            f"{path}: SHA-256 is {found[:12]}, the manifest says {record.sha256[:12]}; the file was changed"
+        )
+    return untrusted.parse_tensors(path, data)
+
+
+def _build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> list[AutoencoderModule]:
+    """The members, the lead first, from tensors that have the names and shapes of the spec."""
+    path = storage.join(uri, WEIGHTS)
+    features = manifest.features
+    try:
+        with torch.device("meta"):  # shapes first: a hostile spec must not make us allocate
+            module = _module(manifest)
+    except ValueError as error:
+        raise ArtifactError(f"{storage.join(uri, MANIFEST)}: {error}") from None
+    own = module.state_dict()
+    every = _names(manifest.ensemble, own)
+    expected = {stored: own[name] for names in every for name, stored in names.items()}
+    if sorted(expected) != sorted(weights):
+        odd = sorted(set(expected) ^ set(weights))[0]
+        raise ArtifactError(f"{path}: tensor '{odd}' does not fit the spec")
+    for name, tensor in sorted(weights.items()):
+        want = expected[name]
+        if tensor.shape != want.shape or tensor.dtype != want.dtype:
+            raise ArtifactError(
+                f"{path}: tensor '{name}' is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"the spec implies {want.dtype} {tuple(want.shape)}"
+            )
+    kept = weights["preprocessing.kept_F"]
+    if int(kept.min()) < 0 or int(kept.max()) >= features.width or bool((kept.diff() <= 0).any()):
+        raise ArtifactError(f"{path}: tensor 'preprocessing.kept_F' is not a choice of columns")
+    members = []
+    for names in every:
+        with torch.device("meta"):
+            member = _module(manifest).to_empty(device="cpu")
+        member.load_state_dict({name: weights[stored] for name, stored in names.items()})
+        members.append(member.eval().requires_grad_(False))
+    return members
+
+
+def _module(manifest: Manifest) -> AutoencoderModule:
+    features = manifest.features
+    preprocessing = Preprocessing(features.width, features.kept)
+    return AutoencoderModule(manifest.model, preprocessing, manifest.unit_data)

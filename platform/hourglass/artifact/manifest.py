@@ -1,0 +1,124 @@
+"""What an artifact says of itself: everything about the model but its numbers."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from hourglass.artifact import untrusted
+from hourglass.data.schema import FeatureSchema, Missing
+from hourglass.errors import ArtifactError
+from hourglass.model.dense import Units
+from hourglass.model.ensemble import MOST_MEMBERS, Combine
+from hourglass.model.spec import ModelSpec
+from hourglass.strict import Strict
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+GOLDEN = "golden.safetensors"
+
+
+class FileRecord(Strict):
+    """Size and SHA-256 of one file of the artifact."""
+
+    bytes: NonNegativeInt
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class FeatureRecord(Strict):
+    """The features a raw row must have."""
+
+    vector: str | None
+    columns: tuple[str, ...]
+    width: Units
+    dtype: Literal["uint8", "float32", "float64"]
+    kept: Units
+    missing: Missing
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        if self.kept > self.width:
+            raise ValueError(f"kept is {self.kept}, width is {self.width}")
+        if len(self.columns) != (self.width if self.vector is None else 0):
+            raise ValueError(f"{len(self.columns)} columns do not make a row of width {self.width}")
+        return self
+
+    @property
+    def schema_(self) -> FeatureSchema:
+        """The same as the data room's value object."""
+        return FeatureSchema(self.vector, self.columns, self.width, self.dtype)
+
+
+class Calibration(Strict):
+    """Scores of the holdout rows: quantiles, and the threshold at the job's quantile."""
+
+    rows: NonNegativeInt
+    quantile: float
+    threshold: float
+    quantiles: dict[str, float]
+    hash_threshold: tuple[float, ...]
+
+
+class Ensemble(Strict):
+    """Members that score together; `lead`, counted from 1 in order of seed, answers all else."""
+
+    members: int = Field(ge=2, le=MOST_MEMBERS)
+    lead: PositiveInt
+    combine: Combine
+
+    @model_validator(mode="after")
+    def _the_lead_is_a_member(self) -> Self:
+        if self.lead > self.members:
+            raise ValueError(f"lead is member {self.lead}, there are {self.members}")
+        return self
+
+    @property
+    def others(self) -> list[int]:
+        """The numbers of the other members."""
+        return [number for number in range(1, self.members + 1) if number != self.lead]
+
+
+class Manifest(Strict):
+    """Everything about the model but its numbers."""
+
+    format: Literal[1]
+    name: str
+    model: ModelSpec
+    unit_data: bool
+    features: FeatureRecord
+    calibration: Calibration
+    metrics: dict[str, float]
+    job: dict[str, Any]
+    provenance: dict[str, Any]
+    files: dict[Literal["model.safetensors", "golden.safetensors"], FileRecord]
+    ensemble: Ensemble | None = None
+
+    @model_validator(mode="after")
+    def _one_threshold_per_unit(self) -> Self:
+        found, width = len(self.calibration.hash_threshold), self.model.network.code_width
+        if found != width:
+            raise ValueError(f"{found} hash thresholds for a code of {width} units")
+        return self
+
+
+def parse_manifest(path: str, text: bytes) -> Manifest:
+    """The manifest in the bytes of the file `path`. Raises ArtifactError."""
+    try:
+        tree = untrusted.parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not JSON ({error})") from None
+    version = tree.get("format") if isinstance(tree, dict) else None
+    if version != FORMAT:
+        raise ArtifactError(f"{path}: format {version!r}, this version reads format {FORMAT}")
+    return validated(path, tree)
+
+
+def validated(path: str, tree: Any) -> Manifest:
+    """The manifest of these fields. Raises ArtifactError naming the first that does not fit."""
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(step) for step in first["loc"])
+        cause = first.get("ctx", {}).get("error", first["msg"].lower())
+        raise ArtifactError(f"{path}: {field + ': ' if field else ''}{cause}") from None

@@ -1,0 +1,125 @@
+"""A run on rows at hand: the same loop, calibration and manifest as on a cluster, in this process.
+
+Shapes: B rows, C columns.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hourglass import artifact, job_files
+from hourglass.artifact import Artifact
+from hourglass.data import arrays
+from hourglass.data.arrays import Rows
+from hourglass.data.feed import MemoryFeed
+from hourglass.data.schema import FeatureSchema
+from hourglass.data.stats import Stats
+from hourglass.errors import SpecError
+from hourglass.spec import TrainJob
+from hourglass.training import members, provenance
+from hourglass.training.build import build, feature_record
+from hourglass.training.calibrate import calibrate
+from hourglass.training.collective import Alone
+from hourglass.training.knobs import certify
+from hourglass.training.state import Record
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model that was trained here: it has no digest before it is saved."""
+
+    artifact: Artifact
+    golden: Tensor
+    """Its golden rows (B, C)."""
+    dataset: dict[str, Any]
+    device: torch.device
+
+
+def fit(
+    job: TrainJob,
+    rows: Rows,
+    vector: str,
+    names: Sequence[str] | None,
+    say: Callable[[str], None],
+) -> Fitted:
+    """Train `job` on rows (B, C) of the column `vector`, or of the columns `names`.
+
+    Raises: SpecError for a knob that does nothing or a GPU that is not there, DataError for rows
+    that do not fit, TrainingError when a value becomes non-finite.
+    """
+    schema = arrays.schema(rows, vector, names, job.data.missing)
+    features, held, stats, dataset = _measured(job, rows, schema)
+    device = _device(job)
+    feed = MemoryFeed(features, held, batch_rows=job.train.batch_rows, seed=job.train.seed)
+    say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
+        "{imputed_cells} cells imputed".format(**dataset))  # fmt: skip
+
+    def tell(kind: str, payload: Any) -> None:
+        say(_line(payload, job) if kind == "epoch" else payload)
+
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+        certificate = certify(build(job, stats).to(device), feed, device)
+        trained = members.train(job, stats, feed, Alone(), device, tell)
+    lead, *others = trained.modules
+    calibration, golden, agreement = calibrate(
+        [lead, *others], job.train.combine, feed, Alone(), job.quantile, device
+    )
+    manifest = artifact.Manifest(
+        format=artifact.FORMAT,
+        name="autoencoder",
+        model=job.model,
+        unit_data=job.unit_data,
+        features=feature_record(job, schema, lead),
+        calibration=calibration,
+        metrics=trained.best | agreement,
+        job=job_files.dump(job),
+        provenance={
+            "dataset": dataset,
+            **provenance.software("scikit-learn"),
+            "live_knobs": certificate,
+            "history": trained.history,
+        },
+        files={},
+        ensemble=trained.ensemble,
+    )
+    for module in trained.modules:
+        module.eval().requires_grad_(False)
+    return Fitted(Artifact(manifest, lead, "", tuple(others)), golden, dataset, device)
+
+
+def _measured(
+    job: TrainJob, rows: Rows, schema: FeatureSchema
+) -> tuple[Rows, NDArray[np.bool_], Stats, dict[str, Any]]:
+    """The features, which of them are held out, the figures of the others, and what was counted."""
+    features, held, dropped = arrays.split(rows, schema, job.data.missing, job.data.holdout)
+    stats = arrays.figures(features[~held], schema)
+    counted = provenance.account(
+        job,
+        stats,
+        schema.feature_names,
+        train=int((~held).sum()),
+        holdout=int(held.sum()),
+        dropped=dropped,
+        imputed=int((~np.isfinite(features)).sum()),
+    )
+    return features, held, stats, {"rows": len(rows), **counted}
+
+
+def _device(job: TrainJob) -> torch.device:
+    """Raises SpecError when a GPU is asked for and there is none."""
+    found = torch.cuda.is_available()
+    if job.scale.accelerator == "gpu" and not found:
+        raise SpecError("accelerator: gpu; PyTorch sees none on this machine")
+    return torch.device("cuda" if found and job.scale.accelerator != "cpu" else "cpu")
+
+
+def _line(record: Record, job: TrainJob) -> str:
+    whose = f"member {record['member']:g}/{job.train.seeds}  " if "member" in record else ""
+    held = f"  holdout {record['holdout_mse']:.5f}" if "holdout_mse" in record else ""
+    epoch = f"epoch {record['epoch']:g}/{job.train.epochs}"
+    return f"{epoch}  {whose}loss {record['loss']:.5f}{held}"

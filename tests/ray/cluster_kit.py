@@ -1,0 +1,105 @@
+"""What training and sweeps on a cluster share: the cluster, shards, and the same run without Ray."""
+
+import contextlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hourglass.cluster.connect import connection
+from hourglass.data import reading, stats
+from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
+from hourglass.data.manifest import Manifest
+from hourglass.data.plan import GroupCount
+from hourglass.data.prepare import feature_schema, open_dataset
+from hourglass.settings import Settings
+from hourglass.spec import TrainJob
+from hourglass.training import state
+from hourglass.training.build import build
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from training_kit import Run, generated
+
+ROWS = generated(400, 8)
+
+
+@contextlib.contextmanager
+def project() -> Iterator[Path]:
+    """A project folder and a cluster of two CPUs, which leaves no process behind."""
+    folder = Path(tempfile.mkdtemp(prefix="hgt", dir="/tmp"))  # short: Ray makes sockets below
+    settings = Settings(home=folder / "home", temp_dir=str(folder / "ray"))
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with connection(cpus=2, settings=settings):
+        yield folder
+    deadline, left = time.monotonic() + 20, {0}
+    while left and time.monotonic() < deadline:
+        time.sleep(0.2)
+        children = psutil.Process().children(recursive=True)
+        left = {c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE} - before
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not left
+
+
+def write_shards(folder: Path) -> Path:
+    """`folder` with two shards of 200 rows in row groups of 60."""
+    for number in range(2):
+        write(folder / f"part-{number}.parquet", ROWS[200 * number : 200 * (number + 1)])
+    return folder
+
+
+def write(path: Path, rows: np.ndarray) -> None:
+    """One shard."""
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    pq.write_table(pa.table({"x": vectors}), path, row_group_size=60, write_page_checksum=True)
+
+
+def in_process(made: TrainJob, shards: Path) -> Run:
+    """The same run without Ray, reading with plain Python."""
+    found, schema = open_dataset(str(shards), None)
+    assert isinstance(found, Manifest)
+    columns = feature_schema(found, schema, made.data.features, made.data.missing)
+    rows = reading.of(found, columns, made.data.missing, made.data.holdout)
+    parts, features, masks, counts = [], [], [], []
+    for shard, group in reading.groups(found.shards):
+        for _, chunk, held, _ in rows.chunks(shard, group):
+            parts.append(stats.measure(chunk[~held]))
+            features.append(chunk)
+            masks.append(held)
+            counts.append(GroupCount(shard, group, int((~held).sum()), int(held.sum())))
+    common = {"batch_rows": made.train.batch_rows, "seed": made.train.seed}
+    feed: Feed
+    if made.data.cache == "stream":
+        feed = StreamFeed(
+            counts,
+            partial(_read_all, rows),
+            columns=columns.width,
+            window_rows=made.data.shuffle_rows,
+            **common,
+        )
+    else:
+        feed = MemoryFeed(np.concatenate(features), np.concatenate(masks), **common)
+    return Run(made, feed, state.fresh(build(made, stats.merge_all(parts)), made.train))
+
+
+def _read_all(rows: reading.Rows, slices: Any) -> Iterator[np.ndarray]:
+    for part in slices:
+        yield from rows.read_slice(part)
+
+
+def processes(title: str) -> set[int]:
+    """Processes of this cluster whose title begins with `title`."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(child.cmdline()[:1]).startswith(title):
+                found.add(child.pid)
+    return found
