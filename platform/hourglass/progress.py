@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,31 +87,6 @@ class TrainProgress:
         held = f"holdout {record['holdout_mse']:.5f}  " if "holdout_mse" in record else ""
         text = f"{whose}loss {record['loss']:.5f}  {held}{record['rows_per_s']:,.0f} rows/s"
         self._bar.to(record["epoch"], self._epochs, text)
-
-
-class SweepProgress:
-    """Tells how a sweep goes."""
-
-    def __init__(self, shown: Bar) -> None:
-        self._bar = shown
-        self._trials = self._ended = self._failed = 0
-
-    def sweeping(self, trials: int, finished: int, failed: int, at_once: int, cpus: float) -> None:
-        """How many trials there are, and what is known of them already."""
-        self._trials, self._ended, self._failed = trials, finished + failed, failed
-        self._bar.say(
-            f"{trials} trials: {finished} finished before, {failed} invalid; "
-            f"{at_once} at a time, each on 1 worker of {cpus:g} CPUs"
-        )
-
-    def ended(self, values: Mapping[str, Any], metric: float | None, reason: str) -> None:
-        """A trial ended: what it was, and its metric or the reason why it failed."""
-        self._ended += 1
-        self._failed += bool(reason)
-        what = ", ".join(f"{path} {value}" for path, value in values.items())
-        came = reason or ("no metric" if metric is None else f"{metric:.6f}")
-        self._bar.say(f"{what}: {came}")
-        self._bar.to(self._ended, self._trials, f"{self._failed} failed")
 
 
 class ScoreProgress:

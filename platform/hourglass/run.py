@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hourglass import tracking
 from hourglass.inference import batch
 from hourglass.inference.batch import Scored
-from hourglass.progress import ScoreProgress, SweepProgress, TrainProgress, bar
+from hourglass.progress import ScoreProgress, TrainProgress, bar
 from hourglass.settings import Settings
 from hourglass.spec import ScoreJob, TrainJob
 from hourglass.tracking import Finished, Tracker
@@ -17,7 +17,7 @@ from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 
 if TYPE_CHECKING:
-    from hourglass.tuning.leaderboard import Leaderboard
+    from hourglass.tuning.conclude import Concluded
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Trained:
     record: Finished | None
 
 
-def train(job: TrainJob, settings: Settings, fresh: bool = False) -> Trained:
+def train(job: TrainJob, settings: Settings, fresh: bool = False, stderr: bool = False) -> Trained:
     """Train, record and register `job` on the connected cluster; shows progress.
 
     Raises: DataError, SpecError, ClusterError, TrainingError.
     """
-    with bar("epoch") as shown:
+    with bar("epoch", stderr) as shown:
         listener = _Recording(TrainProgress(shown), settings)
         try:
             outcome = launch.train(job, settings, listener, fresh)
@@ -56,17 +56,14 @@ def score(job: ScoreJob, settings: Settings, fresh: bool = False) -> tuple[Resol
 
 def tune(
     sweep: TuneJob, settings: Settings, fresh: bool = False, stderr: bool = False
-) -> "Leaderboard":
-    """Run the trials of `sweep` on the connected cluster and rank them; shows progress.
+) -> "Concluded":
+    """Run the trials of `sweep` on the connected cluster, rank, record and register; shows progress.
 
     Raises: DataError, SpecError, ClusterError, ArtifactError.
     """
-    from hourglass.tuning import (
-        sweep as sweeps,
-    )  # Ray Tune takes a second, which no other run needs
+    from hourglass.tuning import conclude  # Ray Tune takes a second, which no other run needs
 
-    with bar("trials", stderr) as shown:
-        return sweeps.run(sweep, settings, SweepProgress(shown), fresh)
+    return conclude.tune(sweep, settings, fresh, stderr)
 
 
 class _Recording:

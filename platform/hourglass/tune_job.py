@@ -8,6 +8,7 @@ from pydantic import (
     AfterValidator,
     Field,
     GetPydanticSchema,
+    PositiveFloat,
     PositiveInt,
     TypeAdapter,
     model_validator,
@@ -17,7 +18,17 @@ from pydantic_core import core_schema
 from hourglass import spec_errors
 from hourglass.spec import TRAIN, RegistryName, TrainJob
 from hourglass.strict import Strict
-from hourglass.sweeps import MOST_TRIALS, GridSearch, Metric, Search, Values
+from hourglass.sweeps import (
+    MOST_TRIALS,
+    GridSearch,
+    Metric,
+    Mode,
+    NoScheduler,
+    Scheduler,
+    Search,
+    Stop,
+    Values,
+)
 from hourglass.trees import below, field_at
 
 
@@ -60,6 +71,10 @@ TrainTree = Annotated[
 """A train job that is checked and kept as it was written: overrides act on what a file says."""
 
 
+CHANGING = ("train.optimizer.", "train.clip_norm", "model.penalties.", "model.corruption.")
+"""What may change while a trial trains."""
+
+
 class TuneJob(Strict):
     """One sweep: trials are the base job with values of the space in it, and are ranked."""
 
@@ -77,18 +92,45 @@ class TuneJob(Strict):
         "They are set in this order; a condition (`when`) sees those above it.",
     )
     search: Search = Field(GridSearch(), description="How points of the space are chosen.")
+    scheduler: Scheduler = Field(NoScheduler(), description="What ends trials before their time.")
     max_trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = Field(
         None, description="Most trials; default: the whole grid."
     )
-    metric: Metric = Field("holdout_mse", description="What trials are ranked by, lowest first.")
+    max_time_s: PositiveFloat | None = Field(
+        None, description="Seconds of training in one sitting; the same command goes on."
+    )
+    stop: Stop | None = Field(None, description="End the sweep when it no longer improves.")
+    metric: Metric = Field("holdout_mse", description="What trials are ranked by.")
+    mode: Mode = Field("min", description="Which end of the metric is best.")
     concurrency: Literal["auto"] | PositiveInt = Field(
         "auto", description="Trials at a time; auto: as many as the cluster has room for."
+    )
+    workers_per_trial: PositiveInt = Field(
+        1, description="Training processes of a trial; several are a Ray Train run of their own."
+    )
+    gpus_per_worker: float = Field(
+        1.0, gt=0.0, le=1.0, description="Share of a GPU for each, where trials train on GPUs."
+    )
+    pack: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Train trials that differ in numbers only as one batched model; auto: where "
+        "that is faster.",
+    )
+    promote_if: Literal["better_than_champion"] | None = Field(
+        None,
+        description="Move the alias champion to the best trial when it beats the champion on the "
+        "held-out rows; default: never by itself.",
     )
 
     @property
     def job(self) -> TrainJob:
         """The base as a job."""
         return TRAIN.validate_python(self.base)
+
+    @property
+    def grid_points(self) -> int:
+        """Combinations of the grids; 0 where values are drawn."""
+        return math.prod(len(values.grid or ()) for values in self.space.values())
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -98,29 +140,76 @@ class TuneJob(Strict):
 
     def _contradictions(self) -> Iterator[str]:
         """Sentences about what does not go together."""
-        random = self.search.kind == "random"
+        kind, drawn = self.search.kind, self.search.kind != "grid"
         for path, values in self.space.items():
-            if random and values.grid is not None:
-                yield f"space.{path}: search random draws values, found a grid; use choice"
-            if not random and values.grid is None:
+            if drawn and values.grid is not None:
+                yield f"space.{path}: search {kind} draws values, found a grid; use choice"
+            if not drawn and values.grid is None:
                 yield f"space.{path}: search grid takes grids only, found a value to draw"
-        if random and self.max_trials is None:
-            yield "search random needs max_trials, the number of points to draw"
-        points = math.prod(len(values.grid or ()) for values in self.space.values())
-        if not random and self.max_trials is None and points > MOST_TRIALS:
-            yield f"the grid has {points} points, allowed are {MOST_TRIALS}; set max_trials"
+        if drawn and self.max_trials is None:
+            yield f"search {kind} needs max_trials, the number of points to draw"
+        if self.max_trials is None and self.grid_points > MOST_TRIALS:
+            yield f"the grid has {self.grid_points} points, allowed are {MOST_TRIALS}; set max_trials"
+        yield from self._about_ends()
         yield from self._about_order()
         data = self.job.data
         if data.cache == "stream":
             yield "trials share the rows in memory, found base.data.cache: stream; use auto"
-        if data.holdout == 0.0 and self.metric != "train_mse":
+        if data.holdout == 0.0 and self.metric.startswith("holdout"):
             yield f"metric {self.metric} needs held-out rows; set base.data.holdout above 0"
         scaled = any(path.startswith("data.scaling") for path in self.space)
-        if scaled and self.metric != "holdout_fvu":
+        if scaled and self.metric not in ("holdout_fvu", "rank_agreement"):
             yield (
                 f"metric {self.metric} of different scalings is in different units; "
                 "use metric: holdout_fvu"
             )
+
+    def _about_ends(self) -> Iterator[str]:
+        """What stops trials sees them epoch by epoch, so they must be comparable and single."""
+        kind, job = self.scheduler.kind, self.job
+        if self.promote_if and job.track.register_as is None:
+            yield "promote_if needs base.track.register, the model whose champion is meant"
+        several = job.train.seeds > 1 or "train.seeds" in self.space
+        if self.metric == "rank_agreement" and not several:
+            yield "metric rank_agreement is that of several members; set base.train.seeds to 2 or more"
+        if kind == "none":
+            return
+        if self.metric == "rank_agreement":
+            yield f"scheduler {kind} compares epochs, found metric rank_agreement, which the end tells"
+        if several:
+            yield f"scheduler {kind} compares epochs of single models, found train.seeds; remove it"
+        if kind == "pbt":
+            yield from self._about_population()
+        if self.workers_per_trial > 1:
+            yield (
+                f"scheduler {kind} stops trials of one worker only, found workers_per_trial "
+                f"{self.workers_per_trial}; use scheduler none, or one worker"
+            )
+        if self.pack == "always":
+            yield f"scheduler {kind} stops single trials, found pack: always; use auto"
+
+    def _about_population(self) -> Iterator[str]:
+        """Numbers change while a trial trains, so they may not decide its shape."""
+        every, epochs = self.scheduler.every_epochs, self.job.train.epochs  # type: ignore[union-attr]
+        if self.search.kind != "random":
+            yield f"scheduler pbt begins with random points, found search {self.search.kind}"
+        if (self.max_trials or 2) < 2:
+            yield "scheduler pbt needs a population, found max_trials: 1; use 4 or more"
+        if every >= epochs:
+            yield (
+                f"scheduler pbt compares every {every} epochs, found base.train.epochs: {epochs}, so it "
+                "would do nothing"
+            )
+        if self.stop is not None:
+            yield "scheduler pbt trains a population to its end, found stop; remove it"
+        for path, values in self.space.items():
+            if not path.startswith(CHANGING) or not values.numeric:
+                yield (
+                    f"space.{path}: scheduler pbt changes numbers while a trial trains, which are "
+                    f"those of {', '.join(name.rstrip('.') for name in CHANGING)}"
+                )
+            elif values.when:
+                yield f"space.{path}: scheduler pbt knows no conditions, found when; remove it"
 
     def _about_order(self) -> Iterator[str]:
         """A value must not be overwritten by one below it, nor a condition be about nothing."""

@@ -4,10 +4,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,18 +13,19 @@ import torch
 
 from hourglass import artifact
 from hourglass.errors import DataError
-from hourglass.job_files import parse
 from hourglass.report.referee import pca
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
-from hourglass.tune_job import TuneJob
-from hourglass.tuning import leaderboard, sweep
+from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Leaderboard
 from hourglass.tuning.space import points
+from hourglass.tuning.trial import Share
+from hourglass.tuning.trials import Crew
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from cluster_kit import ROWS, in_process, processes, project, write, write_shards
+from sweep_kit import Heard, job, tune, untimed
 from training_kit import same_bits, timeless
 
 WIDTHS = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 0], [6, 4]]}}
@@ -45,48 +44,6 @@ def shards(home: Path) -> Path:
     return write_shards(folder)
 
 
-def job(shards: Path, space: dict[str, Any], concurrency: Any = "auto", **train: Any) -> TuneJob:
-    made = parse(
-        {
-            "kind": "tune",
-            "name": "grid",
-            "base": {
-                "kind": "train",
-                "name": "small",
-                "data": {"uri": str(shards), "features": {"vector": "x"}},
-                "model": {
-                    "network": {"kind": "dense", "widths": [6, 3], "activation": "tanh"},
-                    "corruption": {"kind": "gaussian", "sd": 0.05},
-                },
-                "train": {"epochs": 3, "batch_rows": 48, "seed": 3} | train,
-                "scale": {"workers": 2},
-            },
-            "space": space,
-            "concurrency": concurrency,
-        }
-    )
-    assert isinstance(made, TuneJob)
-    return made
-
-
-@dataclass
-class Heard:
-    """A listener that remembers."""
-
-    begun: tuple[Any, ...] = ()
-    endings: list[tuple[dict[str, Any], float | None, str]] = field(default_factory=list)
-
-    def sweeping(self, *figures: Any) -> None:
-        self.begun = figures
-
-    def ended(self, values: Mapping[str, Any], metric: float | None, reason: str) -> None:
-        self.endings.append((dict(values), metric, reason))
-
-
-def tune(made: TuneJob, folder: Path, heard: Heard | None = None, **how: Any) -> Leaderboard:
-    return sweep.run(made, Settings(home=folder), heard or Heard(), **how)
-
-
 def assert_like_in_process(folder: Path, trial: str, made: TrainJob, shards: Path) -> None:
     """The trial's artifact has the bits of the loop without Ray."""
     found = artifact.load(str(folder / "runs" / "grid" / "trials" / trial / "artifact"))
@@ -96,10 +53,6 @@ def assert_like_in_process(folder: Path, trial: str, made: TrainJob, shards: Pat
     expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
     assert same_bits(mine, expected)
     assert timeless(found.manifest.provenance["history"]) == timeless(alone.records)
-
-
-def untimed(board: Leaderboard) -> list[dict[str, Any]]:
-    return [{**dict(entry), "seconds": None} for entry in board.entries]
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +66,16 @@ def test_a_sweep_ends_with_every_point_in_the_leaderboard(
     swept: tuple[Path, Heard, Leaderboard], shards: Path
 ) -> None:
     folder, heard, board = swept
-    assert heard.begun == (4, 0, 1, 2, 1.0)
+    assert (heard.most, heard.rows, heard.crew) == (4, 400, Crew(Share(1.0, 0.0, 1), at_once=2))
+    assert [e.reason for e in heard.before] == [board.entries[3].reason]
     assert [entry.status for entry in board.entries] == ["finished"] * 3 + ["failed"]
     failed = board.entries[-1]
     assert failed.values == {"model.network.widths": [6, 0]}
     assert failed.reason.startswith("model.network.widths.1: found 0; input should be greater")
     errors = [entry.holdout_mse for entry in board.entries[:3]]
     assert errors == sorted(errors)
-    assert sorted(metric for _, metric, _ in heard.endings) == errors
+    assert sorted(entry.holdout_mse for entry in heard.endings) == errors
+    assert len(heard.artifacts) == len(heard.begun) == 3
     trial_folder = folder / "runs" / "grid" / "trials"
     assert {path.name for path in trial_folder.iterdir()} == {e.trial for e in board.entries[:3]}
     assert {p.name for path in trial_folder.iterdir() for p in path.iterdir()} == {"artifact"}
@@ -157,8 +112,8 @@ def test_the_same_command_trains_nothing_again(
     heard, started = Heard(), time.monotonic()
     assert tune(job(shards, WIDTHS), folder, heard) == board
     assert time.monotonic() - started < 5
-    assert heard.begun == (4, 3, 1, 2, 1.0)
-    assert heard.endings == []
+    assert {e.trial for e in heard.before} == {e.trial for e in board.entries}
+    assert (heard.endings, heard.rows) == ([], 0)
 
 
 def test_a_wider_space_trains_what_is_new(
@@ -168,7 +123,7 @@ def test_a_wider_space_trains_what_is_new(
     heard = Heard()
     wider = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 4], [6, 8]]}}
     found = tune(job(shards, wider), folder, heard)
-    assert [values for values, _, _ in heard.endings] == [{"model.network.widths": [6, 8]}]
+    assert [entry.values for entry in heard.endings] == [{"model.network.widths": [6, 8]}]
     assert {e.trial for e in board.entries if e.trial} < {e.trial for e in found.entries}
     (widest,) = [e for e in found.entries if e.values == {"model.network.widths": [6, 8]}]
     assert (widest.pca_mse, widest.worse_than_pca) == (None, False)  # as wide as the rows
@@ -180,7 +135,8 @@ def test_concurrency_changes_no_bit(
     _, _, board = swept
     heard = Heard()
     one = tune(job(shards, WIDTHS, concurrency=1), home / "one", heard)
-    assert heard.begun == (4, 0, 1, 1, 1.0)
+    assert heard.crew is not None
+    assert heard.crew.at_once == 1
     assert untimed(one) == untimed(board)
 
 
@@ -188,12 +144,12 @@ def test_other_shards_need_a_fresh_sweep(home: Path, shards: Path) -> None:
     rows = home / "changing"
     shutil.copytree(shards, rows)
     one = {"model.network.widths": {"grid": [[2]]}}
-    tune(job(rows, one, epochs=1), home / "changed")
+    tune(job(rows, one, train={"epochs": 1}), home / "changed")
     write(rows / "part-1.parquet", ROWS[:200] + 1)
     with pytest.raises(DataError, match="trained on other shards; begin the sweep anew with"):
-        tune(job(rows, one, epochs=1), home / "changed")
+        tune(job(rows, one, train={"epochs": 1}), home / "changed")
     heard = Heard()
-    tune(job(rows, one, epochs=1), home / "changed", heard, fresh=True)
+    tune(job(rows, one, train={"epochs": 1}), home / "changed", heard, fresh=True)
     assert len(heard.endings) == 1
 
 
@@ -216,7 +172,7 @@ class KillingOnce(threading.Thread):
 
 def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: Path) -> None:
     space = {"train.optimizer": {"grid": [{"kind": "adam"}, {"kind": "sgd", "lr": 1e30}]}}
-    made = job(shards, space, epochs=400)
+    made = job(shards, space, train={"epochs": 400})
     killer, heard = KillingOnce(home / "killed" / "runs" / "grid" / "trials"), Heard()
     killer.start()
     board = tune(made, home / "killed", heard)

@@ -53,7 +53,8 @@ MISTAKES = {
     "unknown field": (
         "metirc: holdout_mse\n",
         "tune.yaml:5: metirc: unknown field, did you mean 'metric'? Allowed: base, concurrency, "
-        "kind, max_trials, metric, name, search, space",
+        "gpus_per_worker, kind, max_time_s, max_trials, metric, mode, name, pack, promote_if, "
+        "scheduler, search, space, stop, workers_per_trial",
     ),
     "unknown path": (
         "  train.optimizer.lrr: {grid: [1]}\n",
@@ -178,6 +179,110 @@ def test_rows_must_be_held_out_for_a_holdout_metric(check: Any) -> None:
     told = refusal(check, TUNE, "base.data.holdout=0")
     assert told.endswith("metric holdout_mse needs held-out rows; set base.data.holdout above 0")
     assert check(TUNE, "base.data.holdout=0", "metric=train_mse").metric == "train_mse"
+
+
+ASHA = "scheduler: {kind: asha}\n"
+PBT = """\
+kind: tune
+base: base.yaml
+space:
+  train.optimizer.lr: {log_uniform: [1.0e-4, 0.1]}
+search: {kind: random}
+max_trials: 8
+scheduler: {kind: pbt}
+"""
+# What does not go together: the file, the overrides, the sentence.
+CONTRADICTIONS = {
+    "optuna without an end": (
+        DRAWN,
+        ["search.kind=optuna"],
+        "search optuna needs max_trials, the number of points to draw",
+    ),
+    "a grid for optuna": (
+        TUNE,
+        ["search.kind=optuna", "max_trials=3"],
+        "space.model.network.widths: search optuna draws values, found a grid; use choice",
+    ),
+    "members under a scheduler": (
+        TUNE + ASHA,
+        ["base.train.seeds=2"],
+        "scheduler asha compares epochs of single models, found train.seeds; remove it",
+    ),
+    "workers under a scheduler": (
+        TUNE + ASHA,
+        ["workers_per_trial=2"],
+        "scheduler asha stops trials of one worker only, found workers_per_trial 2; use scheduler "
+        "none, or one worker",
+    ),
+    "packs under a scheduler": (
+        TUNE + "scheduler: {kind: median}\n",
+        ["pack=always"],
+        "scheduler median stops single trials, found pack: always; use auto",
+    ),
+    "agreement of one": (
+        TUNE,
+        ["metric=rank_agreement"],
+        "metric rank_agreement is that of several members; set base.train.seeds to 2 or more",
+    ),
+    "agreement of epochs": (
+        TUNE + ASHA,
+        ["metric=rank_agreement", "base.train.seeds=2"],
+        "scheduler asha compares epochs, found metric rank_agreement, which the end tells",
+    ),
+    "promotion of nothing": (
+        TUNE,
+        ["promote_if=better_than_champion"],
+        "promote_if needs base.track.register, the model whose champion is meant",
+    ),
+    "a population on a grid": (
+        PBT.replace("log_uniform: [1.0e-4, 0.1]", "grid: [0.1]"),
+        ["search.kind=grid"],
+        "scheduler pbt begins with random points, found search grid",
+    ),
+    "a population of one": (
+        PBT,
+        ["max_trials=1"],
+        "scheduler pbt needs a population, found max_trials: 1; use 4 or more",
+    ),
+    "a population that never changes": (
+        PBT,
+        ["base.train.epochs=2"],
+        "scheduler pbt compares every 2 epochs, found base.train.epochs: 2, so it would do nothing",
+    ),
+    "a population with patience": (
+        PBT,
+        ["stop={patience: 2}"],
+        "scheduler pbt trains a population to its end, found stop; remove it",
+    ),
+    "shapes in a population": (
+        PBT.replace(
+            "train.optimizer.lr: {log_uniform: [1.0e-4, 0.1]}",
+            "train.batch_rows: {int_uniform: [8, 64]}",
+        ),
+        [],
+        "space.train.batch_rows: scheduler pbt changes numbers while a trial trains, which are those "
+        "of train.optimizer, train.clip_norm, model.penalties, model.corruption",
+    ),
+    "kinds in a population": (
+        PBT.replace(
+            "train.optimizer.lr: {log_uniform: [1.0e-4, 0.1]}",
+            "train.optimizer.kind: {choice: [adam, sgd]}",
+        ),
+        [],
+        "space.train.optimizer.kind: scheduler pbt changes numbers while a trial trains, which are "
+        "those of train.optimizer, train.clip_norm, model.penalties, model.corruption",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "overrides", "said"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_what_does_not_go_together(check: Any, text: str, overrides: list[str], said: str) -> None:
+    assert f": {said}" in refusal(check, text, *overrides)
+
+
+def test_a_population_is_a_sweep(check: Any) -> None:
+    assert check(PBT).scheduler.kind == "pbt"
+    assert check(DRAWN, "search.kind=optuna", "max_trials=3").search.startup == 8
 
 
 def test_a_command_says_which_one_runs_the_file(check: Any) -> None:

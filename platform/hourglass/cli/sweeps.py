@@ -20,6 +20,9 @@ def tune(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the trials that the sweep ran before.")
     ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Then train the best trial's job on all rows.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train every trial of a sweep and rank them; the same command again goes on, or is done."""
@@ -27,16 +30,23 @@ def tune(
     from hourglass.tune_job import TuneJob
 
     sweep = load_kind(TuneJob, file, overrides or ())
-    from hourglass import run, storage
+    from hourglass import run
     from hourglass.cluster.connect import connection
     from hourglass.settings import Settings
 
     settings = Settings()
     with connection(settings=settings):
-        board = run.tune(sweep, settings, fresh, stderr=as_json)
-    _show(board, as_json)
-    if not as_json:
-        typer.echo(f"written to {storage.join(settings.runs_uri, board.sweep)}")
+        done = run.tune(sweep, settings, fresh, stderr=as_json)
+        _show(done.board, as_json)
+        for sentence in (*done.said, f"written to {done.folder}"):
+            typer.echo(sentence, err=as_json)
+        if refit:
+            from hourglass.tuning.refit import on_all_rows
+
+            trained = run.train(on_all_rows(sweep, done.board, settings), settings, fresh, as_json)
+            typer.echo(f"refit on all rows: {trained.outcome.uri}", err=as_json)
+            if trained.record is not None:
+                typer.echo(trained.record.note, err=as_json)
 
 
 def leaderboard(
@@ -61,11 +71,14 @@ def _show(board: "Leaderboard", as_json: bool) -> None:
     from hourglass.tuning.leaderboard import METRICS
 
     figures = [name for name in METRICS if any(getattr(e, name) is not None for e in board.entries)]
-    table = Table(title=f"{board.sweep}, by {board.metric}")
-    for heading in ("", *_headings(board.paths), *figures, "PCA's mse", "parameters", "s", "trial"):
+    best = "lowest" if board.mode == "min" else "highest"
+    running = "" if board.ended else ", not ended"
+    table = Table(title=f"{board.sweep}, by {board.metric}, {best} first{running}")
+    last = ("PCA's mse", "parameters", "epochs", "s", "trial", "run")
+    for heading in ("", *_headings(board.paths), *figures, *last):
         table.add_column(heading, overflow="fold")
     for entry in board.entries:
-        if entry.status == "finished":
+        if entry.status != "failed":
             table.add_row(*_cells(entry, board.paths, figures))
     screen = console()
     if not screen.is_terminal:
@@ -87,13 +100,15 @@ def _cells(entry: "Entry", paths: list[str], figures: list[str]) -> list[str]:
     """One row of the table."""
     pca = _text(entry.pca_mse) + (" better" if entry.worse_than_pca else "")
     return [
-        str(entry.rank),
+        "stopped" if entry.rank is None else str(entry.rank),
         *(_text(entry.values[path]) if path in entry.values else "" for path in paths),
         *(_text(getattr(entry, figure)) for figure in figures),
         pca,
-        f"{entry.parameters:,}",
-        f"{entry.seconds:.1f}",
+        "" if entry.parameters is None else f"{entry.parameters:,}",
+        str(entry.epochs or ""),
+        "" if entry.seconds is None else f"{entry.seconds:.1f}",
         entry.trial,
+        (entry.run_id or "")[:8],
     ]
 
 

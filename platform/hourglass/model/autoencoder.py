@@ -33,10 +33,16 @@ class AutoencoderModule(nn.Module):
     def forward(self, rows_BC: Tensor, rng: torch.Generator | None = None) -> Pass:
         """One pass over raw rows (B, C); with `rng` the training noise is on, without it is off."""
         clean_BF = self.preprocessing(rows_BC)
-        seen_BF = clean_BF
-        if rng is not None:
-            low_F, high_F = self.preprocessing.low_F, self.preprocessing.high_F
-            seen_BF = self.spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
+        seen_BF = clean_BF if rng is None else self.corrupted(clean_BF, rng)
+        return self.passed(clean_BF, seen_BF, rng)
+
+    def corrupted(self, clean_BF: Tensor, rng: torch.Generator) -> Tensor:
+        """What the encoder sees of clean rows (B, F) in training."""
+        low_F, high_F = self.preprocessing.low_F, self.preprocessing.high_F
+        return self.spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
+
+    def passed(self, clean_BF: Tensor, seen_BF: Tensor, rng: torch.Generator | None = None) -> Pass:
+        """The pass of rows in model space of which the encoder sees `seen_BF`; `rng` as in forward."""
         pre_BP = self.network.encode(seen_BF, rng)
         code_BK = self._code(pre_BP, rng)
         pre_BF = self.network.decode(code_BK, rng)

@@ -1,5 +1,5 @@
 """Where runs are recorded and models registered; nothing outside this room imports MLflow."""
 
-from hourglass.tracking.tracker import Finished, Tracker, start
+from hourglass.tracking.tracker import Finished, Outbox, Tracker, start
 
-__all__ = ["Finished", "Tracker", "start"]
+__all__ = ["Finished", "Outbox", "Tracker", "start"]

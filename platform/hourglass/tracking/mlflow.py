@@ -1,23 +1,26 @@
 """MLflow as the store of runs: one run's events, each safe to deliver a second time.
 
 A run is found again by its tag `hourglass.run`; a metric is written once per step; an artifact
-once per digest.
+once per digest. A sweep's run has those of its trials below it: see trials.py.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 from hourglass.errors import HourglassError, RegistryError
 from hourglass.settings import Settings
+from hourglass.tracking import facts
 from hourglass.tracking.shown import explain, redact
 from hourglass.tracking.spool import Event
+from hourglass.tracking.trials import Trials
 
 RUN_TAG = "hourglass.run"
-PARAM_CHARS = 6000
+CHANGED_TAG = "hourglass.changed"
+"""Params of an earlier sitting that are not those of the latest; `job.json` has the latest."""
 BATCH_PARAMS = 100
 FINAL = {"finished": "FINISHED", "failed": "FAILED"}
 LASTING = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "FEATURE_DISABLED")
@@ -74,44 +77,54 @@ class Delivery:
         self._client = client(settings)
         self._who = begin
         self._steps: dict[str, set[int]] = {}
+        self._trials: Trials | None = None
+
+    @property
+    def run_ids(self) -> dict[str, str]:
+        """The runs of a sweep's trials, as far as this delivery knows them."""
+        return self._trials.run_ids if self._trials else {}
 
     def deliver(self, event: Event) -> None:
         """Write one event. Raises whatever MLflow raises when another attempt may succeed."""
+        kind = event["kind"]
+        if kind == "begin":
+            self._who = event
+        if kind == "trials":
+            for told in event["trials"]:
+                self._take("trial", partial(self._trial, told, event["time_ms"]))
+        elif kind in self._ways:
+            self._take(kind, partial(self._ways[kind], self, event))
+
+    def _take(self, kind: str, write: Callable[[], None]) -> None:
+        """Write; what MLflow will never take becomes a sentence."""
         from mlflow.exceptions import MlflowException
 
         try:
-            if event["kind"] == "begin":
-                self._who = event
-                self._begin(event)
-                return
-            run_id = self._run()
-            if event["kind"] == "epoch":
-                self._epoch(run_id, event)
-            elif event["kind"] == "artifact":
-                self._artifact(run_id, event)
-            elif event["kind"] == "end":
-                status = FINAL[event["status"]]
-                self._client.set_terminated(run_id, status=status, end_time=event["time_ms"])
+            write()
         except HourglassError as error:
-            self.refused.append(redact(f"{event['kind']} refused: {error}"))
+            self.refused.append(redact(f"{kind} refused: {error}"))
         except MlflowException as error:
             if error.error_code not in LASTING:
                 raise
-            self.refused.append(redact(f"{event['kind']} refused by MLflow: {error.message}"))
+            self.refused.append(redact(f"{kind} refused by MLflow: {error.message}"))
 
     def _begin(self, event: Event) -> None:
         from mlflow.entities import Param, RunTag
 
         run_id = self._run()
-        decisive, other = _describe(event["job"])
-        known = self._client.get_run(run_id).data.params
+        decisive, other = facts.describe(event["job"])
+        recorded = self._client.get_run(run_id).data
+        known = recorded.params
         params = [Param(key, value) for key, value in decisive.items() if key not in known]
         tags = [RunTag(f"hourglass.{key}", value) for key, value in other.items()]
         tags.append(RunTag("hourglass.package", str(event["hourglass"])))
+        changed = [key for key, value in known.items() if decisive.get(key) != value]
+        if changed or CHANGED_TAG in recorded.tags:
+            tags.append(RunTag(CHANGED_TAG, ", ".join(sorted(changed))))
         for first in range(0, len(params), BATCH_PARAMS):
             self._client.log_batch(run_id, params=params[first : first + BATCH_PARAMS])
         self._client.log_batch(run_id, tags=tags)
-        self._client.log_inputs(run_id, datasets=[_dataset(event["dataset"])])
+        self._client.log_inputs(run_id, datasets=[facts.dataset_input(event["dataset"])])
         self._client.log_dict(run_id, json.loads(redact(json.dumps(event["job"]))), "job.json")
         self._client.update_run(run_id, status="RUNNING")
 
@@ -129,7 +142,10 @@ class Delivery:
             self.run_id = str(found[0].info.run_id)
         else:
             run = self._client.create_run(
-                experiment, self._who["time_ms"], tags={RUN_TAG: name}, run_name=name
+                experiment,
+                self._who["time_ms"],
+                tags={RUN_TAG: name, **self._who.get("tags", {})},
+                run_name=self._who.get("shown", name),
             )
             self.run_id = str(run.info.run_id)
         return self.run_id
@@ -148,10 +164,10 @@ class Delivery:
             )
         return str(found.experiment_id)
 
-    def _epoch(self, run_id: str, event: Event) -> None:
+    def _epoch(self, event: Event) -> None:
         from mlflow.entities import Metric
 
-        step, time_ms = int(event["epoch"]), event["time_ms"]
+        run_id, step, time_ms = self._run(), int(event["epoch"]), event["time_ms"]
         new = {
             name: float(value)
             for name, value in event["metrics"].items()
@@ -170,43 +186,38 @@ class Delivery:
         for name in names:
             self._steps[name].add(step)
 
-    def _artifact(self, run_id: str, event: Event) -> None:
+    def _artifact(self, event: Event) -> None:
+        """Log the model of this run, or of the trial that the event names, and register it."""
         from hourglass.tracking import model, registry
 
+        of = event.get("trial")
+        run_id = self._run() if of is None else self._sweep().run_of(of)
         logged = model.log(self._client, run_id, event["uri"])
         if event["register_as"]:
             self.version = registry.register(self._client, event["register_as"], run_id, logged)
 
+    def _trial(self, told: dict[str, Any], time_ms: int) -> None:
+        note = self._sweep().record(told, time_ms)
+        if note:
+            self.refused.append(note)
 
-def _describe(job: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """What decides the weights, flat (MLflow's params never change), and the rest (tags may)."""
-    rest = {key: job[key] for key in ("quantile",) if key in job}
-    decisive = {key: value for key, value in job.items() if key not in ("name", "track", *rest)}
-    return dict(_flat("", decisive)), dict(_flat("", rest))
+    def _board(self, event: Event) -> None:
+        self._sweep().summarise(event)
 
+    def _end(self, event: Event) -> None:
+        status = FINAL[event["status"]]
+        self._client.set_terminated(self._run(), status=status, end_time=event["time_ms"])
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, below in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else key, below)
-    else:
-        text = value if isinstance(value, str) else json.dumps(value)
-        yield prefix, redact(text)[:PARAM_CHARS]
+    def _sweep(self) -> Trials:
+        """The trials below this run."""
+        if self._trials is None:
+            self._trials = Trials(self._client, self._run())
+        return self._trials
 
-
-def _dataset(dataset: dict[str, Any]) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    text = redact(json.dumps(dataset, sort_keys=True))
-    digest = str(dataset.get("digest") or hashlib.sha256(text.encode()).hexdigest())
-    source = {"uri": json.loads(text).get("uri")}
-    return DatasetInput(
-        Dataset(
-            name=str(dataset.get("name") or "rows"),
-            digest=digest[:36],
-            source_type="parquet",
-            source=json.dumps(source),
-            profile=text,
-        ),
-        tags=[InputTag("mlflow.data.context", "training")],
-    )
+    _ways: ClassVar[dict[str, Callable[["Delivery", Event], None]]] = {
+        "begin": _begin,
+        "epoch": _epoch,
+        "artifact": _artifact,
+        "board": _board,
+        "end": _end,
+    }

@@ -107,6 +107,14 @@ def version(settings: Settings, name: str, number: str) -> Version:
     return _one(versions(settings, name), name, number)
 
 
+def champion(settings: Settings, name: str) -> Version | None:
+    """The version that is champion; None where there is none yet.
+
+    Raises: RegistryError naming the models there are.
+    """
+    return next((v for v in versions(settings, name) if CHAMPION in v.aliases), None)
+
+
 def promote(settings: Settings, name: str, version: str) -> Promoted:
     """Make `version` the champion of `name`, once its artifact is verified.
 

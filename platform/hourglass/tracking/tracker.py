@@ -5,10 +5,12 @@ next run's tracker or by `hourglass models sync`; a second delivery changes noth
 """
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hourglass.settings import Settings
+from hourglass.tracking.facts import named
 from hourglass.tracking.locks import private_folder, try_locked
 from hourglass.tracking.shown import explain, redact
 from hourglass.tracking.spool import Spool
@@ -54,60 +56,53 @@ def start(settings: Settings, job: "TrainJob", dataset: dict[str, Any]) -> Track
 
 
 class SpooledTracker:
-    """Appends to the spool; one daemon thread delivers it, and what earlier runs left behind."""
+    """One run's tracker: an outbox, and what its job says about the artifact's name."""
 
     def __init__(self, settings: Settings, job: "TrainJob", dataset: dict[str, Any]) -> None:
-        self._settings = settings
-        self._spool = Spool(settings.root / "spool", job.run_name)
         self._register_as = job.track.register_as
-        self._delivery: Delivery | None = None
+        self._outbox = Outbox(settings, job.run_name, {**_who(job), "dataset": dataset})
+
+    def log(self, record: dict[str, float], epoch: int) -> None:
+        """Record the metrics of an epoch."""
+        self._outbox.put("epoch", epoch=epoch, metrics=named(record))
+
+    def finish(self, status: Literal["finished", "failed"], artifact_uri: str | None) -> Finished:
+        """Record the artifact and the end; wait at most `FINISH_S` while MLflow takes events."""
+        if artifact_uri is not None:
+            self._outbox.put("artifact", uri=artifact_uri, register_as=self._register_as)
+        self._outbox.put("end", status=status)
+        note = self._outbox.close()
+        delivery = self._outbox.delivery
+        return Finished(
+            delivery.run_id if delivery else None, delivery.version if delivery else None, note
+        )
+
+
+class Outbox:
+    """Appends to a spool; one daemon thread delivers it, and what earlier runs left behind.
+
+    No method raises for what MLflow or the disk does; only `settle` and `close` wait, together at
+    most `FINISH_S`.
+    """
+
+    def __init__(self, settings: Settings, name: str, begin: dict[str, Any]) -> None:
+        self.delivery: Delivery | None = None
+        self._settings = settings
+        self._spool = Spool(settings.root / "spool", name)
         self._changed = threading.Condition()  # guards everything below
         self._lost = 0
         self._unwritten = ""
         self._problem = ""
         self._failures = 0
         self._delivered = False
-        self._finishing = False
+        self._until: float | None = None
         self._stopping = False
-        self._append("begin", **_who(job), dataset=dataset)
+        self.put("begin", **begin)
         self._thread = threading.Thread(target=self._work, name="hourglass-tracking", daemon=True)
         self._thread.start()
 
-    def log(self, record: dict[str, float], epoch: int) -> None:
-        """Record the metrics of an epoch."""
-        self._append("epoch", epoch=epoch, metrics=_named(record))
-
-    def finish(self, status: Literal["finished", "failed"], artifact_uri: str | None) -> Finished:
-        """Record the artifact and the end; wait at most `FINISH_S` while MLflow takes events."""
-        if artifact_uri is not None:
-            self._append("artifact", uri=artifact_uri, register_as=self._register_as)
-        self._append("end", status=status)
-        with self._changed:
-            self._failures, self._finishing = 0, True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._delivered or self._failures >= ATTEMPTS, FINISH_S)
-            self._stopping = True
-            self._changed.notify_all()
-            return self._finished()
-
-    def _finished(self) -> Finished:
-        uri = redact(self._settings.mlflow_uri)
-        run_id = self._delivery.run_id if self._delivery else None
-        version = self._delivery.version if self._delivery else None
-        refused = self._delivery.refused if self._delivery else []
-        if self._delivered:
-            said = [f"recorded in MLflow ({uri}) as run {run_id}", *refused]
-        else:
-            said = [
-                f"MLflow ({uri}) has not taken everything: {self._problem or 'it is too slow'}; "
-                f"the rest waits in {self._spool.path}, `hourglass models sync` delivers it"
-            ]
-        if self._lost:
-            events = "1 event is" if self._lost == 1 else f"{self._lost} events are"
-            said.append(f"{events} lost, {self._spool.path} cannot be written: {self._unwritten}")
-        return Finished(run_id, version, "; ".join(said))
-
-    def _append(self, kind: str, **fields: Any) -> None:
+    def put(self, kind: str, **fields: Any) -> None:
+        """Append an event; returns at once."""
         try:
             self._spool.append(kind, **fields)
         except Exception as error:  # a full disk must not stop a training run
@@ -118,6 +113,42 @@ class SpooledTracker:
         with self._changed:
             self._delivered = False
             self._changed.notify_all()
+
+    def settle(self) -> bool:
+        """Wait until MLflow has everything that was put; False when it did not take it in time."""
+        with self._changed:
+            if self._until is None:
+                self._failures, self._until = 0, time.monotonic() + FINISH_S
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._delivered or self._failures >= ATTEMPTS,
+                max(0.0, self._until - time.monotonic()),
+            )
+            return self._delivered
+
+    def close(self) -> str:
+        """`settle`, then stop; the sentence about what MLflow has."""
+        self.settle()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+            return self._said()
+
+    def _said(self) -> str:
+        uri = redact(self._settings.mlflow_uri)
+        if self._delivered:
+            run_id = self.delivery.run_id if self.delivery else None
+            refused = self.delivery.refused if self.delivery else []
+            said = [f"recorded in MLflow ({uri}) as run {run_id}", *refused]
+        else:
+            said = [
+                f"MLflow ({uri}) has not taken everything: {self._problem or 'it is too slow'}; "
+                f"the rest waits in {self._spool.path}, `hourglass models sync` delivers it"
+            ]
+        if self._lost:
+            events = "1 event is" if self._lost == 1 else f"{self._lost} events are"
+            said.append(f"{events} lost, {self._spool.path} cannot be written: {self._unwritten}")
+        return "; ".join(said)
 
     def _work(self) -> None:
         others: list[Spool] | None = None
@@ -134,7 +165,7 @@ class SpooledTracker:
                 self._pause(explain(error))
 
     def _deliver(self) -> None:
-        self._delivery = drain(self._spool, self._settings, self._delivery)
+        self.delivery = drain(self._spool, self._settings, self.delivery)
         with self._changed:
             self._failures, self._problem = 0, ""
             self._delivered = next(self._spool.pending(), None) is None
@@ -148,11 +179,9 @@ class SpooledTracker:
             self._problem = problem
             self._failures += 1
             self._changed.notify_all()
-            finishing = self._finishing
-            seconds = 0.5 if finishing else min(RETRY_S, 2.0 ** min(self._failures, 9))
-            self._changed.wait_for(
-                lambda: self._stopping or self._finishing is not finishing, seconds
-            )
+            until = self._until
+            seconds = 0.5 if until else min(RETRY_S, 2.0 ** min(self._failures, 9))
+            self._changed.wait_for(lambda: self._stopping or self._until is not until, seconds)
 
 
 def spools(settings: Settings) -> list[Spool]:
@@ -204,14 +233,6 @@ def sync(settings: Settings) -> Synced:
         refused = delivery.refused if delivery else []
         said.append("; ".join([f"{spool.run_name}: delivered", *refused]))
     return Synced(said, left)
-
-
-def _named(record: dict[str, float]) -> dict[str, float]:
-    """A name has one value for an epoch, so every member has names of its own."""
-    if "member" not in record:
-        return record
-    whose = f"member_{record['member']:g}"
-    return {f"{whose}/{name}": value for name, value in record.items() if name != "member"}
 
 
 def _who(job: "TrainJob") -> dict[str, Any]:

@@ -37,13 +37,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Checkpoints:
     """The committed checkpoints of one run; the newest and the one before it are kept.
 
-    `run` names everything that decides the weights, `data` is the manifest's digest.
+    `run` names everything that decides the weights, None where any will do; `data` is the manifest's
+    digest.
     """
 
     uri: str
-    run: str
+    run: str | None
     data: str
     workers: int
+    parent: "Checkpoints | None" = None
+    """Of the run that this one goes on from, with other numbers."""
 
     def of(self, member: int) -> "Checkpoints":
         """Those of an ensemble's member, counted from 1; the first has the folder of a single run."""
@@ -82,6 +85,13 @@ class Checkpoints:
             else:
                 return name
         return None
+
+    def start(self, warn: Callable[[str], None]) -> "tuple[Checkpoints, str] | None":
+        """Where the run goes on: its own newest checkpoint, else its parent's."""
+        name = self.newest(warn)
+        if name is not None:
+            return self, name
+        return self.parent.start(warn) if self.parent else None
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and position of one checkpoint, verified.
@@ -129,7 +139,7 @@ class Checkpoints:
                 f"{path}: the shards changed since this run began (manifest {body['data'][:12]} "
                 f"then, {self.data[:12]} now); train anew with --fresh"
             )
-        if body["run"] != self.run:
+        if self.run is not None and body["run"] != self.run:
             raise DataError(f"{path}: belongs to run {body['run']}, not to {self.run}")
         return body["position"], body["files"][STATE]
 

@@ -1,6 +1,7 @@
-"""A run from its rows to its artifact, on each of its workers, whoever started them."""
+"""Runs from their rows to their artifacts, on each of their workers, whoever started them."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,23 +11,27 @@ from hourglass import artifact, storage
 from hourglass.data.feed import Feed
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
-from hourglass.errors import SpecError
+from hourglass.errors import HourglassError, SpecError
 from hourglass.job_files import dump
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.spec import TrainJob
-from hourglass.training import members
+from hourglass.training import members, packed
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.collective import Peers
+from hourglass.training.collective import Alone, Peers
 from hourglass.training.knobs import Certificate, certify
-from hourglass.training.members import Tell
+from hourglass.training.members import Tell, Trained
 from hourglass.training.state import Record
 
 
 @dataclass(frozen=True)
 class Run:
-    """What makes a run: its job, the figures of its rows, its folder, and what it says of itself."""
+    """What makes a run: its job, the figures of its rows, its folder, and what it says of itself.
+
+    One with an `until` ends after that epoch and has no artifact; another, with its checkpoints as
+    `parent`, goes on from there.
+    """
 
     job: TrainJob
     schema: FeatureSchema
@@ -34,12 +39,15 @@ class Run:
     uri: str
     data_digest: str
     provenance: dict[str, Any]
+    until: int | None = None
+    parent: Checkpoints | None = None
 
     @property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
         uri = storage.join(self.uri, "checkpoints")
-        return Checkpoints(uri, self.job.run_name, self.data_digest, self.job.scale.workers)
+        job = self.job
+        return Checkpoints(uri, job.run_name, self.data_digest, job.scale.workers, self.parent)
 
     @property
     def artifact_uri(self) -> str:
@@ -56,7 +64,64 @@ def complete(run: Run, feed: Feed, peers: Peers, device: torch.device, tell: Tel
     began = time.perf_counter()
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU, nothing on a CPU
     certificate = _certify(build(job, stats).to(device), feed, peers, device)
-    trained = members.train(job, stats, feed, peers, device, tell, run.checkpoints)
+    trained = members.train(job, stats, feed, peers, device, tell, run.checkpoints, run.until)
+    if run.until is not None:
+        return trained.history[-1]
+    so_far = {"live_knobs": certificate, "seconds": time.perf_counter() - began}
+    return _conclude(run, trained, feed, peers, device, so_far)
+
+
+def complete_packed(
+    runs: Sequence[Run], feed: Feed, device: torch.device, tells: Sequence[Tell]
+) -> list[Record | HourglassError]:
+    """Complete runs on the same rows that `tuning.pack` put together, trained as one batched model.
+
+    They are whole runs, without `until` and `parent`, and nothing is committed on the way. Returns
+    the metrics of each, or why it failed, which leaves the others as they are. What a run took is its
+    share of the pack's seconds, and its own ending.
+    """
+    began = time.perf_counter()
+    torch.set_float32_matmul_precision("high")
+    ended: dict[int, Record | HourglassError] = {}
+    certificates: dict[int, Certificate] = {}
+    orders = [feed.seeded(run.job.train.seed) for run in runs]
+    for number, (run, order) in enumerate(zip(runs, orders, strict=True)):
+        try:
+            module = build(run.job, run.stats).to(device)
+            certificates[number] = certify(module, order, device)
+        except HourglassError as error:
+            ended[number] = error
+    jobs, said = [runs[n].job for n in certificates], [tells[n] for n in certificates]
+    trained = packed.train(jobs, runs[0].stats, feed, device, said)
+    share = (time.perf_counter() - began) / len(runs)
+    for (number, certificate), member in zip(certificates.items(), trained, strict=True):
+        if isinstance(member, HourglassError):
+            ended[number] = member
+            continue
+        so_far = {"live_knobs": certificate, "seconds": share, "packed": len(runs)}
+        run, order = runs[number], orders[number]
+        try:
+            alone = Trained([member], run.job)
+            ended[number] = _conclude(run, alone, order, Alone(), device, so_far)
+        except HourglassError as error:
+            ended[number] = error
+    return [ended[number] for number in range(len(runs))]
+
+
+def _conclude(
+    run: Run,
+    trained: Trained,
+    feed: Feed,
+    peers: Peers,
+    device: torch.device,
+    so_far: dict[str, Any],
+) -> Record:
+    """Calibrate; the first worker saves the artifact. Returns its metrics.
+
+    `so_far` goes into its provenance, and to its `seconds` are added those from here to the saving.
+    """
+    began = time.perf_counter()
+    job = run.job
     torch.set_float32_matmul_precision("highest")  # scores as every consumer will compute them
     lead, *others = trained.modules
     calibration, golden, agreement = calibrate(
@@ -75,9 +140,9 @@ def complete(run: Run, feed: Feed, peers: Peers, device: torch.device, tell: Tel
             job=dump(job),
             provenance={
                 **run.provenance,
-                "live_knobs": certificate,
+                **so_far,
                 "history": trained.history,
-                "seconds": round(time.perf_counter() - began, 3),
+                "seconds": round(so_far["seconds"] + time.perf_counter() - began, 3),
             },
             ensemble=trained.ensemble,
             others=others,

@@ -39,6 +39,20 @@ class Outcome:
     already: bool
 
 
+@dataclass(frozen=True)
+class Room:
+    """What each worker of a run owns, and the CPUs of a read task beside them."""
+
+    cpus: float
+    gpus: float
+    read_cpus: float
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch: the CPUs owned."""
+        return max(1, int(self.cpus))
+
+
 def run_uri(job: TrainJob, settings: Settings) -> str:
     """Where the run keeps checkpoints and artifact."""
     return storage.join(settings.runs_uri, job.run_name)
@@ -56,25 +70,10 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
     found = storage.join(uri, "artifact")
     if storage.exists(storage.join(found, artifact.MANIFEST)):
         return _finished(job, found, manifest.digest)
-    resources, threads, gpu, read_cpus = _resources(job)
+    room = _room(job)
     measured = measure(job, manifest, schema)
     listener.prepared(job, measured.dataset)
-    scaling = ray.train.ScalingConfig(
-        num_workers=job.scale.workers, use_gpu=gpu, resources_per_worker=resources
-    )
-    with Listening(listener) as line:
-        task = Task(
-            run=measured.run(job, uri),
-            rows=measured.rows,
-            census=measured.census,
-            refs=measured.refs,
-            threads=threads,
-            read_cpus=read_cpus,
-            line=line,
-        )
-        for number in range(1, job.train.seeds + 1):
-            task.run.checkpoints.of(number).check()
-        _fit(task, scaling)
+    distribute(measured.run(job, uri), measured, room, listener)
     loaded = artifact.load(found)
     return Outcome(found, loaded.manifest, loaded.digest, already=False)
 
@@ -129,9 +128,34 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
     return Measured(rows, census, refs, manifest.digest, dataset)
 
 
-def _fit(task: Task, scaling: ray.train.ScalingConfig) -> None:
+def distribute(run: Run, measured: "Measured", room: Room, listener: Listener) -> None:
+    """Complete `run` with Ray Train, one process for each of its workers.
+
+    Raises: whatever ends the run, as in one process.
+    """
+    with Listening(listener) as line:
+        task = Task(
+            run=run,
+            rows=measured.rows,
+            census=measured.census,
+            refs=measured.refs,
+            threads=room.threads,
+            read_cpus=room.read_cpus,
+            line=line,
+        )
+        for number in range(1, run.job.train.seeds + 1):
+            run.checkpoints.of(number).check()
+        _fit(task, room)
+
+
+def _fit(task: Task, room: Room) -> None:
     """Run the workers to their end; Ray Train's own files are gone after it."""
     folder = storage.join(task.run.uri, "ray")
+    scaling = ray.train.ScalingConfig(
+        num_workers=task.run.job.scale.workers,
+        use_gpu=room.gpus > 0,
+        resources_per_worker={"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})},
+    )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
@@ -187,8 +211,8 @@ def _cached(job: TrainJob, size: int) -> bool:
     return job.data.cache != "stream" and size <= job.data.cache_bytes
 
 
-def _resources(job: TrainJob) -> tuple[dict[str, float], int, bool, float]:
-    """Resources of one worker, its threads, whether it gets a GPU, and CPUs of a read task.
+def _room(job: TrainJob) -> Room:
+    """What the cluster has for each worker. Raises ClusterError when that is not enough.
 
     Workers never take every CPU: Ray Data needs some to read, and would wait forever for it.
     """
@@ -213,8 +237,7 @@ def _resources(job: TrainJob) -> tuple[dict[str, float], int, bool, float]:
             f"{workers} workers of {each:g} CPUs leave none of the cluster's {cpus:g} to read; "
             f"use fewer workers, or scale.cpus_per_worker up to {spare / workers:.2g}"
         )
-    resources = {"CPU": each, **({"GPU": 1.0} if gpu else {})}
-    return resources, max(1, int(each)), gpu, min(1.0, left)
+    return Room(each, 1.0 if gpu else 0.0, min(1.0, left))
 
 
 def _git_commit() -> str | None:

@@ -33,15 +33,18 @@ def fit(
     report: Callable[[Record], None],
     commit: Commit,
     device: torch.device,
+    until: int | None = None,
 ) -> None:
     """Train `state` to the end of `spec`, from wherever it is; `model` is the module or its DDP.
 
+    With `until`, only to the end of that epoch: what was committed can go on from there.
     Ends with the best weights of the holdout (the last, without one) in `state.module`.
     Raises: TrainingError on every worker when a value is not finite, naming step, worker, tensor.
     """
     steps = feed.steps * spec.epochs
     rng = torch.Generator(device=device)
-    while state.epoch < spec.epochs and not state.stopped:
+    last = spec.epochs if until is None else until
+    while state.epoch < last and not state.stopped:
         started, rows = time.perf_counter(), 0
         state.module.train()
         for batch in feed.train(state.epoch, state.epoch_step):

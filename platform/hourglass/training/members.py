@@ -96,13 +96,15 @@ def train(
     device: torch.device,
     tell: Tell,
     saved: Checkpoints | None = None,
+    until: int | None = None,
 ) -> Trained:
     """Train every member of `job` to its end, each from its newest checkpoint in `saved`.
 
+    With `until`, a job of one seed trains only to the end of that epoch.
     Raises: SpecError when an artifact cannot hold them, TrainingError naming the member.
     """
     if job.train.seeds == 1:
-        return Trained([_train(job, stats, feed, peers, device, tell, saved)], job)
+        return Trained([_train(job, stats, feed, peers, device, tell, saved, until)], job)
     _require_room(job, build(job, stats))
     members = []
     for number in range(1, job.train.seeds + 1):
@@ -124,6 +126,7 @@ def _train(
     device: torch.device,
     tell: Tell,
     saved: Checkpoints | None,
+    until: int | None = None,
 ) -> Member:
     """One run, from its newest checkpoint, if there is one, to its end."""
     now = state.fresh(build(job, stats).to(device), job.train)
@@ -137,6 +140,7 @@ def _train(
         report=partial(tell, "epoch"),
         commit=partial(saved.save, peers=peers) if saved else _nothing,
         device=device,
+        until=until,
     )
     best = now.history[now.best_epoch if now.best_weights else -1]
     return Member(now.module, now.history, best)
@@ -153,15 +157,19 @@ def begin(
 ) -> None:
     """All workers start from the checkpoint that the first one finds, else from the phases.
 
+    Where the run has none of its own, one of the run it goes on from will do.
+
     What the phases found is committed at once, as step 0: a killed run does not repeat them.
     """
-    found = saved.newest(partial(tell, "note")) if saved and peers.rank == 0 else None
-    name = peers.share(found)[0]
-    if saved and name is not None:
-        now.restore(*saved.load(name), rank=peers.rank)
+    found = saved.start(partial(tell, "note")) if saved and peers.rank == 0 else None
+    source = peers.share(found)[0]
+    if source is not None:
+        checkpoints, name = source
+        tensors, position = checkpoints.load(name)
+        now.restore(tensors, position, rank=peers.rank)
         done = now.stopped or now.epoch == spec.epochs
-        position = {"step": now.step, "epoch": now.epoch, "done": done}
-        tell("resumed", {**position, "history": now.history})
+        reached = {"step": now.step, "epoch": now.epoch, "done": done}
+        tell("resumed", {**reached, "history": now.history})
     elif spec.phases:
         pretrain(now.module, feed, spec, peers, partial(tell, "note"), device)
         if saved:

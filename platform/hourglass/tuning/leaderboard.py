@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -14,32 +15,42 @@ from hourglass import storage
 from hourglass.errors import DataError, nearest
 from hourglass.settings import Settings
 from hourglass.strict import Strict
-from hourglass.sweeps import Metric
+from hourglass.sweeps import Metric, Mode
 
 NAME = "leaderboard"
 JSON = f"{NAME}.json"
 METRICS = get_args(Metric)
-FIGURES = (*METRICS, "pca_mse", "parameters", "seconds")
+FIGURES = (*METRICS, "pca_mse", "parameters", "seconds", "epochs")
+WHOLE = ("parameters", "epochs")
 
 
 class Entry(Strict):
     """One trial: the values swept, by path, and what came of it; a failed one has its reason.
 
-    `pca_mse` is the error of PCA with as many components as the code has units, on the same held-out
-    rows in model space; none where the code is as wide as the rows, or no rows are held out.
+    One that a scheduler stopped has the figures of its last epoch and no artifact. `epochs` are those
+    it trained for, `seconds` those of the sitting that ended it. `pca_mse` is the error of PCA with as
+    many components as the code has units, on the same held-out rows in model space; none where the code
+    is as wide as the rows, or no rows are held out.
     """
 
     rank: PositiveInt | None = None
     trial: str
-    status: Literal["finished", "failed"]
+    status: Literal["finished", "stopped", "failed"]
     reason: str = ""
     values: dict[str, Any]
     holdout_mse: float | None = None
     holdout_fvu: float | None = None
     train_mse: float | None = None
+    rank_agreement: float | None = None
     pca_mse: float | None = None
     parameters: PositiveInt | None = None
     seconds: NonNegativeFloat | None = None
+    epochs: PositiveInt | None = None
+    run_id: str | None = None
+
+    def having(self, **fields: Any) -> "Entry":
+        """The same with these fields."""
+        return Entry.model_validate({**dict(self), **fields})
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -50,11 +61,21 @@ class Entry(Strict):
 
 
 class Leaderboard(Strict):
-    """The trials of a sweep, best first; failed ones come last, in the order of the space."""
+    """The trials of a sweep, best first; then those stopped, longest first; then those failed.
+
+    `ended` is false while the sweep runs, or when it was killed.
+    """
 
     sweep: str
     metric: Metric
+    mode: Mode = "min"
     entries: tuple[Entry, ...]
+    ended: bool = True
+
+    @property
+    def best(self) -> Entry | None:
+        """The first of the finished trials."""
+        return next((entry for entry in self.entries if entry.rank == 1), None)
 
     @property
     def paths(self) -> list[str]:
@@ -71,9 +92,10 @@ class Leaderboard(Strict):
         for path in self.paths:
             columns[path] = _column([entry.values.get(path) for entry in self.entries])
         for figure in FIGURES:
-            kind = pa.int64() if figure == "parameters" else pa.float64()
+            kind = pa.int64() if figure in WHOLE else pa.float64()
             columns[figure] = pa.array([getattr(entry, figure) for entry in self.entries], kind)
         columns["worse_than_pca"] = pa.array([entry.worse_than_pca for entry in self.entries])
+        columns["run_id"] = pa.array([entry.run_id for entry in self.entries], pa.string())
         columns["reason"] = pa.array([entry.reason for entry in self.entries])
         return pa.table(columns)
 
@@ -97,18 +119,23 @@ WRITERS: dict[str, Callable[[pa.Table, Any], None]] = {
 }
 
 
-def ranked(sweep: str, metric: Metric, entries: Sequence[Entry]) -> Leaderboard:
-    """The entries by their metric, lowest first; equal ones stay in the order given."""
-    finished = sorted(
-        (entry for entry in entries if entry.status == "finished"),
-        key=lambda entry: getattr(entry, metric),
-    )
-    first = [
-        Entry.model_validate({**dict(entry), "rank": rank})
-        for rank, entry in enumerate(finished, start=1)
-    ]
+def ranked(
+    sweep: str, metric: Metric, entries: Sequence[Entry], mode: Mode = "min", ended: bool = True
+) -> Leaderboard:
+    """The entries by their metric, best first; equal ones stay in the order given."""
+    sign = 1.0 if mode == "min" else -1.0
+
+    def error(entry: Entry) -> float:
+        value: float | None = getattr(entry, metric)
+        return math.inf if value is None else sign * value
+
+    finished = sorted((entry for entry in entries if entry.status == "finished"), key=error)
+    stopped = [entry for entry in entries if entry.status == "stopped"]
+    stopped.sort(key=lambda entry: (-(entry.epochs or 0), error(entry)))
     failed = [entry for entry in entries if entry.status == "failed"]
-    return Leaderboard(sweep=sweep, metric=metric, entries=(*first, *failed))
+    first = [entry.having(rank=rank) for rank, entry in enumerate(finished, start=1)]
+    every = (*first, *stopped, *failed)
+    return Leaderboard(sweep=sweep, metric=metric, mode=mode, entries=every, ended=ended)
 
 
 def load(folder: str) -> Leaderboard | None:

@@ -1,16 +1,18 @@
-"""From a space to its points, each a job of its own: a pure function of the sweep's file.
+"""From a space to its points, each a job of its own.
 
-Points are drawn before any trial runs, so neither concurrency nor results can change them, and a
-sweep with more trials has those of the shorter one first.
+Grids and random draws are a pure function of the sweep's file: neither concurrency nor results can
+change them, and a sweep with more trials has those of the shorter one first.
 """
 
 import copy
+import hashlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,16 +30,31 @@ REPEATS = 1000
 
 @dataclass(frozen=True)
 class Point:
-    """The values that make one trial, by path, and its job, or the reason why there is none."""
+    """The values that make one trial, by path, and its job, or the reason why there is none.
+
+    In a population a trial may train only `until` an epoch, and go on from the trial `parent`.
+    """
 
     values: dict[str, Any]
     job: TrainJob | None
     reason: str = ""
+    until: int | None = None
+    parent: str = ""
 
     @property
     def trial(self) -> str:
         """The trial's name: the hash of everything that decides its weights; empty without a job."""
-        return self.job.run_name.rpartition("-")[2] if self.job else ""
+        if self.job is None:
+            return ""
+        own = self.job.run_name.rpartition("-")[2]
+        if self.until is None and not self.parent:
+            return own
+        return hashlib.sha256(f"{own} {self.until} {self.parent}".encode()).hexdigest()[:8]
+
+    @property
+    def key(self) -> str:
+        """What tells it from other points, jobs or not."""
+        return self.trial or json.dumps(self.values, default=str)
 
 
 def points(sweep: TuneJob) -> list[Point]:
@@ -45,10 +62,9 @@ def points(sweep: TuneJob) -> list[Point]:
     found: dict[str, Point] = {}
     repeats = 0
     for chosen in _chosen(sweep):
-        point = _point(sweep, chosen)
-        key = point.trial or json.dumps(point.values, default=str)
-        repeats = repeats + 1 if key in found else 0
-        found.setdefault(key, point)
+        point = choose_point(sweep, partial(_planned, chosen))
+        repeats = repeats + 1 if point.key in found else 0
+        found.setdefault(point.key, point)
         if len(found) == sweep.max_trials or repeats == REPEATS:
             break
     return list(found.values())
@@ -85,17 +101,20 @@ def draw(values: Values, rng: np.random.Generator) -> Any:
     raise ValueError("a grid is not drawn from")
 
 
-def _point(sweep: TuneJob, chosen: dict[str, Any]) -> Point:
-    """The base with those of the chosen values in it whose conditions hold."""
+def _planned(chosen: dict[str, Any], path: str, _: Values) -> Any:
+    return chosen[path]
+
+
+def choose_point(sweep: TuneJob, choose: Callable[[str, Values], Any]) -> Point:
+    """The base with what `choose` takes for each path in it, where its conditions hold."""
     tree = copy.deepcopy(sweep.base)
-    tree["scale"] = {**(tree.get("scale") or {}), "workers": 1}
+    tree["scale"] = {**(tree.get("scale") or {}), "workers": sweep.workers_per_trial}
     values: dict[str, Any] = {}
     try:
-        for path, value in chosen.items():
-            conditions = sweep.space[path].when.items()
-            if all(trees.field_at(tree, field) == wanted for field, wanted in conditions):
-                values[path] = value
-                trees.put(tree, path, copy.deepcopy(value), f"space.{path}")
+        for path, ways in sweep.space.items():
+            if all(trees.field_at(tree, field) == want for field, want in ways.when.items()):
+                values[path] = choose(path, ways)
+                trees.put(tree, path, copy.deepcopy(values[path]), f"space.{path}")
         job = job_files.parse(tree)
     except SpecError as error:
         return Point(values, None, one_line(error))

@@ -1,250 +1,330 @@
-"""A sweep on Ray Tune: rows are read and placed once, each point trains, a leaderboard is written.
+"""A sweep: points are proposed, trained as trials on Ray Tune, and ranked beside PCA.
 
-<runs>/<sweep>/trials/<trial>/artifact      a finished trial; the same command does not run it again
-<runs>/<sweep>/trials/<trial>/checkpoints   of one that was stopped; it goes on from there
+<runs>/<sweep>/trials/<trial>/artifact       a finished trial; the same command does not run it again
+<runs>/<sweep>/trials/<trial>/checkpoints    of one that was cut short; it goes on from there
+<runs>/<sweep>/trials/<trial>/stopped.json   of one that a scheduler stopped
 <runs>/<sweep>/leaderboard.{json,csv,parquet}
 """
 
-import logging
-import math
-import os
-import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
-import ray
-from ray import tune
 
 from hourglass import artifact, storage
 from hourglass.artifact import Artifact
 from hourglass.data.feed import Features
-from hourglass.data.manifest import Manifest
+from hourglass.data.manifest import Manifest, describe
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import fetch
-from hourglass.errors import ClusterError, DataError, SpecError
+from hourglass.errors import DataError, SpecError
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
+from hourglass.sweeps import Mode, Stop
 from hourglass.training import launch
-from hourglass.training.complete import Run
-from hourglass.training.launch import Measured
+from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
-from hourglass.tuning import leaderboard
+from hourglass.tuning import leaderboard, stopped, trials
 from hourglass.tuning.judge import pca_errors
 from hourglass.tuning.leaderboard import METRICS, Entry, Leaderboard
-from hourglass.tuning.space import Point, points
-from hourglass.tuning.trial import Share, train_trial
+from hourglass.tuning.search import search
+from hourglass.tuning.space import Point
+from hourglass.tuning.trial import Placed, runs_of, trial_folder
+from hourglass.tuning.trials import Crew
 
-ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the artifact is the record
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which resumes when run again
-    "RAY_AIR_NEW_OUTPUT": "0",  # it frames the search in boxes; the listener tells
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
+SAVE_S = 5.0
+"""Seconds between two saves of the leaderboard of a sweep that runs."""
 
 
 class Listener(Protocol):
     """Hears how a sweep goes, in the process that launched it."""
 
-    def sweeping(self, trials: int, finished: int, failed: int, at_once: int, cpus: float) -> None:
-        """How many trials there are, ended before, invalid, and how many run at a time on what."""
+    def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None:
+        """How many trials there will be at most, what they may use, and of which shards."""
         ...
 
-    def ended(self, values: Mapping[str, Any], metric: float | None, reason: str) -> None:
-        """A trial ended: its values, and its metric or the reason why it failed."""
+    def known(self, entry: Entry) -> None:
+        """A trial that ended before, or a point that is no job."""
+        ...
+
+    def placed(self, dataset: dict[str, Any]) -> None:
+        """The rows were read and lie in memory."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A sentence worth knowing."""
+        ...
+
+    def started(self, values: Sequence[dict[str, Any]]) -> None:
+        """The trials of these values train, together if they are several."""
+        ...
+
+    def ended(self, entry: Entry, uri: str, history: Sequence[Record]) -> None:
+        """A trial ended; `uri` is its artifact's, if it is finished, `history` its epochs."""
         ...
 
 
 @dataclass(frozen=True)
-class Placed:
-    """The rows of a sweep in this process: measured, and parted into training and held-out rows."""
+class Swept:
+    """An ended sweep: its leaderboard and folder, of its trials code units and epochs, its rows."""
 
-    measured: Measured
-    train: Features
-    holdout: Features
+    board: Leaderboard
+    folder: str
+    widths: dict[str, int]
+    histories: dict[str, Sequence[Record]]
+    rows: "Rows"
+
+    def holdout(self) -> Features:
+        """The held-out rows (B, C), raw."""
+        return self.rows.placed.holdout
 
 
-def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = False) -> Leaderboard:
+def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = False) -> Swept:
     """Run `sweep` to its end on the connected cluster; finished trials are never run twice.
 
     Raises: DataError, SpecError, ClusterError, ArtifactError.
     """
-    name, base, every = sweep.name or "sweep", sweep.job, points(sweep)
-    folder = storage.join(settings.runs_uri, name)
+    folder = folder_of(sweep, settings)
     if fresh:
         storage.remove(folder)
+    base = sweep.job
     manifest, schema = open_dataset(base.data.uri, base.data.manifest)
-    jobs = {point.trial: point.job for point in every if point.job}
-    done = _finished(folder, jobs, manifest.digest)
-    share, at_once = _room(sweep, base)
-    listener.sweeping(len(every), len(done), len(every) - len(jobs), at_once, share.cpus)
-    todo = {trial: job for trial, job in jobs.items() if trial not in done}
-    judged = _judged(folder)
-    failed: dict[str, str] = {}
-    if todo or not done.keys() <= judged.keys():
-        placed = _place(base, manifest, schema)
-        if todo:
-            runs = _runs(placed.measured, base, folder, todo)
-            heard = _Heard(listener, sweep.metric, {p.trial: p.values for p in every})
-            _fit(runs, placed, share, at_once, folder, heard)
-            failed = heard.failed
-            done |= _finished(folder, todo, manifest.digest)
-        newly = {trial: jobs[trial] for trial in done if trial not in judged}
-        stats = placed.measured.census.stats
-        judged |= pca_errors(newly, stats, placed.train, placed.holdout)
-    entries = [
-        _entry(point, done.get(point.trial), judged.get(point.trial), failed) for point in every
-    ]
-    board = leaderboard.ranked(name, sweep.metric, entries)
+    crew = trials.crew(sweep)
+    searching = search(sweep)
+    listener.sweeping(searching.most, crew, describe(manifest))
+    rows = Rows(base, manifest, schema)
+    sitting = Sitting(sweep, folder, rows, crew, listener)
+    while batch := searching.ask():
+        sitting.take(batch)
+        searching.tell([sitting.metric(point) for point in batch])
+        if sitting.over():
+            break
+    board = sitting.board(ended=True)
     board.save(folder)
-    return board
+    return Swept(board, folder, sitting.widths, sitting.histories, rows)
 
 
-def _finished(folder: str, trials: Iterable[str], data: str) -> dict[str, Artifact]:
-    """The verified artifacts of the trials that have one. Raises DataError, ArtifactError."""
-    found = {}
-    for trial in trials:
-        uri = storage.join(_folder_of(folder, trial), "artifact")
-        if not storage.exists(storage.join(uri, artifact.MANIFEST)):
-            continue
-        found[trial] = artifact.load(uri)
-        if found[trial].manifest.provenance.get("dataset", {}).get("digest") != data:
-            raise DataError(f"{uri}: trained on other shards; begin the sweep anew with --fresh")
-    return found
+def folder_of(sweep: TuneJob, settings: Settings) -> str:
+    """Where a sweep keeps its trials and its leaderboard."""
+    return storage.join(settings.runs_uri, sweep.name or "sweep")
 
 
-def _folder_of(folder: str, trial: str) -> str:
-    return storage.join(folder, "trials", trial)
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a sweep, read when a trial needs them, and once."""
+
+    base: TrainJob
+    manifest: Manifest
+    schema: pa.Schema
+
+    @cached_property
+    def placed(self) -> Placed:
+        """In memory. Raises DataError, SpecError when they may not be kept there."""
+        data = self.base.data
+        columns = feature_schema(self.manifest, self.schema, data.features, data.missing)
+        size = self.manifest.rows * columns.row_bytes
+        if size > data.cache_bytes:
+            raise SpecError(
+                f"base.data.cache_bytes: trials share the rows in memory, which takes {size} bytes, "
+                f"found {data.cache_bytes}; raise it, or search on fewer rows"
+            )
+        measured = launch.measure(self.base, self.manifest, self.schema)
+        features, held = fetch(measured.refs, measured.rows.schema)
+        return Placed(measured, features[~held], features[held])
+
+
+class Sitting:
+    """One command's part of a sweep: the points so far, and what came of each."""
+
+    def __init__(
+        self, sweep: TuneJob, folder: str, rows: Rows, crew: Crew, listener: Listener
+    ) -> None:
+        self._sweep, self._folder, self._rows = sweep, folder, rows
+        self._crew, self._listener = crew, listener
+        self._points: list[Point] = []
+        self._entries: dict[str, Entry] = {}
+        self.histories: dict[str, Sequence[Record]] = {}
+        self._judged = _judged(folder)
+        self._began: float | None = None
+        self._saved = time.monotonic()
+
+    def take(self, batch: Sequence[Point]) -> None:
+        """Find what ended before, and train the others."""
+        self._points += batch
+        todo: list[Point] = []
+        for point in batch:
+            entry = self._before(point)
+            if entry is not None:
+                self._entries[point.key] = entry
+                self._listener.known(entry)
+            else:
+                todo.append(point)
+        if todo and not self.over():
+            self._train(todo)
+        if not self.over():
+            self._forget_parents(batch)
+
+    def _before(self, point: Point) -> Entry | None:
+        """What is known of a point without training it. Raises DataError, ArtifactError."""
+        if point.job is None:
+            return Entry(trial="", status="failed", reason=point.reason, values=point.values)
+        uri = self._artifact(point.trial)
+        if storage.exists(storage.join(uri, artifact.MANIFEST)):
+            found = artifact.load(uri)
+            if (
+                found.manifest.provenance.get("dataset", {}).get("digest")
+                != self._rows.manifest.digest
+            ):
+                raise DataError(
+                    f"{uri}: trained on other shards; begin the sweep anew with --fresh"
+                )
+            return self._finished(point, found)
+        return stopped.load(trial_folder(self._folder, point.trial), point, self._sweep.scheduler)
+
+    def _train(self, todo: Sequence[Point]) -> None:
+        placed = self._rows.placed
+        self._listener.placed(placed.measured.dataset)
+        self._began = self._began or time.monotonic()
+        groups = [[point.trial] for point in todo]
+        runs = runs_of(placed, todo, self._sweep.job, self._folder)
+        trials.train(self._sweep, runs, groups, placed, self._crew, self._folder, self, self.over)
+
+    def _forget_parents(self, batch: Sequence[Point]) -> None:
+        """Once a generation has ended, nobody goes on from the one before it."""
+        earlier = self._points[-2 * len(batch) : -len(batch)]
+        for trial in [point.trial for point in earlier if point.until is not None]:
+            storage.remove(storage.join(trial_folder(self._folder, trial), "checkpoints"))
+
+    def started(self, names: Sequence[str]) -> None:
+        """Trials got their process."""
+        self._listener.started([self._point(name).values for name in names])
+
+    def finished(self, trial: str, reason: str) -> None:
+        """A trial came to its end, or failed for a reason."""
+        point = self._point(trial)
+        if reason:
+            self._end(Entry(trial=trial, status="failed", reason=reason, values=point.values))
+        else:
+            self._end(self._finished(point, artifact.load(self._artifact(trial))))
+
+    def epoch(self, trial: str, record: Record) -> None:
+        """A trial that may be stopped ended an epoch."""
+        self.histories[trial] = [*self.histories.get(trial, ()), record]
+
+    def stopped(self, trial: str, record: Record) -> None:
+        """A trial was stopped by the scheduler, unless the whole sweep was."""
+        if self.over():
+            return
+        folder = trial_folder(self._folder, trial)
+        self._end(stopped.save(folder, self._point(trial), self._sweep.scheduler, record))
+
+    def _end(self, entry: Entry) -> None:
+        self._entries[entry.trial] = entry
+        uri = self._artifact(entry.trial) if entry.status == "finished" else ""
+        self._listener.ended(entry, uri, self.histories.get(entry.trial, ()))
+        if time.monotonic() - self._saved > SAVE_S:
+            self.board(ended=False).save(self._folder)
+            self._saved = time.monotonic()
+
+    def metric(self, point: Point) -> float | None:
+        """What the search learns from: of a failed trial, nothing."""
+        entry = self._entries.get(point.key)
+        value: float | None = getattr(entry, self._sweep.metric) if entry else None
+        return value
+
+    def over(self) -> bool:
+        """True when patience or time has run out."""
+        return self._out_of_time() or self._counted() < len(self._points)
+
+    def _out_of_time(self) -> bool:
+        most, began = self._sweep.max_time_s, self._began
+        return most is not None and began is not None and time.monotonic() - began > most
+
+    def _counted(self) -> int:
+        """How many of the points count: those after the end of patience do not, trained or not."""
+        if self._sweep.stop is None:
+            return len(self._points)
+        ended = []
+        for point in self._points:
+            if point.key not in self._entries:
+                break
+            ended.append(self.metric(point))
+        return settled(ended, self._sweep.stop, self._sweep.mode) or len(self._points)
+
+    def board(self, ended: bool) -> Leaderboard:
+        """The leaderboard of what is known so far; PCA judges at the end."""
+        points = [point for point in self._points[: self._counted()] if point.until is None]
+        entries = [self._entries.get(point.key) or self._cut(point) for point in points]
+        if ended:
+            entries = self._beside_pca(entries)
+        name, metric, mode = self._sweep.name or "sweep", self._sweep.metric, self._sweep.mode
+        return leaderboard.ranked(name, metric, entries, mode, ended)
+
+    def _finished(self, point: Point, found: Artifact) -> Entry:
+        """The leaderboard's line about a trial that has an artifact."""
+        said = found.manifest
+        records = said.provenance["history"]
+        self.histories[point.trial] = records
+        return Entry(
+            trial=point.trial,
+            status="finished",
+            values=point.values,
+            **{name: said.metrics.get(name) for name in METRICS},
+            parameters=sum(weight.numel() for weight in found.module.parameters()),
+            seconds=said.provenance["seconds"],
+            epochs=int(max(record["epoch"] for record in records)),
+        )
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The code units of each trial."""
+        return {p.trial: p.job.model.network.code_width for p in self._points if p.job}
+
+    def _cut(self, point: Point) -> Entry:
+        why = "max_time_s was over" if self._out_of_time() else "it has not ended"
+        reason = f"{why}; the same command goes on with it"
+        return Entry(trial=point.trial, status="failed", reason=reason, values=point.values)
+
+    def _beside_pca(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Each finished trial beside PCA with as many units."""
+        jobs = {point.trial: point.job for point in self._points if point.job}
+        finished = [entry.trial for entry in entries if entry.status == "finished"]
+        new = {trial: jobs[trial] for trial in finished if trial not in self._judged}
+        if new:
+            placed = self._rows.placed
+            stats = placed.measured.census.stats
+            self._judged |= dict.fromkeys(new)
+            self._judged |= pca_errors(new, stats, placed.train, placed.holdout)
+        return [
+            entry.having(pca_mse=self._judged[entry.trial]) if entry.trial in finished else entry
+            for entry in entries
+        ]
+
+    def _point(self, trial: str) -> Point:
+        return next(point for point in reversed(self._points) if point.trial == trial)
+
+    def _artifact(self, trial: str) -> str:
+        return storage.join(trial_folder(self._folder, trial), "artifact")
+
+
+def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | None:
+    """How many trials, in their order, it takes until the best no longer improves; None: not yet."""
+    best, waited = None, 0
+    for number, metric in enumerate(metrics, start=1):
+        error = metric if metric is None or mode == "min" else -metric
+        waited += 1
+        if error is not None and (best is None or error < best - stop.tolerance * abs(best)):
+            best, waited = error, 0
+        if waited >= stop.patience:
+            return number
+    return None
 
 
 def _judged(folder: str) -> dict[str, float | None]:
-    """What the leaderboard of an earlier sitting says of PCA, for each finished trial."""
+    """What the leaderboard of an ended sitting says of PCA, for each finished trial."""
     earlier = leaderboard.load(folder)
-    entries = earlier.entries if earlier else ()
+    entries = earlier.entries if earlier and earlier.ended else ()
     return {entry.trial: entry.pca_mse for entry in entries if entry.status == "finished"}
-
-
-def _room(sweep: TuneJob, base: TrainJob) -> tuple[Share, int]:
-    """What each trial gets, and how many run at a time. Raises ClusterError when not even one fits.
-
-    A trial's CPUs do not depend on how many run beside it: with other threads sums would round
-    otherwise, and the leaderboard would depend on the concurrency.
-    """
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    asked = base.scale.cpus_per_worker
-    each = 1.0 if asked == "auto" else asked
-    gpu = base.scale.accelerator == "gpu" or (base.scale.accelerator == "auto" and gpus >= 1)
-    room = math.floor(min(cpus / each, gpus) if gpu else cpus / each)
-    if room < 1:
-        raise ClusterError(
-            f"a trial of {each:g} CPUs{' and a GPU' if gpu else ''} does not fit the cluster's "
-            f"{cpus:g} CPUs and {gpus:g} GPUs; change base.scale"
-        )
-    return Share(each, gpu), room if sweep.concurrency == "auto" else min(sweep.concurrency, room)
-
-
-def _place(base: TrainJob, manifest: Manifest, schema: pa.Schema) -> Placed:
-    """Read the rows once. Raises DataError, SpecError when they may not be kept in memory."""
-    columns = feature_schema(manifest, schema, base.data.features, base.data.missing)
-    size = manifest.rows * columns.row_bytes
-    if size > base.data.cache_bytes:
-        raise SpecError(
-            f"base.data.cache_bytes: trials share the rows in memory, which takes {size} bytes, found "
-            f"{base.data.cache_bytes}; raise it, or search on fewer rows"
-        )
-    measured = launch.measure(base, manifest, schema)
-    features, held = fetch(measured.refs, measured.rows.schema)
-    return Placed(measured, features[~held], features[held])
-
-
-def _runs(
-    measured: Measured, base: TrainJob, folder: str, jobs: Mapping[str, TrainJob]
-) -> dict[str, Run]:
-    """The run of each trial, in a folder of its own."""
-    any_run = measured.run(base, folder)
-    return {
-        trial: replace(any_run, job=job, uri=_folder_of(folder, trial))
-        for trial, job in jobs.items()
-    }
-
-
-def _fit(
-    runs: dict[str, Run], placed: Placed, share: Share, at_once: int, folder: str, heard: "_Heard"
-) -> None:
-    """Run all trials in processes that are used again; Ray Tune's own files are gone after it."""
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    # It misses the metrics' files, whose writers we have just switched off.
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    trainable = tune.with_parameters(
-        train_trial, runs=runs, train=placed.train, holdout=placed.holdout, share=share
-    )
-    resources = {"cpu": share.cpus, **({"gpu": 1} if share.gpu else {})}
-    losses = next(iter(runs.values())).job.scale.max_failures
-    own = storage.join(folder, "ray")
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
-        param_space={"trial": tune.grid_search(list(runs))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
-        run_config=tune.RunConfig(
-            name=f"attempt-{secrets.token_hex(4)}",
-            storage_path=own,
-            failure_config=tune.FailureConfig(max_failures=losses),
-            callbacks=[heard],
-            verbose=0,
-        ),
-    )
-    try:
-        tuner.fit()
-    finally:
-        storage.remove(own)
-
-
-class _Heard(tune.Callback):  # type: ignore[misc]
-    """Tune's news for the listener; `failed` has the reason of each trial that failed."""
-
-    def __init__(
-        self, listener: Listener, metric: str, values: Mapping[str, dict[str, Any]]
-    ) -> None:
-        self.failed: dict[str, str] = {}
-        self._listener, self._metric, self._values = listener, metric, values
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune writes its callbacks down to restore them, which we never do."""
-        return {}
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial came to its end, or said why it could not."""
-        said = trial.last_result
-        self._ended(trial.config["trial"], said.get(self._metric), said["reason"])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial lost its process more often than base.scale.max_failures allows."""
-        times = f"{trial.num_failures} times"
-        self._ended(trial.config["trial"], None, f"its process was lost {times}; out of memory?")
-
-    def _ended(self, trial: str, metric: float | None, reason: str) -> None:
-        if reason:
-            self.failed[trial] = reason
-        self._listener.ended(self._values[trial], metric, reason)
-
-
-def _entry(
-    point: Point, found: Artifact | None, pca: float | None, failed: Mapping[str, str]
-) -> Entry:
-    """The leaderboard's line about a point."""
-    if found is None:
-        reason = point.reason or failed.get(point.trial) or "it did not end"
-        return Entry(trial=point.trial, status="failed", reason=reason, values=point.values)
-    said = found.manifest
-    return Entry(
-        trial=point.trial,
-        status="finished",
-        values=point.values,
-        **{name: said.metrics.get(name) for name in METRICS},
-        pca_mse=pca,
-        parameters=sum(weight.numel() for weight in found.module.parameters()),
-        seconds=said.provenance["seconds"],
-    )

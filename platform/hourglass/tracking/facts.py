@@ -1,0 +1,75 @@
+"""What is written about a job, its rows and its epochs: flat, bounded, without secrets."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from hourglass.tracking.shown import redact
+
+PARAM_CHARS = 6000
+MAY_CHANGE = {
+    "train": ("quantile",),
+    "tune": ("concurrency", "gpus_per_worker", "max_time_s", "pack", "promote_if"),
+}
+"""Fields that decide nothing which is recorded: another sitting may have others."""
+APART = {"train": ("name", "track"), "tune": ("name", "base", "kind")}
+
+
+def describe(job: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """What decides the results, flat (MLflow's params never change), and the rest (tags may).
+
+    Of a sweep the values of each path are one text; its base is in `job.json` alone.
+    """
+    kind = str(job.get("kind", "train"))
+    rest = {key: job[key] for key in MAY_CHANGE[kind] if key in job}
+    decisive = {key: value for key, value in job.items() if key not in (*APART[kind], *rest)}
+    space = decisive.pop("space", {})
+    swept = {f"space.{path}": json.dumps(_said(values)) for path, values in space.items()}
+    return {**dict(flat("", decisive)), **_bounded(swept)}, dict(flat("", rest))
+
+
+def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Dotted paths below `prefix` and their values as text, at most `PARAM_CHARS` each."""
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from flat(f"{prefix}.{key}" if prefix else key, below)
+    elif prefix:
+        text = value if isinstance(value, str) else json.dumps(value)
+        yield prefix, redact(text)[:PARAM_CHARS]
+
+
+def named(record: dict[str, float]) -> dict[str, float]:
+    """A name has one value for an epoch, so every member of an ensemble has names of its own."""
+    if "member" not in record:
+        return record
+    whose = f"member_{record['member']:g}"
+    return {f"{whose}/{name}": value for name, value in record.items() if name != "member"}
+
+
+def dataset_input(dataset: dict[str, Any]) -> Any:
+    """The rows as MLflow's dataset input."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    text = redact(json.dumps(dataset, sort_keys=True))
+    digest = str(dataset.get("digest") or hashlib.sha256(text.encode()).hexdigest())
+    source = {"uri": json.loads(text).get("uri")}
+    return DatasetInput(
+        Dataset(
+            name=str(dataset.get("name") or "rows"),
+            digest=digest[:36],
+            source_type="parquet",
+            source=json.dumps(source),
+            profile=text,
+        ),
+        tags=[InputTag("mlflow.data.context", "training")],
+    )
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a path without what its file left out."""
+    return {way: value for way, value in values.items() if value is not None and value != {}}
+
+
+def _bounded(texts: dict[str, str]) -> dict[str, str]:
+    return {key: redact(text)[:PARAM_CHARS] for key, text in texts.items()}

@@ -1,0 +1,99 @@
+"""A sweep with all that comes of it: progress, MLflow runs, plots, the best trial's version."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hourglass.settings import Settings
+from hourglass.training.state import Record
+from hourglass.tune_job import TuneJob
+from hourglass.tuning import plots, record, sweep
+from hourglass.tuning.champion import promote_if_better
+from hourglass.tuning.leaderboard import Entry, Leaderboard
+from hourglass.tuning.progress import SweepProgress, shown
+from hourglass.tuning.record import Recorder
+from hourglass.tuning.sweep import Swept
+from hourglass.tuning.trials import Crew
+
+
+@dataclass(frozen=True)
+class Concluded:
+    """The leaderboard, the folder it was written to, and sentences about the rest."""
+
+    board: Leaderboard
+    folder: str
+    said: tuple[str, ...]
+
+
+def tune(job: TuneJob, settings: Settings, fresh: bool = False, stderr: bool = False) -> Concluded:
+    """Run the sweep on the connected cluster, record it, register its best trial.
+
+    Raises: DataError, SpecError, ClusterError, ArtifactError.
+    """
+    with shown(job, stderr) as progress:
+        listener = _Recording(progress, job, settings)
+        try:
+            swept = sweep.run(job, settings, listener, fresh)
+        except BaseException:
+            listener.finish_failed(sweep.folder_of(job, settings))
+            raise
+    plots.save(swept.folder, swept.board, swept.widths, swept.histories)
+    registered = job.job.track.register_as if swept.board.best else None
+    recorder = listener.recorder
+    recorded = recorder.finish(swept.board, "finished", swept.folder, registered)
+    said = [recorded.note]
+    if registered and job.promote_if:
+        said.append(_promoted(job, settings, registered, recorded.version, swept))
+    return Concluded(recorded.board or swept.board, swept.folder, tuple(said))
+
+
+def _promoted(
+    job: TuneJob, settings: Settings, name: str, version: str | None, swept: Swept
+) -> str:
+    """Move the alias champion where the rule says so; what was decided."""
+    if version is None:
+        return (
+            f"promote_if: MLflow has no version of {name} yet; `hourglass models sync` delivers it, "
+            f"`hourglass models promote {name}` decides"
+        )
+    return promote_if_better(settings, name, version, swept.holdout()).sentence
+
+
+class _Recording:
+    """A listener that shows progress and tells MLflow."""
+
+    def __init__(self, progress: SweepProgress, job: TuneJob, settings: Settings) -> None:
+        self._progress, self._job, self._settings = progress, job, settings
+        self._recorder: Recorder | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder of a sweep that has begun."""
+        assert self._recorder is not None
+        return self._recorder
+
+    def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None:
+        self._recorder = record.start(self._settings, self._job, dataset)
+        self._progress.sweeping(trials, crew, dataset)
+
+    def known(self, entry: Entry) -> None:
+        self._progress.known(entry)
+
+    def placed(self, dataset: dict[str, Any]) -> None:
+        self._progress.placed(dataset)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+    def started(self, values: Sequence[dict[str, Any]]) -> None:
+        self._progress.started(values)
+
+    def ended(self, entry: Entry, uri: str, history: Sequence[Record]) -> None:
+        if entry.status != "stopped" or self._job.scheduler.kind != "pbt":  # a part of a trial
+            self.recorder.ended(entry, uri or None, history)
+        self._progress.ended(entry, uri, history)
+
+    def finish_failed(self, folder: str) -> None:
+        """The sweep ended before its end; what is known stays recorded."""
+        if self._recorder is not None:
+            self._recorder.finish(None, "failed", folder, None)

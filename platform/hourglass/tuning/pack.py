@@ -1,0 +1,106 @@
+"""Which trials of a sweep train together in one process, as one batched model, and when that pays.
+
+Trials pack when they are the same computation with other numbers: the same rows, network, kinds of
+parts and batches. They may differ in the optimizer and its numbers, schedule, epochs, clipping, early
+stop and seed, and in the numbers, not whole ones, of the corruption and the penalties.
+"""
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+
+from hourglass.spec import TrainJob
+from hourglass.training.stacked import numbers
+
+CODES = ("plain", "top_k")
+"""Code parts that draw no noise, and look at each row by itself."""
+NORMS = {
+    "batch": "keeps figures of the batches",
+    "layer": "magnifies rounding where the units of a row are nearly equal",
+}
+"""Norms with which a member would not be the run alone, and why."""
+LONERS = {
+    "contractive": "takes a derivative of its own",
+    "aux_k": "counts units that are dead, so its work depends on the values",
+}
+"""Penalties that cannot be mapped over members, and why."""
+FEWEST = 4
+"""Members from which the work of a pack is clearly less than that of the runs."""
+LARGEST = 2**18
+"""Weights of a model beyond which a CPU is busy with the products themselves."""
+
+
+def packs(jobs: Mapping[str, TrainJob]) -> list[list[str]]:
+    """The names of `jobs` in groups that can train together, in the order of their first members.
+
+    Names stay in order inside a group, too; a job that cannot be packed is a group of one.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, job in jobs.items():
+        groups.setdefault(f"alone {name}" if obstacle(job) else _mould(job), []).append(name)
+    return list(groups.values())
+
+
+def pays(job: TrainJob, features: int, members: int, device: torch.device) -> bool:
+    """True when a pack of `members` takes less time than the same runs in turn in one process.
+
+    Measured on one CPU thread with batches of 128 rows, time in turn / time packed. 36-[12, 2] with
+    4,000 rows: 1.0 with 2 members, 1.8 with 4, 3.1 with 8, 9.5 with 64 (4.4 where each has a learning
+    rate, so an optimizer, of its own; 3.2 with 400 rows, as each looks at held-out rows by itself).
+    784-[100]: 1.0 with 2, 1.2 with 4, 1.4 with 8. 784-[512, 64]: 0.9 with 4. A GPU should wait for the
+    CPU with models of all these sizes, so there the size does not count; that has not been measured.
+    Whoever has idle CPUs must first deal the trials to them: a pack uses one.
+    Source: benchmarks/packed.py.
+    """
+    network = job.model.network
+    if members < FEWEST or network.kind != "dense":
+        return False
+    sizes = (features, *network.widths, *network.hidden, features)
+    return device.type == "cuda" or sum(a * b for a, b in pairwise(sizes)) <= LARGEST
+
+
+def obstacle(job: TrainJob) -> str:
+    """Why a job trains by itself, as words about a part of it; empty when it can be packed."""
+    train, model, network = job.train, job.model, job.model.network
+    if job.scale.workers > 1:
+        return f"scale.workers: {job.scale.workers}"
+    if train.phases:
+        return "train.phases"
+    if train.seeds > 1:
+        return f"train.seeds: {train.seeds}"
+    if network.kind != "dense":
+        return f"network {network.kind}"
+    if network.norm in NORMS:
+        return f"network norm {network.norm}: it {NORMS[network.norm]}"
+    if network.dropout:
+        return "network dropout: it draws inside the pass"
+    if model.code.kind not in CODES:
+        return f"code {model.code.kind}: it draws, or looks at all rows, inside the pass"
+    if model.loss.kind == "mae":
+        return "loss mae: where an error is near 0 its slope jumps, so rounding would decide"
+    if model.trim:
+        return "trim: what is left out depends on the values"
+    if model.adversary is not None:
+        return "adversary"
+    lone = next((penalty.kind for penalty in model.penalties if penalty.kind in LONERS), None)
+    return f"penalty {lone}: it {LONERS[lone]}" if lone else ""
+
+
+def _mould(job: TrainJob) -> str:
+    """All that trials of one pack have in common."""
+    model = job.model.model_dump(mode="json", exclude={"preset"})
+    for part, values in zip(
+        (job.model.corruption, *job.model.penalties),
+        (model["corruption"], *model["penalties"]),
+        strict=True,
+    ):
+        values.update(dict.fromkeys(numbers(part)))
+    shared = {
+        "data": job.data.model_dump(mode="json"),
+        "model": model,
+        "batch_rows": job.train.batch_rows,
+        "scale": job.scale.model_dump(mode="json"),
+    }
+    return json.dumps(shared, sort_keys=True)

@@ -1,0 +1,37 @@
+"""The best trial's job on all rows: what a sweep was for."""
+
+from typing import Any
+
+from hourglass import artifact, job_files, storage, trees
+from hourglass.errors import DataError
+from hourglass.settings import Settings
+from hourglass.spec import TrainJob
+from hourglass.tune_job import TuneJob
+from hourglass.tuning.leaderboard import Leaderboard
+from hourglass.tuning.sweep import folder_of
+from hourglass.tuning.trial import trial_folder
+
+
+def on_all_rows(sweep: TuneJob, board: Leaderboard, settings: Settings) -> TrainJob:
+    """The job of the best trial with no row held out, on `base.scale.workers` workers.
+
+    Nobody watches held-out rows then, so a job that stops early trains for as many epochs as the
+    trial needed to be at its best. Raises: DataError when no trial finished.
+    """
+    if board.best is None:
+        raise DataError(f"sweep {board.sweep}: no trial finished, so there is nothing to refit")
+    uri = storage.join(trial_folder(folder_of(sweep, settings), board.best.trial), "artifact")
+    found = artifact.load(uri).manifest
+    tree: dict[str, Any] = dict(found.job)
+    changes = {
+        "name": f"{board.sweep}-refit",
+        "data.holdout": 0.0,
+        "scale": sweep.job.scale.model_dump(mode="json"),
+    }
+    if trees.field_at(tree, "train.early_stop") is not None:
+        changes |= {"train.early_stop": None, "train.epochs": round(found.metrics["epoch"])}
+    for path, value in changes.items():
+        trees.put(tree, path, value, "--refit")
+    job = job_files.parse(tree)
+    assert isinstance(job, TrainJob)  # a trial's job is
+    return job

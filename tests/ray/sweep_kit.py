@@ -1,0 +1,85 @@
+"""What tests of sweeps on a cluster share: a listener that remembers, and the call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hourglass.job_files import parse
+from hourglass.settings import Settings
+from hourglass.training.state import Record
+from hourglass.tune_job import TuneJob
+from hourglass.tuning import sweep
+from hourglass.tuning.leaderboard import Entry, Leaderboard
+from hourglass.tuning.trials import Crew
+
+
+@dataclass
+class Heard:
+    """A listener that remembers."""
+
+    most: int = 0
+    crew: Crew | None = None
+    before: list[Entry] = field(default_factory=list)
+    endings: list[Entry] = field(default_factory=list)
+    artifacts: list[str] = field(default_factory=list)
+    begun: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    epochs: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+
+    def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None:
+        self.most, self.crew = trials, crew
+
+    def known(self, entry: Entry) -> None:
+        self.before.append(entry)
+
+    def placed(self, dataset: dict[str, Any]) -> None:
+        self.rows = dataset["rows"]
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def started(self, values: Sequence[dict[str, Any]]) -> None:
+        self.begun += values
+
+    def ended(self, entry: Entry, uri: str, history: Sequence[Record]) -> None:
+        self.endings.append(entry)
+        self.epochs[entry.trial] = len(history)
+        self.artifacts += [uri] if uri else []
+
+
+def job(shards: Path, space: dict[str, Any], **fields: Any) -> TuneJob:
+    """A sweep of a small model on `shards`; `train` is added to the base's."""
+    train = {"epochs": 3, "batch_rows": 48, "seed": 3, "optimizer": {"kind": "adam"}}
+    made = parse(
+        {
+            "kind": "tune",
+            "name": "grid",
+            "base": {
+                "kind": "train",
+                "name": "small",
+                "data": {"uri": str(shards), "features": {"vector": "x"}},
+                "model": {
+                    "network": {"kind": "dense", "widths": [6, 3], "activation": "tanh"},
+                    "corruption": {"kind": "gaussian", "sd": 0.05},
+                },
+                "train": train | fields.pop("train", {}),
+                "scale": {"workers": 2},
+            },
+            "space": space,
+            **fields,
+        }
+    )
+    assert isinstance(made, TuneJob)
+    return made
+
+
+def tune(made: TuneJob, folder: Path, heard: Heard | None = None, **how: Any) -> Leaderboard:
+    """Run the sweep below `folder`."""
+    return sweep.run(made, Settings(home=folder), heard or Heard(), **how).board
+
+
+def untimed(board: Leaderboard) -> list[dict[str, Any]]:
+    """Its entries without what the clock decides."""
+    return [{**dict(entry), "seconds": None} for entry in board.entries]

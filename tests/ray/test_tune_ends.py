@@ -1,0 +1,164 @@
+"""What ends trials and sweeps before their time, and searches that learn, on a cluster of two CPUs."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hourglass import artifact
+from hourglass.tuning.space import points
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cluster_kit import project, write_shards
+from sweep_kit import Heard, job, tune, untimed
+
+LR = "train.optimizer.lr"
+RATES = {LR: {"log_uniform": [1e-5, 0.1]}}
+RANDOM = {"kind": "random", "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    with project() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def shards(home: Path) -> Path:
+    folder = home / "rows"
+    folder.mkdir()
+    return write_shards(folder)
+
+
+def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Path) -> None:
+    made = job(
+        shards,
+        RATES,
+        search=RANDOM,
+        max_trials=8,
+        train={"epochs": 16},
+        scheduler={"kind": "asha", "grace_epochs": 2, "keep": 2},
+    )
+    first, heard = Heard(), Heard()
+    board = tune(made, home / "asha", first)
+    stopped = [entry for entry in board.entries if entry.status == "stopped"]
+    finished = [entry for entry in board.entries if entry.status == "finished"]
+    assert len(stopped) + len(finished) == 8
+    assert len(stopped) >= 3
+    assert {entry.epochs for entry in stopped} <= {2, 4, 8}  # grace * keep^n
+    assert {entry.epochs for entry in finished} == {16}
+    assert all(entry.holdout_mse and entry.rank is None for entry in stopped)
+    assert first.epochs == {entry.trial: entry.epochs for entry in board.entries}
+    assert untimed(tune(made, home / "asha", heard)) == untimed(board)
+    assert (heard.endings, len(heard.before)) == ([], 8)
+    every = made.model_dump(by_alias=True) | {"scheduler": {"kind": "none"}}
+    wider = type(made).model_validate(every)
+    assert all(e.status == "finished" for e in tune(wider, home / "asha").entries)
+
+
+def test_median_stops_a_trial_worse_than_the_others(home: Path, shards: Path) -> None:
+    made = job(
+        shards,
+        {LR: {"grid": [0.05, 0.06, 0.07, 1e-6]}},
+        concurrency=1,
+        train={"epochs": 8},
+        scheduler={"kind": "median", "grace_epochs": 2, "least_trials": 3},
+    )
+    last = tune(made, home / "median").entries[-1]
+    assert (last.status, last.epochs, last.values) == ("stopped", 2, {LR: 1e-6})
+
+
+def test_optuna_learns_and_concurrency_changes_nothing(home: Path, shards: Path) -> None:
+    def made(concurrency: int) -> "object":
+        return job(
+            shards,
+            RATES,
+            search={"kind": "optuna", "seed": 1, "startup": 4, "together": 2},
+            max_trials=10,
+            concurrency=concurrency,
+        )
+
+    board = tune(made(2), home / "optuna")
+    rates = [entry.values[LR] for entry in sorted(board.entries, key=lambda e: e.rank or 0)]
+    assert len(rates) == 10
+    assert rates[0] > 0.01  # the best end of the range, of five decades
+    assert untimed(tune(made(1), home / "one")) == untimed(board)
+
+
+def test_patience_ends_the_sweep_at_the_same_trial(home: Path, shards: Path) -> None:
+    made = job(shards, {LR: {"grid": [0.05, 1e-3, 1e-4, 1e-5, 0.06, 0.07]}}, stop={"patience": 3})
+    board = tune(made, home / "patience")
+    assert [entry.values[LR] for entry in board.entries] == [0.05, 1e-3, 1e-4, 1e-5]
+    without = job(shards, {LR: {"grid": [0.05, 1e-3, 1e-4, 1e-5, 0.06, 0.07]}})
+    assert len(tune(without, home / "patience").entries) == 6  # the protection switched off
+
+
+def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> None:
+    made = job(
+        shards, {LR: {"grid": [0.01, 0.02]}}, concurrency=1, max_time_s=3, train={"epochs": 400}
+    )
+    first = tune(made, home / "time")
+    assert {entry.reason for entry in first.entries if entry.status == "failed"} == {
+        "max_time_s was over; the same command goes on with it"
+    }
+    for _ in range(20):
+        board = tune(made, home / "time")
+        if all(entry.status == "finished" for entry in board.entries):
+            break
+    straight = job(shards, {LR: {"grid": [0.01, 0.02]}}, train={"epochs": 400})
+    assert untimed(board) == untimed(tune(straight, home / "straight"))
+
+
+def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) -> None:
+    heard = Heard()
+    made = job(shards, {LR: {"grid": [0.01, 0.02, 0.03, 0.04]}}, workers_per_trial=2)
+    board = tune(made, home / "workers", heard)
+    assert heard.crew is not None
+    assert (heard.crew.at_once, heard.crew.share.workers) == (1, 2)
+    assert [entry.status for entry in board.entries] == ["finished"] * 4
+    found = artifact.load(heard.artifacts[0])
+    assert found.manifest.job["scale"]["workers"] == 2
+    alone = tune(job(shards, {LR: {"grid": [0.04]}}), home / "alone").entries[0]
+    (two,) = [entry for entry in board.entries if entry.values == {LR: 0.04}]
+    assert two.trial != alone.trial
+    assert two.holdout_mse == pytest.approx(alone.holdout_mse, rel=0.2)  # noise is per worker
+
+
+def test_a_population_goes_on_from_its_best(home: Path, shards: Path) -> None:
+    made = job(
+        shards,
+        RATES,
+        search=RANDOM,
+        max_trials=4,
+        train={"epochs": 4},
+        scheduler={"kind": "pbt", "every_epochs": 2},
+    )
+    heard = Heard()
+    board = tune(made, home / "pbt", heard)
+    assert (heard.most, len(heard.endings), len(board.entries)) == (8, 8, 4)
+    first, second = heard.endings[:4], heard.endings[4:]
+    assert {(entry.status, entry.epochs) for entry in first} == {("stopped", 2)}
+    assert {(entry.status, entry.epochs) for entry in second} == {("finished", 4)}
+    worst = max(first, key=lambda entry: entry.holdout_mse or 0)
+    assert worst.values not in [entry.values for entry in second]
+    best = min(entry.holdout_mse or 1 for entry in first)
+    assert all((entry.holdout_mse or 1) < (worst.holdout_mse or 0) for entry in second)
+    assert sum((entry.holdout_mse or 1) < best for entry in second) >= 2  # it and its child
+    again = Heard()
+    assert untimed(tune(made, home / "pbt", again)) == untimed(board)
+    assert again.endings == []
+    assert not list((home / "pbt" / "runs" / "grid" / "trials").glob("*/checkpoints"))
+
+
+DRIVER = """
+import sys
+from hourglass.cluster.connect import connection
+from hourglass.job_files import load_kind
+from hourglass.settings import Settings
+from hourglass.tune_job import TuneJob
+from hourglass import run
+settings = Settings(home=sys.argv[2], temp_dir=sys.argv[3])
+with connection(cpus=2, settings=settings):
+    run.tune(load_kind(TuneJob, sys.argv[1]), settings)
+"""
