@@ -55,15 +55,21 @@ def score(job: ScoreJob, settings: Settings, fresh: bool = False) -> tuple[Resol
 
 
 def tune(
-    sweep: TuneJob, settings: Settings, fresh: bool = False, stderr: bool = False
+    sweep: TuneJob,
+    settings: Settings,
+    fresh: bool = False,
+    stderr: bool = False,
+    register: bool = True,
 ) -> "Concluded":
-    """Run the trials of `sweep` on the connected cluster, rank, record and register; shows progress.
+    """Run the trials of `sweep` on the connected cluster, rank and record them; shows progress.
+
+    With `register`, the best one becomes a version of the model that the base registers.
 
     Raises: DataError, SpecError, ClusterError, ArtifactError.
     """
     from hourglass.tuning import conclude  # Ray Tune takes a second, which no other run needs
 
-    return conclude.tune(sweep, settings, fresh, stderr)
+    return conclude.tune(sweep, settings, fresh, stderr, register)
 
 
 class _Recording:

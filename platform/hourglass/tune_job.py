@@ -169,15 +169,28 @@ class TuneJob(Strict):
         kind, job = self.scheduler.kind, self.job
         if self.promote_if and job.track.register_as is None:
             yield "promote_if needs base.track.register, the model whose champion is meant"
+        best = "max" if self.metric == "rank_agreement" else "min"
+        if self.mode != best:
+            yield f"metric {self.metric} is best at its {best}imum, found mode: {self.mode}; change it"
+        if self.workers_per_trial > 1 and self.gpus_per_worker < 1:
+            yield "workers of one trial need a whole GPU each, found gpus_per_worker below 1; set it to 1"
         several = job.train.seeds > 1 or "train.seeds" in self.space
         if self.metric == "rank_agreement" and not several:
             yield "metric rank_agreement is that of several members; set base.train.seeds to 2 or more"
+        if self.pack == "always":
+            yield from self._about_packs()
         if kind == "none":
             return
         if self.metric == "rank_agreement":
             yield f"scheduler {kind} compares epochs, found metric rank_agreement, which the end tells"
         if several:
             yield f"scheduler {kind} compares epochs of single models, found train.seeds; remove it"
+        grace = getattr(self.scheduler, "grace_epochs", 0)
+        if grace >= job.train.epochs:
+            yield (
+                f"scheduler {kind} leaves {grace} epochs to every trial, found base.train.epochs: "
+                f"{job.train.epochs}, so it would do nothing"
+            )
         if kind == "pbt":
             yield from self._about_population()
         if self.workers_per_trial > 1:
@@ -185,8 +198,17 @@ class TuneJob(Strict):
                 f"scheduler {kind} stops trials of one worker only, found workers_per_trial "
                 f"{self.workers_per_trial}; use scheduler none, or one worker"
             )
-        if self.pack == "always":
-            yield f"scheduler {kind} stops single trials, found pack: always; use auto"
+
+    def _about_packs(self) -> Iterator[str]:
+        """Packed trials are in one process, from their first step to their last."""
+        loners = {
+            f"scheduler {self.scheduler.kind}": self.scheduler.kind != "none",
+            "stop": self.stop is not None,
+            "max_time_s": self.max_time_s is not None,
+            f"workers_per_trial: {self.workers_per_trial}": self.workers_per_trial > 1,
+        }
+        for found in [name for name, there in loners.items() if there]:
+            yield f"pack: always trains whole trials together, found {found}; use pack: auto"
 
     def _about_population(self) -> Iterator[str]:
         """Numbers change while a trial trains, so they may not decide its shape."""
@@ -199,6 +221,11 @@ class TuneJob(Strict):
             yield (
                 f"scheduler pbt compares every {every} epochs, found base.train.epochs: {epochs}, so it "
                 "would do nothing"
+            )
+        if self.job.train.early_stop is not None:
+            yield (
+                "scheduler pbt goes on from trials, found base.train.early_stop, after which nothing goes "
+                "on; set it to null"
             )
         if self.stop is not None:
             yield "scheduler pbt trains a population to its end, found stop; remove it"

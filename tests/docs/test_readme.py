@@ -134,9 +134,9 @@ def test_the_other_commands(shell: Shell) -> None:
     )
     board = said["hourglass leaderboard denoising"]
     assert "denoising, by holdout_mse" in board
-    assert said["hourglass tune tune_spaces/denoising.yaml --set max_trials=4"].endswith(
-        f"{board}written to {shell.folder / '.hourglass' / 'runs' / 'denoising'}\n"
-    )
+    tuned = said["hourglass tune tune_spaces/denoising.yaml --set max_trials=4"]
+    assert f"{board}recorded in MLflow (" in tuned
+    assert tuned.endswith(f"written to {shell.folder / '.hourglass' / 'runs' / 'denoising'}\n")
     answer = next(text for command, text in said.items() if "anomaly -d @rows.json" in command)
     assert '"is_anomaly":[' in answer.replace(" ", "")
     assert "kind: RayJob" in said["hourglass render my.yaml"]

@@ -66,7 +66,11 @@ def test_a_sweep_ends_with_every_point_in_the_leaderboard(
     swept: tuple[Path, Heard, Leaderboard], shards: Path
 ) -> None:
     folder, heard, board = swept
-    assert (heard.most, heard.rows, heard.crew) == (4, 400, Crew(Share(1.0, 0.0, 1), at_once=2))
+    assert (heard.most, heard.rows, heard.crew) == (
+        4,
+        400,
+        Crew(Share(1.0, 0.0, 1), room=2, at_once=2),
+    )
     assert [e.reason for e in heard.before] == [board.entries[3].reason]
     assert [entry.status for entry in board.entries] == ["finished"] * 3 + ["failed"]
     failed = board.entries[-1]
@@ -185,3 +189,26 @@ def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: 
     (point, _) = points(made)
     assert point.job is not None
     assert_like_in_process(home / "killed", point.trial, point.job, shards)
+
+
+def test_trials_that_differ_in_numbers_train_packed(home: Path, shards: Path) -> None:
+    """As the trials alone, within 1e-5, and none of them twice."""
+    rates = {"train.optimizer.lr": {"grid": [0.001 * n for n in range(1, 10)]}}
+    heard = Heard()
+    packed = tune(job(shards, rates), home / "packed", heard)
+    alone = tune(job(shards, rates, pack="never"), home / "alone")
+    assert heard.notes == ["9 trials train packed, as 2 batched models"]
+    assert [e.values for e in packed.entries] == [e.values for e in alone.entries]
+    for one, other in zip(packed.entries, alone.entries, strict=True):
+        mine, expected = (
+            artifact.load(str(home / folder / "runs" / "grid" / "trials" / one.trial / "artifact"))
+            for folder in ("packed", "alone")
+        )
+        weights = expected.module.state_dict()
+        for name, value in mine.module.state_dict().items():
+            assert float((value - weights[name]).abs().max()) < 1e-5
+        assert mine.manifest.provenance["packed"] in (4, 5)
+        assert one.holdout_mse == pytest.approx(other.holdout_mse, abs=1e-6)
+    again = Heard()
+    assert tune(job(shards, rates), home / "packed", again) == packed
+    assert again.endings == []

@@ -1,16 +1,27 @@
 """What ends trials and sweeps before their time, and searches that learn, on a cluster of two CPUs."""
 
+import os
+import signal
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
-from hourglass import artifact
-from hourglass.tuning.space import points
+from hourglass import artifact, run
+from hourglass.job_files import dump
+from hourglass.settings import Settings
+from hourglass.tracking import mlflow
+from hourglass.tune_job import TuneJob
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cluster_kit import project, write_shards
+from cluster_kit import processes, project, write_shards
 from sweep_kit import Heard, job, tune, untimed
 
 LR = "train.optimizer.lr"
@@ -70,7 +81,7 @@ def test_median_stops_a_trial_worse_than_the_others(home: Path, shards: Path) ->
 
 
 def test_optuna_learns_and_concurrency_changes_nothing(home: Path, shards: Path) -> None:
-    def made(concurrency: int) -> "object":
+    def made(concurrency: int) -> TuneJob:
         return job(
             shards,
             RATES,
@@ -96,13 +107,13 @@ def test_patience_ends_the_sweep_at_the_same_trial(home: Path, shards: Path) -> 
 
 def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> None:
     made = job(
-        shards, {LR: {"grid": [0.01, 0.02]}}, concurrency=1, max_time_s=3, train={"epochs": 400}
+        shards, {LR: {"grid": [0.01, 0.02]}}, concurrency=1, max_time_s=4, train={"epochs": 400}
     )
     first = tune(made, home / "time")
     assert {entry.reason for entry in first.entries if entry.status == "failed"} == {
         "max_time_s was over; the same command goes on with it"
     }
-    for _ in range(20):
+    for _ in range(12):
         board = tune(made, home / "time")
         if all(entry.status == "finished" for entry in board.entries):
             break
@@ -151,14 +162,100 @@ def test_a_population_goes_on_from_its_best(home: Path, shards: Path) -> None:
     assert not list((home / "pbt" / "runs" / "grid" / "trials").glob("*/checkpoints"))
 
 
-DRIVER = """
-import sys
-from hourglass.cluster.connect import connection
-from hourglass.job_files import load_kind
-from hourglass.settings import Settings
-from hourglass.tune_job import TuneJob
-from hourglass import run
-settings = Settings(home=sys.argv[2], temp_dir=sys.argv[3])
-with connection(cpus=2, settings=settings):
-    run.tune(load_kind(TuneJob, sys.argv[1]), settings)
-"""
+def begin(file: Path, home: Path) -> "subprocess.Popen[str]":
+    """`hourglass tune` in a process of its own, with a cluster of its own."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "HOURGLASS_", "MLFLOW_"))
+    }
+    environment |= {"HOURGLASS_HOME": str(home), "HOURGLASS_TEMP_DIR": str(home / "c")}
+    return subprocess.Popen(
+        [sys.executable, "-c", "from hourglass.cli import main; main()", "tune", str(file)],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def artifacts(home: Path) -> dict[str, int]:
+    """When each trial's artifact was written."""
+    found = home.glob("runs/grid/trials/*/artifact/manifest.json")
+    return {path.parts[-3]: path.stat().st_mtime_ns for path in found}
+
+
+def kill_a_trial_then_the_driver(driver: "subprocess.Popen[str]", home: Path, done: int) -> None:
+    """SIGKILL to a trial's process, then, when `done` artifacts are there, to the driver."""
+    deadline = time.monotonic() + 120
+    family, before = psutil.Process(driver.pid), {*processes("ray::ImplicitFunc")}
+    while driver.poll() is None and time.monotonic() < deadline:
+        trial = {*processes("ray::ImplicitFunc")} - before
+        if trial and list(home.glob("runs/grid/trials/*/checkpoints/*/COMMIT.json")):
+            psutil.Process(trial.pop()).kill()
+            break
+        time.sleep(0.02)
+    while driver.poll() is None and len(artifacts(home)) < done and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert driver.poll() is None, driver.communicate()[1]
+    left = family.children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    for process in psutil.wait_procs(left, timeout=20)[1]:
+        process.kill()
+
+
+def test_ray_11(home: Path, shards: Path, tmp_path: Path) -> None:
+    """Trials killed three times and drivers twice: all eight end, once, with the same best trial."""
+    rates = {LR: {"grid": [0.01 * n for n in range(1, 9)]}}
+    made = job(shards, rates, pack="never", train={"epochs": 120})
+    own = Path(tempfile.mkdtemp(dir=home))
+    file = tmp_path / "grid.yaml"
+    file.write_text(yaml.safe_dump(dump(made)))
+    seen: dict[str, int] = {}
+    for done in (2, 4):
+        kill_a_trial_then_the_driver(begin(file, own), own, done)
+        written = artifacts(own)
+        assert done <= len(written) < 8, "killed too late to tell anything"
+        assert seen.items() <= written.items()  # none was trained again
+        seen = written
+    killer = Killing(own / "runs" / "grid" / "trials")
+    killer.start()
+    settings = Settings(home=own)
+    board = run.tune(made, settings).board
+    killer.join()
+    assert killer.killed
+    assert seen.items() <= artifacts(own).items()
+    assert [entry.status for entry in board.entries] == ["finished"] * 8
+    undisturbed = tune(made, home / "undisturbed")
+    assert [e.trial for e in board.entries] == [e.trial for e in undisturbed.entries]
+    assert [e.holdout_mse for e in board.entries] == [e.holdout_mse for e in undisturbed.entries]
+    client = mlflow.client(settings)
+    (experiment,) = client.search_experiments(filter_string="name = 'hourglass'")
+    runs = client.search_runs([experiment.experiment_id])
+    trials = [one for one in runs if "mlflow.parentRunId" in one.data.tags]
+    assert sorted(one.data.tags["hourglass.trial"] for one in trials) == sorted(artifacts(own))
+    assert {one.info.status for one in trials} == {"FINISHED"}
+    assert {entry.run_id for entry in board.entries} == {one.info.run_id for one in trials}
+    (parent,) = [one for one in runs if one not in trials]
+    assert {one.data.tags["mlflow.parentRunId"] for one in trials} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+
+
+class Killing(threading.Thread):
+    """kill -9 of a trial's process once it has committed a checkpoint of its own."""
+
+    def __init__(self, trials: Path) -> None:
+        super().__init__(daemon=True)
+        self.trials, self.killed = trials, 0
+        self.before = {path.name for path in trials.glob("*/checkpoints/*")}
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self.killed and time.monotonic() < deadline:
+            time.sleep(0.02)
+            committed = self.trials.glob("*/checkpoints/*/COMMIT.json")
+            if {path.parent.name for path in committed} - self.before:
+                for pid in processes("ray::ImplicitFunc")[:1]:
+                    psutil.Process(pid).kill()
+                    self.killed += 1

@@ -30,7 +30,7 @@ def test_all_points_of_a_grid_and_twenty_draws_of_a_space_are_jobs(path: Path) -
     sweep = job_files.load(path)
     assert isinstance(sweep, tune_job.TuneJob)
     assert job_files.parse(job_files.dump(sweep)) == sweep
-    trials = 20 if sweep.search.kind == "random" else sweep.max_trials
+    trials = sweep.max_trials if sweep.search.kind == "grid" else 20
     found = points(tune_job.TuneJob.model_validate({**dict(sweep), "max_trials": trials}))
     assert [point.reason for point in found] == [""] * len(found)
     assert len(found) == trials or sweep.search.kind == "grid"

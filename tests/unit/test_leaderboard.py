@@ -67,3 +67,26 @@ def test_a_sweep_is_found_by_its_name(board: Leaderboard, tmp_path: Path) -> Non
     (tmp_path / "runs" / "grid" / "leaderboard.json").write_text("{}")
     with pytest.raises(DataError, match="not a leaderboard"):
         named("grid", settings)
+
+
+def test_a_trial_without_the_metric_has_no_rank() -> None:
+    board = ranked("grid", "holdout_mse", [entry("a", None), entry("b", 0.2)])
+    assert [(e.rank, e.trial) for e in board.entries] == [(1, "b"), (None, "a")]
+    assert ranked("grid", "holdout_mse", [entry("a", None)]).best is None
+
+
+def test_the_highest_agreement_is_first_and_the_stopped_come_by_their_epochs() -> None:
+    entries = [
+        entry("a", 0.1, rank_agreement=0.5),
+        entry("b", 0.2, rank_agreement=0.9),
+        entry("c", 0.3, status="stopped", epochs=2, rank_agreement=0.99),
+        entry("d", 0.3, status="stopped", epochs=4, rank_agreement=0.1),
+    ]
+    board = ranked("grid", "rank_agreement", entries, "max")
+    assert [(e.rank, e.trial) for e in board.entries] == [
+        (1, "b"),
+        (2, "a"),
+        (None, "d"),
+        (None, "c"),
+    ]
+    assert (board.best is not None, board.mode) == (True, "max")

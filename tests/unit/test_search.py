@@ -71,10 +71,10 @@ def test_optuna_proposes_the_same_for_the_same_results() -> None:
 
 def test_optuna_maximises_on_demand_and_forgets_failures() -> None:
     most = sweep(
-        {"train.seed": {"int_uniform": [0, 100]}},
+        {"train.seed": {"int_uniform": [0, 100]}, "train.seeds": {"choice": [2]}},
         search={"kind": "optuna", "seed": 1},
         max_trials=20,
-        metric="train_mse",
+        metric="rank_agreement",
         mode="max",
     )
     found = told(search(most), judge=lambda point: float(point.values["train.seed"]))
@@ -139,6 +139,16 @@ def test_the_worst_go_on_from_the_best_with_other_numbers() -> None:
     assert children(made, Pbt(every_epochs=3, seed=1), 0, parents, metrics) != slots
 
 
+def test_the_failed_go_on_from_others_too_and_nobody_from_them() -> None:
+    made = population()
+    parents = search(made).ask()
+    spec = Pbt(every_epochs=3, share=0.25)
+    slots = children(made, spec, 0, parents, [None, 0.2, None, None, None, None, None, None])
+    assert {slot.parent for slot in slots} == {parents[1].trial}
+    assert children(made, spec, 0, parents, [None] * 8) == []
+    assert len(told(search(made), judge=lambda point: None)) == 8  # the sweep ends there
+
+
 def test_a_populations_trials_have_names_of_their_own_and_the_last_are_whole_runs() -> None:
     every = told(search(population()))
     assert len(every) == len({point.trial for point in every}) == 24
@@ -162,9 +172,11 @@ def test_numbers_change_a_little_or_are_drawn_anew_and_stay_within_bounds() -> N
     assert whole == set(range(1, 13))
     steps = {explored(0.3, Values(quantised=(0.1, 0.5, 0.1)), rng) for _ in range(500)}
     assert steps == {0.1, 0.2, 0.3, 0.4, 0.5}
-    listed = [explored(2, Values(choice=(4, 2, 1)), rng) for _ in range(500)]
-    assert listed.count(2) < 100  # only when drawn anew
-    assert set(listed) == {1, 2, 4}
+    for value in (1, 2, 4):
+        listed = [explored(value, Values(choice=(4, 2, 1)), rng) for _ in range(500)]
+        assert listed.count(value) < 100  # only when drawn anew
+    one = [explored(1, Values(int_uniform=(0, 9)), rng) for _ in range(500)]
+    assert one.count(1) < 50
 
 
 @pytest.mark.parametrize(
@@ -186,8 +198,10 @@ def test_patience_counts_trials_in_their_order(
 
 
 def test_what_a_trial_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crew(cpus: float, gpus: float, made: TuneJob) -> Crew:
-        monkeypatch.setattr(trials.ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+    def crew(cpus: float, gpus: float, made: TuneJob, nodes: int = 1) -> Crew:
+        one = {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}}
+        dead = {"Alive": False, "Resources": {"CPU": 99.0}}
+        monkeypatch.setattr(trials.ray, "nodes", lambda: [*[one] * nodes, dead])
         return trials.crew(made)
 
     def asking(scale: dict[str, Any], **fields: Any) -> TuneJob:
@@ -199,17 +213,19 @@ def test_what_a_trial_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
         return made
 
     cpu = {"accelerator": "cpu"}
-    assert crew(8, 0, asking(cpu)) == Crew(Share(1.0, 0.0, 1), 8)
-    assert crew(8, 0, asking(cpu, workers_per_trial=3)) == Crew(Share(1.0, 0.0, 3), 2)
-    assert crew(8, 0, asking(cpu, concurrency=4)).at_once == 4
+    assert crew(8, 0, asking(cpu)) == Crew(Share(1.0, 0.0, 1), 8, 8)
+    assert crew(8, 0, asking(cpu, workers_per_trial=3)) == Crew(Share(1.0, 0.0, 3), 2, 2)
+    assert crew(8, 0, asking(cpu, concurrency=4)) == Crew(Share(1.0, 0.0, 1), 8, 4)
     assert crew(8, 0, asking(cpu | {"cpus_per_worker": 0.5})).at_once == 16
     auto = {"accelerator": "auto"}
-    assert crew(16, 2, asking(auto)) == Crew(Share(1.0, 1.0, 1), 2)
-    assert crew(16, 2, asking(auto, gpus_per_worker=0.25)) == Crew(Share(1.0, 0.25, 1), 8)
+    assert crew(16, 2, asking(auto)) == Crew(Share(1.0, 1.0, 1), 2, 2)
+    assert crew(16, 2, asking(auto, gpus_per_worker=0.25)) == Crew(Share(1.0, 0.25, 1), 8, 8)
     assert crew(16, 2, asking(auto, gpus_per_worker=0.1)).at_once == 16  # CPUs are the limit
-    assert crew(16, 2, asking(auto, workers_per_trial=2)) == Crew(Share(1.0, 1.0, 2), 1)
+    assert crew(16, 2, asking(auto, workers_per_trial=2)) == Crew(Share(1.0, 1.0, 2), 1, 1)
     with pytest.raises(
         Exception, match="a trial of 3 workers with 1 CPUs each does not fit the"
     ) as e:
         crew(2, 0, asking(cpu, workers_per_trial=3))
-    assert str(e.value).endswith("2 CPUs and 0 GPUs; change workers_per_trial or base.scale")
+    assert str(e.value).endswith(
+        "2 CPUs and 0 GPUs on 1 nodes; change workers_per_trial or base.scale"
+    )

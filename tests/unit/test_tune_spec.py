@@ -217,17 +217,54 @@ CONTRADICTIONS = {
     "packs under a scheduler": (
         TUNE + "scheduler: {kind: median}\n",
         ["pack=always"],
-        "scheduler median stops single trials, found pack: always; use auto",
+        "pack: always trains whole trials together, found scheduler median; use pack: auto",
+    ),
+    "packs with patience": (
+        TUNE,
+        ["pack=always", "stop={patience: 2}"],
+        "pack: always trains whole trials together, found stop; use pack: auto",
+    ),
+    "packs of workers": (
+        TUNE,
+        ["pack=always", "workers_per_trial=2"],
+        "pack: always trains whole trials together, found workers_per_trial: 2; use pack: auto",
     ),
     "agreement of one": (
         TUNE,
-        ["metric=rank_agreement"],
+        ["metric=rank_agreement", "mode=max"],
         "metric rank_agreement is that of several members; set base.train.seeds to 2 or more",
     ),
     "agreement of epochs": (
         TUNE + ASHA,
-        ["metric=rank_agreement", "base.train.seeds=2"],
+        ["metric=rank_agreement", "mode=max", "base.train.seeds=2"],
         "scheduler asha compares epochs, found metric rank_agreement, which the end tells",
+    ),
+    "the lowest agreement": (
+        TUNE,
+        ["metric=rank_agreement", "base.train.seeds=2"],
+        "metric rank_agreement is best at its maximum, found mode: min; change it",
+    ),
+    "the largest error": (
+        TUNE,
+        ["mode=max"],
+        "metric holdout_mse is best at its minimum, found mode: max; change it",
+    ),
+    "workers that share a GPU": (
+        TUNE,
+        ["workers_per_trial=2", "gpus_per_worker=0.5"],
+        "workers of one trial need a whole GPU each, found gpus_per_worker below 1; set it to 1",
+    ),
+    "grace to the end": (
+        TUNE + ASHA,
+        ["base.train.epochs=2"],
+        "scheduler asha leaves 2 epochs to every trial, found base.train.epochs: 2, so it would do "
+        "nothing",
+    ),
+    "a population that stops early": (
+        PBT,
+        ["base.train.early_stop={patience: 3}"],
+        "scheduler pbt goes on from trials, found base.train.early_stop, after which nothing goes on; "
+        "set it to null",
     ),
     "promotion of nothing": (
         TUNE,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hourglass.cli.arguments import File, Overrides
+from hourglass.errors import SpecError
 
 if TYPE_CHECKING:
     from hourglass.tuning.leaderboard import Entry, Leaderboard
@@ -34,9 +35,14 @@ def tune(
     from hourglass.cluster.connect import connection
     from hourglass.settings import Settings
 
+    if refit and sweep.promote_if:
+        raise SpecError(
+            f"{file}: promote_if judges the best trial on held-out rows, which a refit has learned; use "
+            "--refit or promote_if"
+        )
     settings = Settings()
     with connection(settings=settings):
-        done = run.tune(sweep, settings, fresh, stderr=as_json)
+        done = run.tune(sweep, settings, fresh, stderr=as_json, register=not refit)
         _show(done.board, as_json)
         for sentence in (*done.said, f"written to {done.folder}"):
             typer.echo(sentence, err=as_json)
@@ -47,6 +53,8 @@ def tune(
             typer.echo(f"refit on all rows: {trained.outcome.uri}", err=as_json)
             if trained.record is not None:
                 typer.echo(trained.record.note, err=as_json)
+    if done.board.best is None:
+        raise typer.Exit(1)
 
 
 def leaderboard(

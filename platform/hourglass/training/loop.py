@@ -1,6 +1,5 @@
 """The story of a run: epochs of steps, a look at the held-out rows, a commit, a record."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -135,7 +134,8 @@ def watch(state: State, error: float, spec: TrainSpec) -> None:
     delta = spec.early_stop.min_delta if spec.early_stop else 0.0
     if state.best_error is None or error < state.best_error - delta:
         state.best_error, state.best_epoch = error, state.epoch
-        state.best_weights = copy.deepcopy(state.module.state_dict())
+        weights = state.module.state_dict()
+        state.best_weights = {name: value.clone() for name, value in weights.items()}
     elif spec.early_stop and state.epoch - state.best_epoch >= spec.early_stop.patience:
         state.stopped = True
 

@@ -170,6 +170,10 @@ def begin(
         done = now.stopped or now.epoch == spec.epochs
         reached = {"step": now.step, "epoch": now.epoch, "done": done}
         tell("resumed", {**reached, "history": now.history})
+    elif saved and saved.parent:
+        raise TrainingError(
+            f"{saved.parent.uri}: no checkpoint to go on from; begin the sweep anew with --fresh"
+        )
     elif spec.phases:
         pretrain(now.module, feed, spec, peers, partial(tell, "note"), device)
         if saved:

@@ -35,7 +35,7 @@ from hourglass.training.collective import Alone
 from hourglass.training.members import Member, Tell
 from hourglass.training.stacked import Group, Numbers, stacked_numbers, with_numbers
 from hourglass.training.state import State
-from hourglass.training.step import Sums, _idle, _sums, loss_terms, noise_seed
+from hourglass.training.step import Sums, idle_steps, loss_terms, noise_seed, step_sums
 
 ALONE = Alone()
 Losses = tuple[Tensor, Sums, Tensor]
@@ -215,9 +215,9 @@ class Pack:
             # A part that draws inside the pass ends here with an error: vmap refuses it.
             passed: Any = lambda rows, rng: model.passed(clean_BF, seen_BF, rng)  # noqa: E731
             terms, result = loss_terms(passed, model, batch, self._step, self._rng, ALONE, idle_K)
-            sums = _sums(model, terms, result, batch, ALONE)
+            sums = step_sums(model, terms, result, batch, ALONE)
             sparse = model.spec.code.kind in SPARSE
-            used_K = _idle(idle_K, result.code_BK, ALONE) if sparse else idle_K
+            used_K = idle_steps(idle_K, result.code_BK, ALONE) if sparse else idle_K
             return reduce(operator.add, terms.values()), sums, used_K
 
         made: Losses = functional_call(self._inside, weights, (of,))

@@ -113,14 +113,14 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, norm)
     state.optimizer.step()
     if module.spec.code.kind in SPARSE:
-        state.idle_K = _idle(state.idle_K, result.code_BK, peers)
-    sums = _sums(module, terms, result, batch, peers)
+        state.idle_K = idle_steps(state.idle_K, result.code_BK, peers)
+    sums = step_sums(module, terms, result, batch, peers)
     if rival is not None:
         sums |= rival.learn(result.code_BK, batch.total, rng, peers)
     return sums
 
 
-def _idle(idle_K: Tensor | None, code_BK: Tensor, peers: Peers) -> Tensor:
+def idle_steps(idle_K: Tensor | None, code_BK: Tensor, peers: Peers) -> Tensor:
     """Steps since each unit was not 0 for any row of any worker."""
     active_K = peers.sum((code_BK.detach() != 0).sum(dim=0, dtype=torch.float32)) > 0
     before_K = torch.zeros_like(active_K, dtype=torch.float32) if idle_K is None else idle_K
@@ -128,7 +128,7 @@ def _idle(idle_K: Tensor | None, code_BK: Tensor, peers: Peers) -> Tensor:
 
 
 @torch.no_grad()
-def _sums(
+def step_sums(
     module: AutoencoderModule, terms: dict[str, Tensor], result: Pass, batch: Batch, peers: Peers
 ) -> Sums:
     """Sums over rows: added over workers and steps and divided once, they are the epoch's means."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hourglass.errors import HourglassError
 from hourglass.settings import Settings
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
@@ -25,8 +26,14 @@ class Concluded:
     said: tuple[str, ...]
 
 
-def tune(job: TuneJob, settings: Settings, fresh: bool = False, stderr: bool = False) -> Concluded:
-    """Run the sweep on the connected cluster, record it, register its best trial.
+def tune(
+    job: TuneJob,
+    settings: Settings,
+    fresh: bool = False,
+    stderr: bool = False,
+    register: bool = True,
+) -> Concluded:
+    """Run the sweep on the connected cluster, record it, and, with `register`, its best trial.
 
     Raises: DataError, SpecError, ClusterError, ArtifactError.
     """
@@ -34,11 +41,11 @@ def tune(job: TuneJob, settings: Settings, fresh: bool = False, stderr: bool = F
         listener = _Recording(progress, job, settings)
         try:
             swept = sweep.run(job, settings, listener, fresh)
+            plots.save(swept.folder, swept.board, swept.widths, swept.histories)
         except BaseException:
             listener.finish_failed(sweep.folder_of(job, settings))
             raise
-    plots.save(swept.folder, swept.board, swept.widths, swept.histories)
-    registered = job.job.track.register_as if swept.board.best else None
+    registered = job.job.track.register_as if register and swept.board.best else None
     recorder = listener.recorder
     recorded = recorder.finish(swept.board, "finished", swept.folder, registered)
     said = [recorded.note]
@@ -53,10 +60,16 @@ def _promoted(
     """Move the alias champion where the rule says so; what was decided."""
     if version is None:
         return (
-            f"promote_if: MLflow has no version of {name} yet; `hourglass models sync` delivers it, "
-            f"`hourglass models promote {name}` decides"
+            f"promote_if: MLflow has not said which version of {name} this is; once it has, "
+            f"`hourglass models promote {name} VERSION` decides"
         )
-    return promote_if_better(settings, name, version, swept.holdout()).sentence
+    try:
+        return promote_if_better(settings, name, version, swept.holdout()).sentence
+    except HourglassError as error:
+        return (
+            f"promote_if: nothing was decided: {error}; decide with "
+            f"`hourglass models promote {name} {version}`"
+        )
 
 
 class _Recording:

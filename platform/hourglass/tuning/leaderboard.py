@@ -133,7 +133,10 @@ def ranked(
     stopped = [entry for entry in entries if entry.status == "stopped"]
     stopped.sort(key=lambda entry: (-(entry.epochs or 0), error(entry)))
     failed = [entry for entry in entries if entry.status == "failed"]
-    first = [entry.having(rank=rank) for rank, entry in enumerate(finished, start=1)]
+    first = [
+        entry.having(rank=None if getattr(entry, metric) is None else rank)
+        for rank, entry in enumerate(finished, start=1)
+    ]
     every = (*first, *stopped, *failed)
     return Leaderboard(sweep=sweep, metric=metric, mode=mode, entries=every, ended=ended)
 

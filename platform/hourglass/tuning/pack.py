@@ -7,7 +7,9 @@ stop and seed, and in the numbers, not whole ones, of the corruption and the pen
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 
@@ -41,6 +43,48 @@ def packs(jobs: Mapping[str, TrainJob]) -> list[list[str]]:
     for name, job in jobs.items():
         groups.setdefault(f"alone {name}" if obstacle(job) else _mould(job), []).append(name)
     return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Trials in groups that train together, and a sentence about it where there is something to say."""
+
+    groups: list[list[str]]
+    note: str = ""
+
+
+def deal(
+    jobs: Mapping[str, TrainJob],
+    how: Literal["auto", "always", "never"],
+    features: int,
+    processes: int,
+    device: torch.device,
+) -> Dealt:
+    """Deal trials of rows of `features` numbers to `processes`, packed where that is asked for.
+
+    It depends on how many trials the cluster has room for, and not on how many are run at a time.
+    """
+    alone = [[name] for name in jobs]
+    together = [group for group in packs(jobs) if len(group) > 1]
+    if how == "never" or not together:
+        why = next(filter(None, map(obstacle, jobs.values())), "they differ in more than numbers")
+        return Dealt(alone, f"pack: always finds nothing to pack: {why}" if how == "always" else "")
+    groups: list[list[str]] = []
+    for group in packs(jobs):
+        size = -(-len(group) // processes)
+        if how == "always" or pays(jobs[group[0]], features, size, device):
+            groups += [group[i : i + size] for i in range(0, len(group), size)]
+        else:
+            groups += [[name] for name in group]
+    packed = [len(group) for group in groups if len(group) > 1]
+    if packed:
+        return Dealt(groups, f"{sum(packed)} trials train packed, as {len(packed)} batched models")
+    most = max(map(len, together))
+    return Dealt(
+        groups,
+        f"up to {most} trials differ in numbers only; packed they would take longer here, so each "
+        "trains alone (pack: always packs them)",
+    )
 
 
 def pays(job: TrainJob, features: int, members: int, device: torch.device) -> bool:

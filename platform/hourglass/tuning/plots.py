@@ -87,10 +87,11 @@ def _leaders(board: Leaderboard) -> Section:
 def _swept(board: Leaderboard) -> Section | None:
     """One line for each finished trial through the values that make it, to its metric."""
     drawn = [entry for entry in board.entries if _is_drawn(board, entry)]
-    if not drawn or not board.paths:
+    paths = [path for path in board.paths if any(path in entry.values for entry in drawn)]
+    if not paths:
         return None
     metric = [float(_metric(board, entry) or 0.0) for entry in drawn]
-    names = _short(board.paths)
+    names = _short(paths)
     axes = [_axis(names[path], [entry.values.get(path) for entry in drawn]) for path in names]
     axes.append(_axis(board.metric, metric))
     colour, ticks = metric, {}

@@ -75,16 +75,22 @@ def children(
     parents: Sequence[Point],
     metrics: Sequence[float | None],
 ) -> list[Slot]:
-    """What each slot goes on from: its own trial, or of the worst, one of the best, changed."""
+    """What each slot goes on from: its own trial, or of the worst and the failed, one of the best.
+
+    Empty when all of them failed.
+    """
     sign = 1.0 if sweep.mode == "min" else -1.0
     errors = [math.inf if metric is None else sign * metric for metric in metrics]
     order = sorted(range(len(parents)), key=errors.__getitem__)
     moved = max(1, math.floor(len(parents) * spec.share))
-    best, worst = order[:moved], order[-moved:]
+    best = [number for number in order[:moved] if errors[number] < math.inf]
+    if not best:
+        return []  # nobody is left to go on from
+    failed = [number for number in order if errors[number] == math.inf]
     rng = np.random.default_rng([spec.seed, generation])
     slots = [Slot(point.values, point.trial) for point in parents]
-    for number in worst:
-        donor = parents[best[rng.integers(moved)]]
+    for number in dict.fromkeys([*order[-moved:], *failed]):
+        donor = parents[best[rng.integers(len(best))]]
         changed = {
             path: explored(value, sweep.space[path], rng) for path, value in donor.values.items()
         }
@@ -97,14 +103,21 @@ def explored(value: Any, values: Values, rng: np.random.Generator) -> Any:
     if rng.random() < REDRAWN:
         return draw(values, rng)
     if values.choice is not None:
-        ladder = sorted(values.choice)
-        place = ladder.index(value) + (1 if rng.random() < 0.5 else -1)
-        return ladder[min(max(place, 0), len(ladder) - 1)]
+        return _beside(sorted(set(values.choice)), value, rng)
     low, high = values.bounds
-    near = float(min(max(value * FACTORS[rng.integers(2)], low), high))
-    if values.int_uniform is not None:
-        return round(near)
-    if values.quantised is not None:
-        step = values.quantised[2]
-        return float(f"{low + step * round((near - low) / step):.12g}")
-    return near
+    factor = FACTORS[rng.integers(2)]
+    if values.quantised is not None or values.int_uniform is not None:
+        step = values.quantised[2] if values.quantised else 1.0
+        moved = max(1, round(abs(value * factor - value) / step)) * (1 if factor > 1.0 else -1)
+        places, at = math.floor((high - low) / step + 1e-9), round((value - low) / step)
+        near = low + step * min(max(at + moved, 0), places)
+        return round(near) if values.int_uniform else float(f"{near:.12g}")
+    return float(min(max(value * factor, low), high))
+
+
+def _beside(ladder: list[Any], value: Any, rng: np.random.Generator) -> Any:
+    """A neighbour on the ladder; at an end, the only one."""
+    at, step = ladder.index(value), 1 if rng.random() < 0.5 else -1
+    if len(ladder) == 1:
+        return value
+    return ladder[at + step if 0 <= at + step < len(ladder) else at - step]

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Point:
     until: int | None = None
     parent: str = ""
 
-    @property
+    @cached_property
     def trial(self) -> str:
         """The trial's name: the hash of everything that decides its weights; empty without a job."""
         if self.job is None:
@@ -51,7 +51,7 @@ class Point:
             return own
         return hashlib.sha256(f"{own} {self.until} {self.parent}".encode()).hexdigest()[:8]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What tells it from other points, jobs or not."""
         return self.trial or json.dumps(self.values, default=str)

@@ -1,45 +1,77 @@
-"""What is kept of a trial that a scheduler stopped: its last record, for the same scheduler."""
+"""What is kept of a trial that a scheduler stopped, so that the same sweep does not train it again."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hourglass import storage
 from hourglass.errors import DataError
-from hourglass.sweeps import Scheduler
+from hourglass.training.state import Record
+from hourglass.tune_job import TuneJob
 from hourglass.tuning.leaderboard import METRICS, Entry
 from hourglass.tuning.space import Point
 
 NAME = "stopped.json"
 
 
-def save(folder: str, point: Point, scheduler: Scheduler, record: dict[str, float]) -> Entry:
-    """Keep the record in the trial's folder; its line on the leaderboard."""
-    said = {"scheduler": scheduler.model_dump(mode="json"), "record": record}
-    storage.write(storage.join(folder, NAME), json.dumps(said, indent=1).encode())
-    return _entry(point, record)
+@dataclass(frozen=True)
+class Stopped:
+    """The epochs of a trial, the seconds they took, and who stopped it, on which rows."""
+
+    sweep: TuneJob
+    data_digest: str
+    history: Sequence[Record]
+    seconds: float
+
+    def save(self, folder: str) -> None:
+        """Write it into the trial's folder."""
+        said = {
+            "by": _judge(self.sweep),
+            "data": self.data_digest,
+            "history": list(self.history),
+            "seconds": self.seconds,
+        }
+        storage.write(storage.join(folder, NAME), json.dumps(said, indent=1).encode())
+
+    def entry(self, point: Point) -> Entry:
+        """Its line on the leaderboard."""
+        last = self.history[-1]
+        return Entry(
+            trial=point.trial,
+            status="stopped",
+            values=point.values,
+            **{name: last.get(name) for name in METRICS},
+            epochs=int(last["epoch"]),
+            seconds=self.seconds,
+        )
 
 
-def load(folder: str, point: Point, scheduler: Scheduler) -> Entry | None:
-    """The line of a trial that this scheduler stopped before; None for another. Raises DataError."""
+def load(folder: str, sweep: TuneJob, data_digest: str) -> Stopped | None:
+    """What was kept of a trial of this sweep; None where another judge stopped it.
+
+    Raises: DataError when it is of other rows, or no such record.
+    """
     path = storage.join(folder, NAME)
     try:
         said = json.loads(storage.read(path))
-        if said["scheduler"] != scheduler.model_dump(mode="json"):
-            return None
-        return _entry(point, said["record"])
+        kept = Stopped(sweep, said["data"], said["history"], float(said["seconds"]))
+        by = said["by"]
+        kept.history[-1]["epoch"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError):
         raise DataError(
             f"{path}: not the record of a trial; remove it to train the trial"
         ) from None
+    if by != _judge(sweep):
+        return None
+    if kept.data_digest != data_digest:
+        raise DataError(f"{path}: trained on other shards; begin the sweep anew with --fresh")
+    return kept
 
 
-def _entry(point: Point, record: dict[str, Any]) -> Entry:
-    return Entry(
-        trial=point.trial,
-        status="stopped",
-        values=point.values,
-        **{name: record.get(name) for name in METRICS},
-        epochs=int(record["epoch"]),
-    )
+def _judge(sweep: TuneJob) -> dict[str, Any]:
+    """Who stops trials, and by what."""
+    scheduler = sweep.scheduler.model_dump(mode="json")
+    return {"scheduler": scheduler, "metric": sweep.metric, "mode": sweep.mode}

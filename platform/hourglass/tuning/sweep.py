@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
+import torch
 
 from hourglass import artifact, storage
 from hourglass.artifact import Artifact
@@ -22,17 +23,17 @@ from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import fetch
 from hourglass.errors import DataError, SpecError
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.sweeps import Mode, Stop
 from hourglass.training import launch
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
-from hourglass.tuning import leaderboard, stopped, trials
+from hourglass.tuning import leaderboard, pack, stopped, trials
 from hourglass.tuning.judge import pca_errors
 from hourglass.tuning.leaderboard import METRICS, Entry, Leaderboard
-from hourglass.tuning.search import search
+from hourglass.tuning.search import Searching, search
 from hourglass.tuning.space import Point
-from hourglass.tuning.trial import Placed, runs_of, trial_folder
+from hourglass.tuning.stopped import Stopped
+from hourglass.tuning.trial import Placed, artifact_of, checkpoints_of, trial_folder
 from hourglass.tuning.trials import Crew
 
 SAVE_S = 5.0
@@ -87,22 +88,18 @@ def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = Fa
 
     Raises: DataError, SpecError, ClusterError, ArtifactError.
     """
-    folder = folder_of(sweep, settings)
-    if fresh:
-        storage.remove(folder)
-    base = sweep.job
+    folder, base = folder_of(sweep, settings), sweep.job
     manifest, schema = open_dataset(base.data.uri, base.data.manifest)
     crew = trials.crew(sweep)
     searching = search(sweep)
+    if fresh:
+        storage.remove(folder)
     listener.sweeping(searching.most, crew, describe(manifest))
-    rows = Rows(base, manifest, schema)
-    sitting = Sitting(sweep, folder, rows, crew, listener)
-    while batch := searching.ask():
-        sitting.take(batch)
-        searching.tell([sitting.metric(point) for point in batch])
-        if sitting.over():
-            break
-    board = sitting.board(ended=True)
+    rows = Rows(sweep, manifest, schema)
+    sitting = Sitting(sweep, folder, rows, crew, listener, searching)
+    if sitting.advance():
+        trials.train(sweep, rows.placed, crew, folder, sitting)
+    board = sitting.close()
     board.save(folder)
     return Swept(board, folder, sitting.widths, sitting.histories, rows)
 
@@ -116,14 +113,15 @@ def folder_of(sweep: TuneJob, settings: Settings) -> str:
 class Rows:
     """The rows of a sweep, read when a trial needs them, and once."""
 
-    base: TrainJob
+    sweep: TuneJob
     manifest: Manifest
     schema: pa.Schema
 
     @cached_property
     def placed(self) -> Placed:
         """In memory. Raises DataError, SpecError when they may not be kept there."""
-        data = self.base.data
+        base, metric = self.sweep.job, self.sweep.metric
+        data = base.data
         columns = feature_schema(self.manifest, self.schema, data.features, data.missing)
         size = self.manifest.rows * columns.row_bytes
         if size > data.cache_bytes:
@@ -131,8 +129,13 @@ class Rows:
                 f"base.data.cache_bytes: trials share the rows in memory, which takes {size} bytes, "
                 f"found {data.cache_bytes}; raise it, or search on fewer rows"
             )
-        measured = launch.measure(self.base, self.manifest, self.schema)
+        measured = launch.measure(base, self.manifest, self.schema)
         features, held = fetch(measured.refs, measured.rows.schema)
+        if metric.startswith("holdout") and not held.any():
+            raise DataError(
+                f"base.data.holdout: {data.holdout:g} holds out none of {len(features)} rows, and "
+                f"metric {metric} needs some; raise it"
+            )
         return Placed(measured, features[~held], features[held])
 
 
@@ -140,38 +143,70 @@ class Sitting:
     """One command's part of a sweep: the points so far, and what came of each."""
 
     def __init__(
-        self, sweep: TuneJob, folder: str, rows: Rows, crew: Crew, listener: Listener
+        self,
+        sweep: TuneJob,
+        folder: str,
+        rows: Rows,
+        crew: Crew,
+        listener: Listener,
+        searching: Searching,
     ) -> None:
         self._sweep, self._folder, self._rows = sweep, folder, rows
-        self._crew, self._listener = crew, listener
+        self._crew, self._listener, self._searching = crew, listener, searching
         self._points: list[Point] = []
+        self._batch: Sequence[Point] = ()
+        self._queue: list[list[Point]] = []
         self._entries: dict[str, Entry] = {}
         self.histories: dict[str, Sequence[Record]] = {}
         self._judged = _judged(folder)
         self._began: float | None = None
         self._saved = time.monotonic()
 
-    def take(self, batch: Sequence[Point]) -> None:
-        """Find what ended before, and train the others."""
+    def next(self) -> Sequence[Point] | None:
+        """Points to train together; None when others must end before, empty when there are no more."""
+        if not self._queue and self._waiting():
+            return None
+        return self._queue.pop(0) if self.advance() else ()
+
+    def advance(self) -> bool:
+        """Ask for batches until one has something to train; False when there are no more.
+
+        What ended before is found, and not trained again.
+        """
+        while not self._queue:
+            if self._batch:
+                self._searching.tell([self.metric(point) for point in self._batch])
+                self._forget_parents(self._batch)
+            self._batch = () if self.over() else self._searching.ask()
+            if not self._batch:
+                return False
+            self._take(self._batch)
+        return True
+
+    def _waiting(self) -> bool:
+        return any(point.key not in self._entries for point in self._batch)
+
+    def _take(self, batch: Sequence[Point]) -> None:
+        """Find what ended before, and put the others into the queue."""
         self._points += batch
         todo: list[Point] = []
         for point in batch:
             entry = self._before(point)
-            if entry is not None:
+            if entry is None:
+                todo.append(point)
+            else:
                 self._entries[point.key] = entry
                 self._listener.known(entry)
-            else:
-                todo.append(point)
+        todo = list({point.key: point for point in todo}.values())
         if todo and not self.over():
-            self._train(todo)
-        if not self.over():
-            self._forget_parents(batch)
+            self._listener.placed(self._rows.placed.measured.dataset)
+            self._queue = self._dealt(todo)
 
     def _before(self, point: Point) -> Entry | None:
         """What is known of a point without training it. Raises DataError, ArtifactError."""
         if point.job is None:
             return Entry(trial="", status="failed", reason=point.reason, values=point.values)
-        uri = self._artifact(point.trial)
+        uri = artifact_of(self._uri(point.trial))
         if storage.exists(storage.join(uri, artifact.MANIFEST)):
             found = artifact.load(uri)
             if (
@@ -181,25 +216,34 @@ class Sitting:
                 raise DataError(
                     f"{uri}: trained on other shards; begin the sweep anew with --fresh"
                 )
+            storage.remove(checkpoints_of(self._uri(point.trial)))  # if it was killed before that
             return self._finished(point, found)
-        return stopped.load(trial_folder(self._folder, point.trial), point, self._sweep.scheduler)
+        return self._stopped_before(point)
 
-    def _train(self, todo: Sequence[Point]) -> None:
-        placed = self._rows.placed
-        self._listener.placed(placed.measured.dataset)
-        self._began = self._began or time.monotonic()
-        groups = [[point.trial] for point in todo]
-        runs = runs_of(placed, todo, self._sweep.job, self._folder)
-        trials.train(self._sweep, runs, groups, placed, self._crew, self._folder, self, self.over)
+    def _dealt(self, todo: Sequence[Point]) -> list[list[Point]]:
+        """The trials in groups that train together; whoever may be stopped trains alone."""
+        single = self._crew.share.workers > 1 or self._sweep.scheduler.kind == "pbt"
+        if single or trials.watched(self._sweep):
+            return [[point] for point in todo]
+        jobs = {point.trial: point.job for point in todo if point.job}
+        device = torch.device("cuda" if self._crew.share.gpus else "cpu")
+        features = self._rows.placed.train.shape[1]
+        dealt = pack.deal(jobs, self._sweep.pack, features, self._crew.room, device)
+        if dealt.note:
+            self._listener.note(dealt.note)
+        return [[self._point(name) for name in group] for group in dealt.groups]
 
     def _forget_parents(self, batch: Sequence[Point]) -> None:
         """Once a generation has ended, nobody goes on from the one before it."""
+        if any(self._entries[p.key].status == "failed" for p in batch if p.key in self._entries):
+            return  # the same command tries again
         earlier = self._points[-2 * len(batch) : -len(batch)]
         for trial in [point.trial for point in earlier if point.until is not None]:
-            storage.remove(storage.join(trial_folder(self._folder, trial), "checkpoints"))
+            storage.remove(checkpoints_of(self._uri(trial)))
 
     def started(self, names: Sequence[str]) -> None:
         """Trials got their process."""
+        self._began = self._began or time.monotonic()
         self._listener.started([self._point(name).values for name in names])
 
     def finished(self, trial: str, reason: str) -> None:
@@ -208,22 +252,32 @@ class Sitting:
         if reason:
             self._end(Entry(trial=trial, status="failed", reason=reason, values=point.values))
         else:
-            self._end(self._finished(point, artifact.load(self._artifact(trial))))
+            self._end(self._finished(point, artifact.load(artifact_of(self._uri(trial)))))
 
     def epoch(self, trial: str, record: Record) -> None:
         """A trial that may be stopped ended an epoch."""
-        self.histories[trial] = [*self.histories.get(trial, ()), record]
+        before = [r for r in self.histories.get(trial, ()) if r["epoch"] < record["epoch"]]
+        self.histories[trial] = [*before, record]
 
-    def stopped(self, trial: str, record: Record) -> None:
+    def stopped(self, trial: str, record: Record, seconds: float) -> None:
         """A trial was stopped by the scheduler, unless the whole sweep was."""
         if self.over():
             return
-        folder = trial_folder(self._folder, trial)
-        self._end(stopped.save(folder, self._point(trial), self._sweep.scheduler, record))
+        self.epoch(trial, record)
+        kept = Stopped(self._sweep, self._rows.manifest.digest, self.histories[trial], seconds)
+        kept.save(self._uri(trial))
+        self._end(kept.entry(self._point(trial)))
+
+    def _stopped_before(self, point: Point) -> Entry | None:
+        kept = stopped.load(self._uri(point.trial), self._sweep, self._rows.manifest.digest)
+        if kept is None:
+            return None
+        self.histories[point.trial] = kept.history
+        return kept.entry(point)
 
     def _end(self, entry: Entry) -> None:
         self._entries[entry.trial] = entry
-        uri = self._artifact(entry.trial) if entry.status == "finished" else ""
+        uri = artifact_of(self._uri(entry.trial)) if entry.status == "finished" else ""
         self._listener.ended(entry, uri, self.histories.get(entry.trial, ()))
         if time.monotonic() - self._saved > SAVE_S:
             self.board(ended=False).save(self._folder)
@@ -254,10 +308,28 @@ class Sitting:
             ended.append(self.metric(point))
         return settled(ended, self._sweep.stop, self._sweep.mode) or len(self._points)
 
+    def close(self) -> Leaderboard:
+        """The leaderboard of a sitting that comes to its end; the listener hears what ended it."""
+        ended, most = sum(p.key in self._entries for p in self._points), self._searching.most
+        if self._out_of_time():
+            self._listener.note(
+                f"max_time_s: {self._sweep.max_time_s:g} s were over after {ended} of at most {most} "
+                "trials; the same command goes on"
+            )
+        elif self._sweep.stop is not None and self._counted() < most:
+            self._listener.note(
+                f"stop: the best did not improve for {self._sweep.stop.patience} trials, so "
+                f"{self._counted()} of at most {most} count"
+            )
+        return self.board(ended=not self._out_of_time())
+
     def board(self, ended: bool) -> Leaderboard:
         """The leaderboard of what is known so far; PCA judges at the end."""
-        points = [point for point in self._points[: self._counted()] if point.until is None]
-        entries = [self._entries.get(point.key) or self._cut(point) for point in points]
+        counted = self._points[: self._counted()]
+        # Of a population the last generation; of one that was cut short, the one that it came to.
+        points = [point for point in counted if point.until is None] or self._batch or counted
+        unique = {point.key: point for point in points}.values()
+        entries = [self._entries.get(point.key) or self._cut(point) for point in unique]
         if ended:
             entries = self._beside_pca(entries)
         name, metric, mode = self._sweep.name or "sweep", self._sweep.metric, self._sweep.mode
@@ -306,8 +378,8 @@ class Sitting:
     def _point(self, trial: str) -> Point:
         return next(point for point in reversed(self._points) if point.trial == trial)
 
-    def _artifact(self, trial: str) -> str:
-        return storage.join(trial_folder(self._folder, trial), "artifact")
+    def _uri(self, trial: str) -> str:
+        return trial_folder(self._folder, trial)
 
 
 def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | None:
@@ -325,6 +397,9 @@ def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | No
 
 def _judged(folder: str) -> dict[str, float | None]:
     """What the leaderboard of an ended sitting says of PCA, for each finished trial."""
-    earlier = leaderboard.load(folder)
+    try:
+        earlier = leaderboard.load(folder)
+    except DataError:
+        return {}  # it is written anew
     entries = earlier.entries if earlier and earlier.ended else ()
     return {entry.trial: entry.pca_mse for entry in entries if entry.status == "finished"}

@@ -1,6 +1,8 @@
 """What a trial's process runs: the run of one point, or of several packed, on rows that lie in the object
 store."""
 
+import json
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +11,10 @@ from typing import Any
 import torch
 from ray import tune
 
-from hourglass import storage
+from hourglass import artifact, job_files, storage
 from hourglass.data.feed import Features, MemoryFeed
 from hourglass.errors import HourglassError
 from hourglass.spec import TrainJob
-from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete, complete_packed
 from hourglass.training.launch import Measured, Room, distribute
@@ -21,6 +22,7 @@ from hourglass.training.members import Tell
 from hourglass.training.state import Record
 from hourglass.tuning.space import Point, one_line
 
+TRIALS = "trials"
 FAILED = "failed"
 """Where a report has the reasons of the trials that failed; one without it is an epoch's."""
 
@@ -48,22 +50,26 @@ class Share:
         return Room(self.cpus, self.gpus, 0.0)
 
 
-def train_trials(
-    config: dict[str, Any],
-    *,
-    runs: dict[str, Run],
-    placed: Placed,
-    share: Share,
-    metric: str | None,
-) -> None:
-    """Complete the runs that `config` names and report the reasons of those that failed.
+@dataclass(frozen=True)
+class Watch:
+    """Somebody may stop trials: by what metric, and whether its epochs are compared with others'."""
 
-    With a `metric`, it is also reported after each epoch, for whoever may stop the trial. The rows
-    are views of the object store, which nobody may write to. What would fail again is a result; only
-    the loss of this process is for Tune to mend.
+    metric: str
+    compared: bool
+
+
+def train_trials(
+    config: dict[str, Any], *, any_run: Run, placed: Placed, share: Share, watch: Watch | None
+) -> None:
+    """Complete the runs that `config` describes and report the reasons of those that failed.
+
+    With a `watch`, epochs are reported as well, for whoever may stop the trial. The rows are views of
+    the object store, which nobody may write to. What would fail again is a result; only the loss of
+    this process is for Tune to mend.
     """
-    mine = {name: runs[name] for name in config["trials"]}
-    epochs = _Epochs(metric) if metric else None
+    mine = {said["trial"]: _run(any_run, said) for said in json.loads(config[TRIALS])}
+    first, *_ = mine.values()
+    epochs = _Epochs(watch, first.job.train.epochs) if watch else None
     try:
         ended = _complete(list(mine.values()), placed, share, epochs or _quiet)
     except HourglassError as error:
@@ -98,6 +104,8 @@ def _complete(
         placed.train, placed.holdout.copy(), batch_rows=train.batch_rows, seed=train.seed
     )
     if len(runs) == 1:
+        if storage.exists(storage.join(runs[0].artifact_uri, artifact.MANIFEST)):
+            return [{}]  # its process was lost between saving it and saying so
         return [complete(runs[0], feed, Alone(), device, tell)]
     return complete_packed(runs, feed, device, [_quiet] * len(runs))
 
@@ -111,14 +119,19 @@ def _reason(error: Exception) -> str:
 class _Epochs:
     """Reports the metric after each epoch; schedulers want it in the trial's last words as well."""
 
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
-        self.last: dict[str, Any] = {"epoch": 0, metric: float("nan")}
+    def __init__(self, watch: Watch, epochs: int) -> None:
+        self._watch, self._epochs = watch, epochs
+        self.last: dict[str, Any] = {"epoch": 0, watch.metric: math.nan}
 
     def __call__(self, kind: str, payload: Any) -> None:
+        if kind == "resumed" and self._watch.compared:  # nobody has heard of those yet
+            for record in payload["history"]:
+                self("epoch", record)
         if kind == "epoch":
-            self.last = {"epoch": int(payload["epoch"]), self._metric: payload[self._metric]}
-            tune.report({**self.last, "record": payload})
+            epoch, name = int(payload["epoch"]), self._watch.metric
+            self.last = {"epoch": epoch, name: payload.get(name, math.nan)}
+            if epoch < self._epochs:  # after the last one it has still to save its artifact
+                tune.report({**self.last, "record": payload})
 
 
 class _Quiet:
@@ -135,28 +148,53 @@ def _quiet(kind: str, payload: Any) -> None:
     """A trial says nothing before its end."""
 
 
-def runs_of(placed: Placed, points: Sequence[Point], base: TrainJob, folder: str) -> dict[str, Run]:
-    """The run of each point that is a job, in a folder of its own."""
-    any_run = placed.measured.run(base, folder)
-    made = {}
-    for point in points:
-        if point.job is None:
-            continue
-        run = replace(
-            any_run, job=point.job, uri=trial_folder(folder, point.trial), until=point.until
-        )
-        made[point.trial] = replace(run, parent=_parent(run, folder, point.parent))
-    return made
+def described(points: Sequence[Point], folder: str) -> dict[str, Any]:
+    """What Tune tells a process of the points to train, all of them jobs: one JSON text.
+
+    As a tree, Tune would look for values to draw in it.
+    """
+    trials = [
+        {
+            "trial": point.trial,
+            "job": job_files.dump(point.job),
+            "uri": trial_folder(folder, point.trial),
+            "until": point.until,
+            "parent": trial_folder(folder, point.parent) if point.parent else None,
+        }
+        for point in points
+        if point.job
+    ]
+    return {TRIALS: json.dumps(trials)}
 
 
-def _parent(run: Run, folder: str, parent: str) -> Checkpoints | None:
-    """The checkpoints that a run goes on from; they are of a run with other numbers."""
-    if not parent:
-        return None
-    uri = storage.join(trial_folder(folder, parent), "checkpoints")
-    return replace(run.checkpoints, uri=uri, run=None)
+def names(config: dict[str, Any]) -> list[str]:
+    """The trials that `described` named."""
+    return [said["trial"] for said in json.loads(config[TRIALS])]
+
+
+def _run(any_run: Run, said: dict[str, Any]) -> Run:
+    """The run of one point, which differs from any other of the sweep in this."""
+    job = job_files.parse(said["job"])
+    assert isinstance(job, TrainJob)  # a trial's job is
+    run = replace(any_run, job=job, uri=said["uri"], until=said["until"])
+    if said["parent"] is None:
+        return run
+    # The checkpoints that it goes on from are of a run with other numbers.
+    parent = replace(run.checkpoints, uri=checkpoints_of(said["parent"]), run=None)
+    came = {"goes_on_from": said["parent"].rpartition("/")[2]}
+    return replace(run, parent=parent, provenance=run.provenance | came)
 
 
 def trial_folder(folder: str, trial: str) -> str:
     """Where a trial of the sweep in `folder` keeps its checkpoints and its artifact."""
     return storage.join(folder, "trials", trial)
+
+
+def artifact_of(trial_uri: str) -> str:
+    """Where a trial's artifact is once it is finished."""
+    return storage.join(trial_uri, "artifact")
+
+
+def checkpoints_of(trial_uri: str) -> str:
+    """Where a trial keeps what it goes on from."""
+    return storage.join(trial_uri, "checkpoints")

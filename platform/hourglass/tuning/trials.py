@@ -11,15 +11,18 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
 
 from hourglass import storage
 from hourglass.errors import ClusterError
 from hourglass.sweeps import Scheduler
-from hourglass.training.complete import Run
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
-from hourglass.tuning.trial import FAILED, Placed, Share, train_trials
+from hourglass.tuning.space import Point
+from hourglass.tuning.trial import FAILED, Placed, Share, Watch, described, names, train_trials
 
+MOST_EPOCHS = 10**6
+"""More than any trial has: up to here ASHA sets its rungs."""
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the artifact is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which resumes when run again
@@ -29,8 +32,16 @@ ENVIRONMENT = {
 }
 
 
-class News(Protocol):
-    """Hears what becomes of trials, in the process that launched the sweep."""
+class Desk(Protocol):
+    """Hands out trials and hears what becomes of them, in the process that launched the sweep."""
+
+    def next(self) -> Sequence[Point] | None:
+        """Points to train together; None when others must end before, empty when there are no more."""
+        ...
+
+    def over(self) -> bool:
+        """True when all trials are to stop."""
+        ...
 
     def started(self, trials: Sequence[str]) -> None:
         """They train, together if they are several."""
@@ -44,16 +55,17 @@ class News(Protocol):
         """It ended an epoch: heard of trials that somebody may stop."""
         ...
 
-    def stopped(self, trial: str, record: Record) -> None:
+    def stopped(self, trial: str, record: Record, seconds: float) -> None:
         """It ended after the epoch of this record, before the end of its job."""
         ...
 
 
 @dataclass(frozen=True)
 class Crew:
-    """What trials may use: the share of each, and how many run at a time."""
+    """What trials may use: the share of each, how many have room, and how many run at a time."""
 
     share: Share
+    room: int
     at_once: int
 
 
@@ -63,36 +75,33 @@ def crew(sweep: TuneJob) -> Crew:
     A trial's CPUs do not depend on how many run beside it: with other threads sums would round
     otherwise, and the leaderboard would depend on the concurrency.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     scale, workers = sweep.job.scale, sweep.workers_per_trial
     each = 1.0 if scale.cpus_per_worker == "auto" else scale.cpus_per_worker
     gpu = scale.accelerator == "gpu" or (scale.accelerator == "auto" and gpus >= workers)
     part = sweep.gpus_per_worker if gpu else 0.0
-    at_once = math.floor(cpus / (each * workers) + 1e-9)
-    if gpu:
-        at_once = min(at_once, math.floor(gpus / (part * workers) + 1e-9))
-    if at_once < 1:
+    room = sum(_places(node, each, part) for node in nodes) // workers
+    if room < 1:
         raise ClusterError(
             f"a trial of {workers} workers with {each:g} CPUs{f' and {part:g} GPUs' if gpu else ''} "
-            f"each does not fit the cluster's {cpus:g} CPUs and {gpus:g} GPUs; change "
+            f"each does not fit the cluster's {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes; change "
             "workers_per_trial or base.scale"
         )
     asked = sweep.concurrency
-    return Crew(Share(each, part, workers), at_once if asked == "auto" else min(asked, at_once))
+    return Crew(Share(each, part, workers), room, room if asked == "auto" else min(asked, room))
 
 
-def train(
-    sweep: TuneJob,
-    runs: dict[str, Run],
-    groups: Sequence[Sequence[str]],
-    placed: Placed,
-    crew: Crew,
-    folder: str,
-    news: News,
-    over: Callable[[], bool],
-) -> None:
-    """Train all groups of trials in processes that are used again, until they ended or it is `over`.
+def _places(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many workers of so many CPUs and GPUs fit one machine."""
+    room = node.get("CPU", 0.0) / cpus
+    if gpus:
+        room = min(room, node.get("GPU", 0.0) / gpus)
+    return math.floor(room + 1e-9)
+
+
+def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -> None:
+    """Train what the desk hands out, in processes that are used again, until nothing is left.
 
     Ray Tune's own files are gone afterwards.
     """
@@ -100,30 +109,31 @@ def train(
         os.environ.setdefault(variable, value)
     # It misses the metrics' files, whose writers we have just switched off.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    watched = sweep.scheduler.kind in ("asha", "median") or sweep.stop or sweep.max_time_s
     trainable = tune.with_parameters(
         train_trials,
-        runs=runs,
+        any_run=placed.measured.run(sweep.job, folder),
         placed=placed,
         share=crew.share,
-        metric=sweep.metric if watched else None,
+        watch=_watch(sweep) if watched(sweep) else None,
     )
-    longest = max(run.job.train.epochs for run in runs.values())
-    own = storage.join(folder, "ray")
+    attempt = f"ray-{secrets.token_hex(4)}"
+    own = storage.join(folder, attempt)
+    heard = _Heard(desk)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _resources(crew.share)),
-        param_space={"trials": tune.grid_search([list(group) for group in groups])},
         tune_config=tune.TuneConfig(
-            scheduler=_scheduler(sweep.scheduler, sweep, longest),
+            num_samples=-1,  # until the desk has no more
+            search_alg=_Asking(desk, folder),
+            scheduler=_scheduler(sweep.scheduler, sweep),
             max_concurrent_trials=crew.at_once,
             reuse_actors=crew.share.workers == 1,
         ),
         run_config=tune.RunConfig(
-            name=f"attempt-{secrets.token_hex(4)}",
+            name=attempt,
             storage_path=own,
             failure_config=tune.FailureConfig(max_failures=sweep.job.scale.max_failures),
-            callbacks=[_Heard(news)],
-            stop=_Over(over),
+            callbacks=[heard],
+            stop=_Over(desk, heard),
             verbose=0,
         ),
     )
@@ -131,6 +141,18 @@ def train(
         tuner.fit()
     finally:
         storage.remove(own)
+    if heard.error is not None:
+        raise heard.error
+
+
+def watched(sweep: TuneJob) -> bool:
+    """True when somebody may stop a trial, who must hear of its epochs."""
+    ends = sweep.stop is not None or sweep.max_time_s is not None
+    return ends or _watch(sweep).compared
+
+
+def _watch(sweep: TuneJob) -> Watch:
+    return Watch(sweep.metric, compared=sweep.scheduler.kind in ("asha", "median"))
 
 
 def _resources(share: Share) -> dict[str, float]:
@@ -144,29 +166,60 @@ def _resources(share: Share) -> dict[str, float]:
     return {"cpu": share.cpus, **({"gpu": share.gpus} if share.gpus else {})}
 
 
-def _scheduler(spec: Scheduler, sweep: TuneJob, epochs: int) -> TrialScheduler | None:
+def _scheduler(spec: Scheduler, sweep: TuneJob) -> TrialScheduler | None:
     """Ray Tune's scheduler of that kind."""
     common = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.mode}
     if spec.kind == "asha":
-        # One epoch more than there is: at its last one a trial has still to save its artifact.
+        # Nothing ends at a largest epoch: at its last one a trial has still to save its artifact.
         return ASHAScheduler(
-            max_t=epochs + 1,
-            grace_period=min(spec.grace_epochs, epochs),
+            max_t=MOST_EPOCHS,
+            grace_period=spec.grace_epochs,
             reduction_factor=spec.keep,
             **common,
         )
     if spec.kind == "median":
         return MedianStoppingRule(
-            grace_period=spec.grace_epochs, min_samples_required=spec.least_trials, **common
+            grace_period=spec.grace_epochs,
+            min_samples_required=spec.least_trials,
+            min_time_slice=math.inf,  # or it pauses whoever is ahead, to start again later
+            **common,
         )
     return None
 
 
-class _Over(tune.Stopper):  # type: ignore[misc]
-    """Ends all trials when asked to."""
+class _Asking(Searcher):  # type: ignore[misc]
+    """Passes on what the desk hands out."""
 
-    def __init__(self, over: Callable[[], bool]) -> None:
-        self._over = over
+    def __init__(self, desk: Desk, folder: str) -> None:
+        super().__init__()
+        self._desk, self._folder = desk, folder
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes it down to restore it, which we never do."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trials, None when they are not known yet."""
+        points = None if self._desk.over() else self._desk.next()
+        if points is None:
+            return Searcher.FINISHED if self._desk.over() else None
+        return described(points, self._folder) if points else Searcher.FINISHED
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """The desk has heard of it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: Tune would restore it from there, which we never do."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing was saved."""
+
+
+class _Over(tune.Stopper):  # type: ignore[misc]
+    """Ends all trials when the desk says so, or cannot go on."""
+
+    def __init__(self, desk: Desk, heard: "_Heard") -> None:
+        self._desk, self._heard = desk, heard
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes it down to restore it, which we never do."""
@@ -178,14 +231,19 @@ class _Over(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """True when the sweep is over."""
-        return self._over()
+        return self._heard.error is not None or self._desk.over()
 
 
 class _Heard(tune.Callback):  # type: ignore[misc]
-    """Tune's news for whoever is interested."""
+    """Tune's news for the desk.
 
-    def __init__(self, news: News) -> None:
-        self._news = news
+    An error of the desk's is kept, and ends the sweep: Tune would take it for one of the trial, and
+    train that again.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes its callbacks down to restore them, which we never do."""
@@ -193,27 +251,34 @@ class _Heard(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial got its process."""
-        self._news.started(trial.config["trials"])
+        self._tell(self._desk.started, names(trial.config))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         """A trial reported an epoch, or its last words."""
         if "record" in result and FAILED not in result:
-            self._news.epoch(trial.config["trials"][0], result["record"])
+            self._tell(self._desk.epoch, names(trial.config)[0], result["record"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial came to its end, said why it could not, or was stopped."""
         last = trial.last_result or {}
-        for name in trial.config["trials"]:
+        for name in names(trial.config):
             reason = last.get(FAILED, {}).get(name, "")
             if "record" in last and not reason:
-                self._news.stopped(name, last["record"])
+                self._tell(self._desk.stopped, name, last["record"], last["time_total_s"])
             elif FAILED in last:
-                self._news.finished(name, reason)
+                self._tell(self._desk.finished, name, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial lost its process more often than base.scale.max_failures allows."""
         reason = f"its process was lost {trial.num_failures} times; out of memory?"
-        for name in trial.config["trials"]:
-            self._news.finished(name, reason)
+        for name in names(trial.config):
+            self._tell(self._desk.finished, name, reason)
+
+    def _tell(self, say: Callable[..., None], *words: Any) -> None:
+        if self.error is None:
+            try:
+                say(*words)
+            except Exception as error:
+                self.error = error
