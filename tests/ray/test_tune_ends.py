@@ -1,5 +1,6 @@
 """What ends trials and sweeps before their time, and searches that learn, on a cluster of two CPUs."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -107,7 +108,7 @@ def test_patience_ends_the_sweep_at_the_same_trial(home: Path, shards: Path) -> 
 
 def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> None:
     made = job(
-        shards, {LR: {"grid": [0.01, 0.02]}}, concurrency=1, max_time_s=4, train={"epochs": 400}
+        shards, {LR: {"grid": [0.01, 0.02]}}, concurrency=1, max_time_s=4, train={"epochs": 250}
     )
     first = tune(made, home / "time")
     assert {entry.reason for entry in first.entries if entry.status == "failed"} == {
@@ -117,7 +118,7 @@ def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> N
         board = tune(made, home / "time")
         if all(entry.status == "finished" for entry in board.entries):
             break
-    straight = job(shards, {LR: {"grid": [0.01, 0.02]}}, train={"epochs": 400})
+    straight = job(shards, {LR: {"grid": [0.01, 0.02]}}, train={"epochs": 250})
     assert untimed(board) == untimed(tune(straight, home / "straight"))
 
 
@@ -201,14 +202,15 @@ def kill_a_trial_then_the_driver(driver: "subprocess.Popen[str]", home: Path, do
     left = family.children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    for process in psutil.wait_procs(left, timeout=20)[1]:
-        process.kill()
+    for process in left:  # its cluster would end by itself, later
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def test_ray_11(home: Path, shards: Path, tmp_path: Path) -> None:
     """Trials killed three times and drivers twice: all eight end, once, with the same best trial."""
     rates = {LR: {"grid": [0.01 * n for n in range(1, 9)]}}
-    made = job(shards, rates, pack="never", train={"epochs": 120})
+    made = job(shards, rates, pack="never", train={"epochs": 80})
     own = Path(tempfile.mkdtemp(dir=home))
     file = tmp_path / "grid.yaml"
     file.write_text(yaml.safe_dump(dump(made)))
@@ -256,6 +258,6 @@ class Killing(threading.Thread):
             time.sleep(0.02)
             committed = self.trials.glob("*/checkpoints/*/COMMIT.json")
             if {path.parent.name for path in committed} - self.before:
-                for pid in processes("ray::ImplicitFunc")[:1]:
+                for pid in list(processes("ray::ImplicitFunc"))[:1]:
                     psutil.Process(pid).kill()
                     self.killed += 1
