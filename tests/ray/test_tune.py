@@ -13,9 +13,11 @@ import torch
 
 from hourglass import artifact
 from hourglass.errors import DataError
+from hourglass.job_files import load_kind
 from hourglass.report.referee import pca
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
+from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Leaderboard
 from hourglass.tuning.space import points
@@ -212,3 +214,17 @@ def test_trials_that_differ_in_numbers_train_packed(home: Path, shards: Path) ->
     again = Heard()
     assert tune(job(shards, rates), home / "packed", again) == packed
     assert again.endings == []
+
+
+SPACES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
+GRIDS = [path for path in SPACES if load_kind(TuneJob, path).search.kind == "grid"]
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_the_grids_that_are_shipped_run(home: Path, shards: Path, path: Path) -> None:
+    """On other rows, for one epoch."""
+    small = {"data.uri": shards, "data.features": "{vector: x}", "train.epochs": 1}
+    made = load_kind(TuneJob, path, [f"base.{field}={value}" for field, value in small.items()])
+    board = tune(made, home / path.stem)
+    assert [entry.status for entry in board.entries] == ["finished"] * made.grid_points
+    assert [entry.epochs for entry in board.entries] == [1] * made.grid_points
