@@ -23,7 +23,7 @@ import pytest
 
 from hourglass import artifact, storage
 from hourglass.cluster.connect import connection
-from hourglass.errors import DataError
+from hourglass.errors import ArtifactError, DataError
 from hourglass.inference import batch
 from hourglass.inference.parts import Tally
 from hourglass.inference.predictor import Predictor
@@ -501,5 +501,5 @@ def test_a_damaged_model_is_refused(cluster: None, home: Path, tmp_path: Path) -
     weights = tmp_path / "model" / artifact.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     digest = Predictor.load(str(home / "model")).artifact.digest
-    with pytest.raises(artifact.ArtifactError, match="the file was changed"):
+    with pytest.raises(ArtifactError, match="the file was changed"):
         run(job(str(home / "rows"), tmp_path / "out"), Model(str(tmp_path / "model"), digest))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hourglass.tuning import plots
+from hourglass.tuning.axes import even_ticks, is_log, log_ticks
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
 
 HOSTILE = '"><script>alert(1)</script><a href="http://evil.example/x">'
@@ -110,7 +111,7 @@ def test_a_value_that_a_condition_left_out_has_its_place(mixed: Leaderboard) -> 
     ],
 )
 def test_a_log_axis_is_for_values_spread_so(values: list[float], log: bool) -> None:
-    assert plots._is_log(values) is log
+    assert is_log(values) is log
 
 
 @pytest.mark.parametrize(
@@ -122,13 +123,13 @@ def test_a_log_axis_is_for_values_spread_so(values: list[float], log: bool) -> N
     ],
 )
 def test_ticks_of_a_log_axis(low: float, high: float, ticks: list[str]) -> None:
-    assert plots._log_ticks(low, high)["ticktext"] == ticks
+    assert log_ticks(low, high)["ticktext"] == ticks
 
 
 def test_ticks_of_an_even_axis() -> None:
-    assert plots._even_ticks(0.0, 0.5) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    assert plots._even_ticks(3.0, 31.0) == [5.0, 10.0, 15.0, 20.0, 25.0, 30.0]
-    assert plots._even_ticks(2.0, 2.0) == [2.0]
+    assert even_ticks(0.0, 0.5) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert even_ticks(3.0, 31.0) == [5.0, 10.0, 15.0, 20.0, 25.0, 30.0]
+    assert even_ticks(2.0, 2.0) == [2.0]
 
 
 def test_dark_lines_are_the_best_either_way() -> None:

@@ -1,8 +1,6 @@
 """A sweep as one HTML page: what was swept, what it took, and what a wider code buys."""
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,15 +9,12 @@ from plotly import graph_objects as go
 from hourglass import storage
 from hourglass.report.charts import BLUE, MOST_TICKS, PALETTE, RED, figure, text
 from hourglass.report.page import Section, note, render, table
+from hourglass.tuning.axes import axis, cut, in_words, is_log, log_ticks, set_scale
 from hourglass.tuning.leaderboard import Entry, Leaderboard
 
 PAGE = "plots.html"
-RATIO, SKEW = 10.0, 0.3
-"""Values over a factor of `RATIO`, half of them in the lowest `SKEW` of their range: a log axis."""
-MOST_NAMES, LONGEST = 12, 28
 LOWEST_FIRST = "Viridis"
 GREY = "#9aa4ae"
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 SHOWN = 20
 """Trials in the table; the leaderboard has all of them."""
 
@@ -72,7 +67,7 @@ def _leaders(board: Leaderboard) -> Section:
     lines = [
         (
             entry.rank,
-            *(_value(entry.values[path]) if path in entry.values else "" for path in names),
+            *(in_words(entry.values[path]) if path in entry.values else "" for path in names),
             *(_figure(number) for number in (_metric(board, entry), entry.pca_mse, entry.seconds)),
             entry.trial,
         )
@@ -92,12 +87,12 @@ def _swept(board: Leaderboard) -> Section | None:
         return None
     metric = [float(_metric(board, entry) or 0.0) for entry in drawn]
     names = _short(paths)
-    axes = [_axis(names[path], [entry.values.get(path) for entry in drawn]) for path in names]
-    axes.append(_axis(board.metric, metric))
+    axes = [axis(names[path], [entry.values.get(path) for entry in drawn]) for path in names]
+    axes.append(axis(board.metric, metric))
     colour, ticks = metric, {}
-    if _is_log(metric):
+    if is_log(metric):
         colour = [math.log10(value) for value in metric]
-        ticks = _log_ticks(min(metric), max(metric))
+        ticks = log_ticks(min(metric), max(metric))
     made = figure(470)
     first = max((len(word) for word in axes[0]["ticktext"]), default=0)
     made.update_layout(margin={"l": 40 + 7 * first, "r": 60, "t": 70, "b": 30})
@@ -125,89 +120,6 @@ def _swept(board: Leaderboard) -> Section | None:
     if left:
         sentence += f" Left out: {left} that did not finish."
     return Section("Values and metric", sentence, (made,))
-
-
-def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """An axis: of numbers, logarithmic where they are spread so, else one place for each value.
-
-    A value that a condition left out has a place of its own, below the others.
-    """
-    given = [value for value in values if value is not None]
-    if all(_is_number(value) for value in given):
-        return _numbers(name, [None if value is None else float(value) for value in values])
-    order = sorted({_value(value) for value in given}, key=_natural)
-    places = ["not set", *order] if len(given) < len(values) else order
-    at = [places.index("not set" if value is None else _value(value)) for value in values]
-    step = -(-len(places) // MOST_NAMES)
-    shown = list(range(0, len(places), step))
-    return {
-        "label": text(name),
-        "values": at,
-        "range": [-0.15, max(len(places) - 0.85, 0.15)],
-        "tickvals": shown,
-        "ticktext": [text(_cut(places[place])) for place in shown],
-    }
-
-
-def _numbers(name: str, values: Sequence[float | None]) -> dict[str, Any]:
-    """An axis of numbers."""
-    given = [value for value in values if value is not None]
-    log = _is_log(given)
-    scaled = [None if v is None else math.log10(v) if log else v for v in values]
-    low = min(v for v in scaled if v is not None)
-    high = max(v for v in scaled if v is not None)
-    if len(set(given)) <= MOST_NAMES // 2:
-        ticks = sorted(set(given))
-        at = [math.log10(value) if log else value for value in ticks]
-        words = [f"{value:.4g}" for value in ticks]
-    elif log:
-        made = _log_ticks(min(given), max(given))
-        at, words = made["tickvals"], made["ticktext"]
-    else:
-        at = _even_ticks(low, high)
-        words = [f"{value:.4g}" for value in at]
-    span = (high - low) or 1.0
-    least = low - 0.02 * span
-    if len(given) < len(values):
-        below = low - 0.12 * span
-        scaled = [below if value is None else value for value in scaled]
-        at, words, least = [below, *at], ["not set", *words], below - 0.02 * span
-    return {
-        "label": text(name) + (", log" if log else ""),
-        "values": scaled,
-        "range": [least, high + 0.02 * span],
-        "tickvals": at,
-        "ticktext": words,
-    }
-
-
-def _is_log(values: Sequence[float]) -> bool:
-    """True when positive values lie as on a log scale: far apart, and most of them low."""
-    if not values or min(values) <= 0.0 or max(values) / min(values) < RATIO:
-        return False
-    middle = sorted(values)[len(values) // 2]
-    return (middle - min(values)) / (max(values) - min(values)) <= SKEW
-
-
-def _log_ticks(low: float, high: float) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 in every decade, or at powers of ten alone where those would crowd."""
-    steps = (1, 2, 5) if high / low < 1000 else (1,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = [step * 10.0**power for power in powers for step in steps]
-    inside = [tick for tick in every if low * 0.98 <= tick <= high * 1.02]
-    return {
-        "tickvals": [math.log10(tick) for tick in inside],
-        "ticktext": [f"{tick:g}" for tick in inside],
-    }
-
-
-def _even_ticks(low: float, high: float) -> list[float]:
-    """About six round numbers from `low` to `high`."""
-    rough = (high - low) / 6 or 1.0
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
-    first = math.ceil(low / step)
-    return [round(step * n, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 # -- metric against time ----------------------------------------------------------------------
@@ -238,8 +150,8 @@ def _time(board: Leaderboard) -> Section | None:
         line={"color": RED, "width": 2, "shape": "hv"},
     )  # fmt: skip
     made.update_xaxes(title="seconds of training", rangemode="tozero")
-    _scale(made.update_xaxes, [float(e.seconds or 0.0) for e in known], "seconds of training")
-    _scale(made.update_yaxes, [float(_metric(board, e) or 0.0) for e in known], board.metric)
+    set_scale(made.update_xaxes, [float(e.seconds or 0.0) for e in known], "seconds of training")
+    set_scale(made.update_yaxes, [float(_metric(board, e) or 0.0) for e in known], board.metric)
     better = "lowest" if board.mode == "min" else "highest"
     sentence = (
         f"Each point is a trial. The line is the {better} {board.metric} of the trials that took no "
@@ -293,7 +205,7 @@ def _curves(board: Leaderboard, histories: Mapping[str, History]) -> Section | N
     made.update_layout(legend={"traceorder": "reversed"})
     made.update_xaxes(title="epoch")
     drawn = [value for _, points in told for _, value in points]
-    _scale(made.update_yaxes, drawn, board.metric)
+    set_scale(made.update_yaxes, drawn, board.metric)
     sentence = (
         f"The {board.metric} of each trial over its epochs; in colour the first {len(best)} of the "
         "leaderboard, dotted those that a scheduler stopped."
@@ -328,11 +240,13 @@ def _widths(board: Leaderboard, widths: Mapping[str, int]) -> Section | None:
     _line(made, "best trial of a width", ours, PALETTE[0])
     _line(made, "PCA", pca, PALETTE[1], dash="dash")
     every = sorted(ours)
-    _scale(made.update_xaxes, [float(width) for width in every], "units of the code", always=True)
+    set_scale(
+        made.update_xaxes, [float(width) for width in every], "units of the code", always=True
+    )
     if len(every) <= MOST_TICKS:
         made.update_xaxes(tickvals=every, ticktext=[str(width) for width in every])
     drawn = [float(entry.holdout_mse or 0.0) for _, entry in known] + list(pca.values())
-    _scale(made.update_yaxes, drawn, "MSE of held-out rows")
+    set_scale(made.update_yaxes, drawn, "MSE of held-out rows")
     wins = [str(width) for width in every if width in pca and ours[width] <= pca[width]]
     sentence = (
         "The error of the held-out rows in model space over the units of the code, and that of as "
@@ -371,18 +285,6 @@ def _line(
 # -- words and numbers ------------------------------------------------------------------------
 
 
-def _scale(update: Any, values: Sequence[float], title: str, always: bool = False) -> None:
-    """A log axis for values far apart, with ticks one can read; else a plain one."""
-    if min(values) > 0 and (always or max(values) / min(values) >= RATIO / 2):
-        ticks = _log_ticks(min(values) / 1.3, max(values) * 1.3)
-        at = [10.0**value for value in ticks["tickvals"]]
-        update(
-            type="log", title=f"{text(title)}, log axis", tickvals=at, ticktext=ticks["ticktext"]
-        )
-    else:
-        update(title=text(title), exponentformat="none")
-
-
 def _metric(board: Leaderboard, entry: Entry) -> float | None:
     """The metric that the sweep ranks by, where the trial has a finite one."""
     value: float | None = getattr(entry, board.metric)
@@ -393,16 +295,12 @@ def _is_drawn(board: Leaderboard, entry: Entry) -> bool:
     return entry.status == "finished" and _metric(board, entry) is not None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _story(board: Leaderboard, entry: Entry) -> str:
     """A trial in a few lines, as plotly shows them."""
     names = _short(board.paths)
     lines = [f"{board.metric} {_figure(_metric(board, entry))}, trial {entry.trial}"]
-    lines += [f"{names[path]}: {_value(value)}" for path, value in entry.values.items()]
-    return "<br>".join(text(_cut(line, 80)) for line in lines)
+    lines += [f"{names[path]}: {in_words(value)}" for path, value in entry.values.items()]
+    return "<br>".join(text(cut(line, 80)) for line in lines)
 
 
 def _short(paths: Sequence[str]) -> dict[str, str]:
@@ -415,28 +313,5 @@ def _short(paths: Sequence[str]) -> dict[str, str]:
     return {path: path if name in alike else name for path, name in names.items()}
 
 
-def _natural(word: str) -> tuple[int, list[float], str]:
-    """Lists by their numbers, so that [64] comes before [128]; words after them."""
-    numbers = [float(number) for number in NUMBER.findall(word)]
-    return (0, numbers, word) if word.startswith("[") else (1, [], word)
-
-
-def _value(value: Any) -> str:
-    """A value in few signs: a mapping as its kind with what else it says."""
-    if isinstance(value, dict):
-        kind = value.get("kind")
-        rest = ", ".join(f"{key} {_value(item)}" for key, item in value.items() if key != "kind")
-        return " ".join(part for part in (str(kind) if kind else "", rest) if part)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _cut(word: str, most: int = LONGEST) -> str:
-    return word if len(word) <= most else word[: most - 1] + "…"

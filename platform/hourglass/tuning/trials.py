@@ -131,7 +131,7 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         run_config=tune.RunConfig(
             name=attempt,
             storage_path=own,
-            failure_config=tune.FailureConfig(max_failures=sweep.job.scale.max_failures),
+            failure_config=tune.FailureConfig(max_failures=_losses(sweep, crew)),
             callbacks=[heard],
             stop=_Over(desk, heard),
             verbose=0,
@@ -143,6 +143,15 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         storage.remove(own)
     if heard.error is not None:
         raise heard.error
+
+
+def _losses(sweep: TuneJob, crew: Crew) -> int:
+    """How often Tune may find the process of a trial dead before the trial has failed.
+
+    When all die at once, as with their machine, it tries a trial on each of the others that wait to be
+    used again, and finds each of them dead up to twice.
+    """
+    return sweep.job.scale.max_failures + 2 * crew.at_once
 
 
 def watched(sweep: TuneJob) -> bool:

@@ -1,0 +1,44 @@
+"""The rows of a sweep: read, checked and placed in memory once, when a trial needs them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from hourglass.data.manifest import Manifest
+from hourglass.data.prepare import feature_schema
+from hourglass.data.reading import fetch
+from hourglass.errors import DataError, SpecError
+from hourglass.training import launch
+from hourglass.tune_job import TuneJob
+from hourglass.tuning.trial import Placed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a sweep, read when a trial needs them, and once."""
+
+    sweep: TuneJob
+    manifest: Manifest
+    schema: pa.Schema
+
+    @cached_property
+    def placed(self) -> Placed:
+        """In memory. Raises DataError, SpecError when they may not be kept there."""
+        base, metric = self.sweep.job, self.sweep.metric
+        data = base.data
+        columns = feature_schema(self.manifest, self.schema, data.features, data.missing)
+        size = self.manifest.rows * columns.row_bytes
+        if size > data.cache_bytes:
+            raise SpecError(
+                f"base.data.cache_bytes: trials share the rows in memory, which takes {size} bytes, "
+                f"found {data.cache_bytes}; raise it, or search on fewer rows"
+            )
+        measured = launch.measure(base, self.manifest, self.schema)
+        features, held = fetch(measured.refs, measured.rows.schema)
+        if metric.startswith("holdout") and not held.any():
+            raise DataError(
+                f"base.data.holdout: {data.holdout:g} holds out none of {len(features)} rows, and "
+                f"metric {metric} needs some; raise it"
+            )
+        return Placed(measured, features[~held], features[held])

@@ -1,0 +1,292 @@
+"""One command's part of a sweep: what it hands out to train, and what is known of every trial."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from hourglass import artifact, storage
+from hourglass.artifact import Artifact
+from hourglass.errors import DataError
+from hourglass.sweeps import Mode, Stop
+from hourglass.training.state import Record
+from hourglass.tune_job import TuneJob
+from hourglass.tuning import leaderboard, pack, stopped, trials
+from hourglass.tuning.judge import pca_errors
+from hourglass.tuning.leaderboard import METRICS, Entry, Leaderboard
+from hourglass.tuning.listener import Listener
+from hourglass.tuning.rows import Rows
+from hourglass.tuning.search import Searching
+from hourglass.tuning.space import Point
+from hourglass.tuning.stopped import Stopped
+from hourglass.tuning.trial import artifact_of, checkpoints_of, trial_folder
+from hourglass.tuning.trials import Crew
+
+SAVE_S = 5.0
+"""Seconds between two saves of the leaderboard of a sweep that runs."""
+
+
+class Sitting:
+    """One command's part of a sweep: the points so far, and what came of each."""
+
+    def __init__(
+        self,
+        sweep: TuneJob,
+        folder: str,
+        rows: Rows,
+        crew: Crew,
+        listener: Listener,
+        searching: Searching,
+    ) -> None:
+        self._sweep, self._folder, self._rows = sweep, folder, rows
+        self._crew, self._listener, self._searching = crew, listener, searching
+        self._points: list[Point] = []
+        self._batch: Sequence[Point] = ()
+        self._queue: list[list[Point]] = []
+        self._entries: dict[str, Entry] = {}
+        self.histories: dict[str, Sequence[Record]] = {}
+        self._judged = _judged(folder)
+        self._began: float | None = None
+        self._saved = time.monotonic()
+
+    def next(self) -> Sequence[Point] | None:
+        """Points to train together; None when others must end before, empty when there are no more."""
+        if not self._queue and self._waiting():
+            return None
+        return self._queue.pop(0) if self.advance() else ()
+
+    def advance(self) -> bool:
+        """Ask for batches until one has something to train; False when there are no more.
+
+        What ended before is found, and not trained again.
+        """
+        while not self._queue:
+            if self._batch:
+                self._searching.tell([self.metric(point) for point in self._batch])
+                self._forget_parents(self._batch)
+            self._batch = () if self.over() else self._searching.ask()
+            if not self._batch:
+                return False
+            self._take(self._batch)
+        return True
+
+    def _waiting(self) -> bool:
+        return any(point.key not in self._entries for point in self._batch)
+
+    def _take(self, batch: Sequence[Point]) -> None:
+        """Find what ended before, and put the others into the queue."""
+        self._points += batch
+        todo: list[Point] = []
+        for point in batch:
+            entry = self._before(point)
+            if entry is None:
+                todo.append(point)
+            else:
+                self._entries[point.key] = entry
+                self._listener.known(entry)
+        todo = list({point.key: point for point in todo}.values())
+        if todo and not self.over():
+            self._listener.placed(self._rows.placed.measured.dataset)
+            self._queue = self._dealt(todo)
+
+    def _before(self, point: Point) -> Entry | None:
+        """What is known of a point without training it. Raises DataError, ArtifactError."""
+        if point.job is None:
+            return Entry(trial="", status="failed", reason=point.reason, values=point.values)
+        uri = artifact_of(self._uri(point.trial))
+        if storage.exists(storage.join(uri, artifact.MANIFEST)):
+            found = artifact.load(uri)
+            if (
+                found.manifest.provenance.get("dataset", {}).get("digest")
+                != self._rows.manifest.digest
+            ):
+                raise DataError(
+                    f"{uri}: trained on other shards; begin the sweep anew with --fresh"
+                )
+            storage.remove(checkpoints_of(self._uri(point.trial)))  # if it was killed before that
+            return self._finished(point, found)
+        return self._stopped_before(point)
+
+    def _dealt(self, todo: Sequence[Point]) -> list[list[Point]]:
+        """The trials in groups that train together; whoever may be stopped trains alone."""
+        single = self._crew.share.workers > 1 or self._sweep.scheduler.kind == "pbt"
+        if single or trials.watched(self._sweep):
+            return [[point] for point in todo]
+        jobs = {point.trial: point.job for point in todo if point.job}
+        device = torch.device("cuda" if self._crew.share.gpus else "cpu")
+        features = self._rows.placed.train.shape[1]
+        dealt = pack.deal(jobs, self._sweep.pack, features, self._crew.room, device)
+        if dealt.note:
+            self._listener.note(dealt.note)
+        return [[self._point(name) for name in group] for group in dealt.groups]
+
+    def _forget_parents(self, batch: Sequence[Point]) -> None:
+        """Once a generation has ended, nobody goes on from the one before it."""
+        if any(self._entries[p.key].status == "failed" for p in batch if p.key in self._entries):
+            return  # the same command tries again
+        earlier = self._points[-2 * len(batch) : -len(batch)]
+        for trial in [point.trial for point in earlier if point.until is not None]:
+            storage.remove(checkpoints_of(self._uri(trial)))
+
+    def started(self, names: Sequence[str]) -> None:
+        """Trials got their process."""
+        self._began = self._began or time.monotonic()
+        self._listener.started([self._point(name).values for name in names])
+
+    def finished(self, trial: str, reason: str) -> None:
+        """A trial came to its end, or failed for a reason."""
+        point = self._point(trial)
+        if reason:
+            self._end(Entry(trial=trial, status="failed", reason=reason, values=point.values))
+        else:
+            self._end(self._finished(point, artifact.load(artifact_of(self._uri(trial)))))
+
+    def epoch(self, trial: str, record: Record) -> None:
+        """A trial that may be stopped ended an epoch."""
+        before = [r for r in self.histories.get(trial, ()) if r["epoch"] < record["epoch"]]
+        self.histories[trial] = [*before, record]
+
+    def stopped(self, trial: str, record: Record, seconds: float) -> None:
+        """A trial was stopped by the scheduler, unless the whole sweep was."""
+        if self.over():
+            return
+        self.epoch(trial, record)
+        kept = Stopped(self._sweep, self._rows.manifest.digest, self.histories[trial], seconds)
+        kept.save(self._uri(trial))
+        self._end(kept.entry(self._point(trial)))
+
+    def _stopped_before(self, point: Point) -> Entry | None:
+        kept = stopped.load(self._uri(point.trial), self._sweep, self._rows.manifest.digest)
+        if kept is None:
+            return None
+        self.histories[point.trial] = kept.history
+        return kept.entry(point)
+
+    def _end(self, entry: Entry) -> None:
+        self._entries[entry.trial] = entry
+        uri = artifact_of(self._uri(entry.trial)) if entry.status == "finished" else ""
+        self._listener.ended(entry, uri, self.histories.get(entry.trial, ()))
+        if time.monotonic() - self._saved > SAVE_S:
+            self.board(ended=False).save(self._folder)
+            self._saved = time.monotonic()
+
+    def metric(self, point: Point) -> float | None:
+        """What the search learns from: of a failed trial, nothing."""
+        entry = self._entries.get(point.key)
+        value: float | None = getattr(entry, self._sweep.metric) if entry else None
+        return value
+
+    def over(self) -> bool:
+        """True when patience or time has run out."""
+        return self._out_of_time() or self._counted() < len(self._points)
+
+    def _out_of_time(self) -> bool:
+        most, began = self._sweep.max_time_s, self._began
+        return most is not None and began is not None and time.monotonic() - began > most
+
+    def _counted(self) -> int:
+        """How many of the points count: those after the end of patience do not, trained or not."""
+        if self._sweep.stop is None:
+            return len(self._points)
+        ended = []
+        for point in self._points:
+            if point.key not in self._entries:
+                break
+            ended.append(self.metric(point))
+        return settled(ended, self._sweep.stop, self._sweep.mode) or len(self._points)
+
+    def close(self) -> Leaderboard:
+        """The leaderboard of a sitting that comes to its end; the listener hears what ended it."""
+        ended, most = sum(p.key in self._entries for p in self._points), self._searching.most
+        if self._out_of_time():
+            self._listener.note(
+                f"max_time_s: {self._sweep.max_time_s:g} s were over after {ended} of at most {most} "
+                "trials; the same command goes on"
+            )
+        elif self._sweep.stop is not None and self._counted() < most:
+            self._listener.note(
+                f"stop: the best did not improve for {self._sweep.stop.patience} trials, so "
+                f"{self._counted()} of at most {most} count"
+            )
+        return self.board(ended=not self._out_of_time())
+
+    def board(self, ended: bool) -> Leaderboard:
+        """The leaderboard of what is known so far; PCA judges at the end."""
+        counted = self._points[: self._counted()]
+        # Of a population the last generation; of one that was cut short, the one that it came to.
+        points = [point for point in counted if point.until is None] or self._batch or counted
+        unique = {point.key: point for point in points}.values()
+        entries = [self._entries.get(point.key) or self._cut(point) for point in unique]
+        if ended:
+            entries = self._beside_pca(entries)
+        name, metric, mode = self._sweep.name or "sweep", self._sweep.metric, self._sweep.mode
+        return leaderboard.ranked(name, metric, entries, mode, ended)
+
+    def _finished(self, point: Point, found: Artifact) -> Entry:
+        """The leaderboard's line about a trial that has an artifact."""
+        said = found.manifest
+        records = said.provenance["history"]
+        self.histories[point.trial] = records
+        return Entry(
+            trial=point.trial,
+            status="finished",
+            values=point.values,
+            **{name: said.metrics.get(name) for name in METRICS},
+            parameters=sum(weight.numel() for weight in found.module.parameters()),
+            seconds=said.provenance["seconds"],
+            epochs=int(max(record["epoch"] for record in records)),
+        )
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The code units of each trial."""
+        return {p.trial: p.job.model.network.code_width for p in self._points if p.job}
+
+    def _cut(self, point: Point) -> Entry:
+        why = "max_time_s was over" if self._out_of_time() else "it has not ended"
+        reason = f"{why}; the same command goes on with it"
+        return Entry(trial=point.trial, status="failed", reason=reason, values=point.values)
+
+    def _beside_pca(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Each finished trial beside PCA with as many units."""
+        jobs = {point.trial: point.job for point in self._points if point.job}
+        finished = [entry.trial for entry in entries if entry.status == "finished"]
+        new = {trial: jobs[trial] for trial in finished if trial not in self._judged}
+        if new:
+            placed = self._rows.placed
+            stats = placed.measured.census.stats
+            self._judged |= dict.fromkeys(new)
+            self._judged |= pca_errors(new, stats, placed.train, placed.holdout)
+        return [
+            entry.having(pca_mse=self._judged[entry.trial]) if entry.trial in finished else entry
+            for entry in entries
+        ]
+
+    def _point(self, trial: str) -> Point:
+        return next(point for point in reversed(self._points) if point.trial == trial)
+
+    def _uri(self, trial: str) -> str:
+        return trial_folder(self._folder, trial)
+
+
+def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | None:
+    """How many trials, in their order, it takes until the best no longer improves; None: not yet."""
+    best, waited = None, 0
+    for number, metric in enumerate(metrics, start=1):
+        error = metric if metric is None or mode == "min" else -metric
+        waited += 1
+        if error is not None and (best is None or error < best - stop.tolerance * abs(best)):
+            best, waited = error, 0
+        if waited >= stop.patience:
+            return number
+    return None
+
+
+def _judged(folder: str) -> dict[str, float | None]:
+    """What the leaderboard of an ended sitting says of PCA, for each finished trial."""
+    try:
+        earlier = leaderboard.load(folder)
+    except DataError:
+        return {}  # it is written anew
+    entries = earlier.entries if earlier and earlier.ended else ()
+    return {entry.trial: entry.pca_mse for entry in entries if entry.status == "finished"}
