@@ -1,6 +1,7 @@
 """One command's part of a sweep: what it hands out to train, and what is known of every trial."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,7 @@ class Sitting:
         self._batch: Sequence[Point] = ()
         self._queue: list[list[Point]] = []
         self._entries: dict[str, Entry] = {}
+        self._losses: Counter[str] = Counter()
         self.histories: dict[str, Sequence[Record]] = {}
         self._judged = _judged(folder)
         self._began: float | None = None
@@ -140,6 +142,16 @@ class Sitting:
             self._end(Entry(trial=trial, status="failed", reason=reason, values=point.values))
         else:
             self._end(self._finished(point, artifact.load(artifact_of(self._uri(trial)))))
+
+    def lost(self, names: Sequence[str]) -> None:
+        """Trials lost their process: they go on in another, `base.scale.max_failures` times."""
+        self._losses.update(names)
+        times = self._losses[names[0]]
+        if times <= self._sweep.job.scale.max_failures:
+            self._queue.insert(0, [self._point(name) for name in names])
+            return
+        for name in names:
+            self.finished(name, f"its process was lost {times} times; out of memory?")
 
     def epoch(self, trial: str, record: Record) -> None:
         """A trial that may be stopped ended an epoch."""

@@ -51,6 +51,10 @@ class Desk(Protocol):
         """It came to its end, or failed for a reason."""
         ...
 
+    def lost(self, trials: Sequence[str]) -> None:
+        """They lost their process before they ended."""
+        ...
+
     def epoch(self, trial: str, record: Record) -> None:
         """It ended an epoch: heard of trials that somebody may stop."""
         ...
@@ -131,7 +135,7 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         run_config=tune.RunConfig(
             name=attempt,
             storage_path=own,
-            failure_config=tune.FailureConfig(max_failures=_losses(sweep, crew)),
+            failure_config=tune.FailureConfig(max_failures=0),  # see `_Heard.on_trial_error`
             callbacks=[heard],
             stop=_Over(desk, heard),
             verbose=0,
@@ -143,15 +147,6 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         storage.remove(own)
     if heard.error is not None:
         raise heard.error
-
-
-def _losses(sweep: TuneJob, crew: Crew) -> int:
-    """How often Tune may find the process of a trial dead before the trial has failed.
-
-    When all die at once, as with their machine, it tries a trial on each of the others that wait to be
-    used again, and finds each of them dead up to twice.
-    """
-    return sweep.job.scale.max_failures + 2 * crew.at_once
 
 
 def watched(sweep: TuneJob) -> bool:
@@ -280,10 +275,12 @@ class _Heard(tune.Callback):  # type: ignore[misc]
                 self._tell(self._desk.finished, name, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial lost its process more often than base.scale.max_failures allows."""
-        reason = f"its process was lost {trial.num_failures} times; out of memory?"
-        for name in names(trial.config):
-            self._tell(self._desk.finished, name, reason)
+        """A trial lost its process, and the desk may hand it out again.
+
+        Tune would give up a trial that is about to use a process again and finds it dead, too, as when
+        their machine is gone, whatever it allows otherwise.
+        """
+        self._tell(self._desk.lost, names(trial.config))
 
     def _tell(self, say: Callable[..., None], *words: Any) -> None:
         if self.error is None:
