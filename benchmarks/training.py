@@ -31,7 +31,7 @@ from hourglass.training.launch import train
 from mnist import shards
 
 EPOCHS = 10
-ROUNDS = 3
+ROUNDS = 7
 BATCH = 128
 
 

@@ -23,7 +23,9 @@ settings.load_profile("house")
 
 COLUMNS = 12
 CLUSTERS = {"ray", "docs", "browser"}
-"""Folders of tests that start clusters and servers: one process runs them, one by one."""
+"""Folders of tests that start clusters and servers, and mostly wait for them."""
+SECOND = {"test_batch.py", "test_tune.py", "test_tune_ends.py"}
+"""About half of them by the clock: the other process runs these."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,12 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Halves(LoadScopeScheduling):  # type: ignore[misc]
-    """With two processes (`-n 2`) one runs what starts clusters, the other runs the other files."""
+    """With two processes (`-n 2`) each begins with half of what starts clusters, file by file."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Tests of one scope are run by one process, in order."""
         file = nodeid.partition("::")[0]
-        return "clusters" if Path(file).parent.name in CLUSTERS else file
+        if Path(file).parent.name not in CLUSTERS:
+            return file
+        return "the second half" if Path(file).name in SECOND else "the first half"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

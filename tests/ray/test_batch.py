@@ -496,10 +496,12 @@ def test_exactly_once_sees_a_row_too_many(undisturbed: Path, tmp_path: Path) -> 
         read(tmp_path / "twice")
 
 
-def test_a_damaged_model_is_refused(cluster: None, home: Path, tmp_path: Path) -> None:
-    shutil.copytree(home / "model", tmp_path / "model")
+def test_a_damaged_model_is_refused(
+    cluster: None, model: Model, shards: tuple[str, np.ndarray], tmp_path: Path
+) -> None:
+    shutil.copytree(model.path, tmp_path / "model")
     weights = tmp_path / "model" / artifact.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    digest = Predictor.load(str(home / "model")).artifact.digest
+    digest = Predictor.load(model.path).artifact.digest
     with pytest.raises(ArtifactError, match="the file was changed"):
-        run(job(str(home / "rows"), tmp_path / "out"), Model(str(tmp_path / "model"), digest))
+        run(job(shards[0], tmp_path / "out"), Model(str(tmp_path / "model"), digest))

@@ -4,7 +4,6 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -26,24 +25,11 @@ from hourglass.tuning.trials import Crew
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from cluster_kit import ROWS, in_process, processes, project, write, write_shards
+from cluster_kit import ROWS, in_process, processes, write
 from sweep_kit import Heard, job, tune, untimed
 from training_kit import same_bits, timeless
 
 WIDTHS = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 0], [6, 4]]}}
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Path]:
-    with project() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def shards(home: Path) -> Path:
-    folder = home / "rows"
-    folder.mkdir()
-    return write_shards(folder)
 
 
 def assert_like_in_process(folder: Path, trial: str, made: TrainJob, shards: Path) -> None:

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,25 +21,12 @@ from hourglass.tracking import mlflow
 from hourglass.tune_job import TuneJob
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cluster_kit import processes, project, write_shards
+from cluster_kit import processes
 from sweep_kit import Heard, job, tune, untimed
 
 LR = "train.optimizer.lr"
 RATES = {LR: {"log_uniform": [1e-5, 0.1]}}
 RANDOM = {"kind": "random", "seed": 1}
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Path]:
-    with project() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def shards(home: Path) -> Path:
-    folder = home / "rows"
-    folder.mkdir()
-    return write_shards(folder)
 
 
 def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Path) -> None:

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 from hourglass import artifact
 from hourglass.data import stats
@@ -336,3 +337,24 @@ def test_the_artifacts_are_those_of_single_runs(
         assert mine.manifest.job == its.manifest.job
     for number in (1, 2):
         assert not (tmp_path / "packed" / str(number)).exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tf32_is_for_a_gpu_while_it_trains(tmp_path: Path, packed: bool) -> None:
+    """A CPU's products are left as they are: with the global switch its steps take 15 % longer."""
+    seen = set()
+
+    def tell(kind: str, payload: Any) -> None:
+        backends = torch.backends
+        seen.add((backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision))
+
+    (run,) = runs([job(noisy("gaussian", sd=0.1))], tmp_path)
+    if packed:
+        complete_packed([run], memory_feed(run.job, ROWS), CPU, [tell])
+    else:
+        complete(run, memory_feed(run.job, ROWS), Alone(), CPU, tell)
+    assert len(seen) == 1
+    gpu, cpu = seen.pop()
+    assert gpu == "tf32"
+    assert cpu != "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"

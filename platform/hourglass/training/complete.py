@@ -1,7 +1,8 @@
 """Runs from their rows to their artifacts, on each of their workers, whoever started them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,19 @@ class Run:
         return storage.join(self.uri, "artifact")
 
 
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """TF32 while training on a GPU; scores are then computed as every consumer will.
+
+    Not `torch.set_float32_matmul_precision`, which also moves a CPU's products to a slower path.
+    """
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
 def complete(run: Run, feed: Feed, peers: Peers, device: torch.device, tell: Tell) -> Record:
     """Certify, train from the newest checkpoint, calibrate; the first worker saves the artifact.
 
@@ -62,9 +76,9 @@ def complete(run: Run, feed: Feed, peers: Peers, device: torch.device, tell: Tel
     """
     job, stats = run.job, run.stats
     began = time.perf_counter()
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, nothing on a CPU
-    certificate = _certify(build(job, stats).to(device), feed, peers, device)
-    trained = members.train(job, stats, feed, peers, device, tell, run.checkpoints, run.until)
+    with _tf32():
+        certificate = _certify(build(job, stats).to(device), feed, peers, device)
+        trained = members.train(job, stats, feed, peers, device, tell, run.checkpoints, run.until)
     if run.until is not None:
         return trained.history[-1]
     so_far = {"live_knobs": certificate, "seconds": time.perf_counter() - began}
@@ -81,18 +95,18 @@ def complete_packed(
     share of the pack's seconds, and its own ending.
     """
     began = time.perf_counter()
-    torch.set_float32_matmul_precision("high")
     ended: dict[int, Record | HourglassError] = {}
     certificates: dict[int, Certificate] = {}
     orders = [feed.seeded(run.job.train.seed) for run in runs]
-    for number, (run, order) in enumerate(zip(runs, orders, strict=True)):
-        try:
-            module = build(run.job, run.stats).to(device)
-            certificates[number] = certify(module, order, device)
-        except HourglassError as error:
-            ended[number] = error
-    jobs, said = [runs[n].job for n in certificates], [tells[n] for n in certificates]
-    trained = packed.train(jobs, runs[0].stats, feed, device, said)
+    with _tf32():
+        for number, (run, order) in enumerate(zip(runs, orders, strict=True)):
+            try:
+                module = build(run.job, run.stats).to(device)
+                certificates[number] = certify(module, order, device)
+            except HourglassError as error:
+                ended[number] = error
+        jobs, said = [runs[n].job for n in certificates], [tells[n] for n in certificates]
+        trained = packed.train(jobs, runs[0].stats, feed, device, said)
     share = (time.perf_counter() - began) / len(runs)
     for (number, certificate), member in zip(certificates.items(), trained, strict=True):
         if isinstance(member, HourglassError):
@@ -122,7 +136,6 @@ def _conclude(
     """
     began = time.perf_counter()
     job = run.job
-    torch.set_float32_matmul_precision("highest")  # scores as every consumer will compute them
     lead, *others = trained.modules
     calibration, golden, agreement = calibrate(
         [lead, *others], job.train.combine, feed, peers, job.quantile, device

@@ -35,6 +35,9 @@ from hourglass.tracking.shown import redact
 from hourglass.tracking.spool import Spool
 from hourglass.training.launch import Outcome
 
+sys.path.insert(0, str(Path(__file__).parent))
+from tracking_kit import at
+
 DATASET = {"name": "digits", "uri": "/data/digits", "digest": "d" * 64, "rows": 300}
 Save = Callable[..., str]
 
@@ -54,32 +57,9 @@ def job(name: str, register: str | None = None, **train: Any) -> spec.TrainJob:
     return made
 
 
-def at(home: Path, uri: str | None = None) -> Settings:
-    return Settings.model_validate({"home": home, "MLFLOW_TRACKING_URI": uri})
-
-
 def forked(settings: Settings) -> Settings:
     """The same store under another name: a forked child must not use its parent's connections."""
     return at(settings.root, f"sqlite:///{settings.root}/./mlflow.db")
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No retries inside MLflow, so that a fault is noticed at once; an empty current folder."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracker, "RETRY_S", 0.2)
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """One SQLite store for the module: making its schema takes seconds."""
-    made = at(tmp_path_factory.mktemp("home"))
-    store.client(made)
-    return made
 
 
 def run_of(settings: Settings, run_name: str) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ from hourglass.tracking.spool import Spool
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard, record
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tracking_kit import at
 
 DATASET = {"name": "digits", "uri": "/data/digits", "digest": "d" * 64, "rows": 300}
 EPOCHS = 3
@@ -48,29 +52,6 @@ def sweep(name: str, register: str | None = None, **fields: Any) -> TuneJob:
         }
     )
     assert isinstance(made, TuneJob)
-    return made
-
-
-def at(home: Path, uri: str | None = None) -> Settings:
-    return Settings.model_validate({"home": home, "MLFLOW_TRACKING_URI": uri})
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No retries inside MLflow, so that a fault is noticed at once; an empty current folder."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracker, "RETRY_S", 0.2)
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """One SQLite store for the module: making its schema takes seconds."""
-    made = at(tmp_path_factory.mktemp("home"))
-    store.client(made)
     return made
 
 
