@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from hourglass.strict import Strict
+from hourglass.strict import Strict, kind_unless_named
 
 
 class Adam(Strict):
@@ -43,7 +43,7 @@ class Sgd(Strict):
         return self
 
 
-Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]
+Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind"), kind_unless_named("adam")]
 
 
 class Constant(Strict):
@@ -95,4 +95,6 @@ def _half_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-Schedule = Annotated[Constant | Cosine | OneCycle, Field(discriminator="kind")]
+Schedule = Annotated[
+    Constant | Cosine | OneCycle, Field(discriminator="kind"), kind_unless_named("constant")
+]

@@ -149,19 +149,20 @@ def _about_the_units(phase: Rbm, network: Dense, model: ModelSpec) -> Iterator[s
 def _about_the_rows(
     phase: Rbm, network: Dense, model: ModelSpec, scaling: str, unit_data: bool
 ) -> Iterator[str]:
+    """The output is told of only where the rows are right: `auto` follows them."""
     logistic = phase.visible == "logistic"
+    needed, found = "sigmoid" if logistic else "linear", model.output_activation(unit_data)
     if logistic and not unit_data and scaling != "divide":
         yield (
             f"phase rbm: logistic visible units need features in [0, 1], found scaling '{scaling}'; "
             "set data.scaling to {kind: unit}, or use visible: gaussian with scaling standard"
         )
-    if not logistic and scaling != "standard":
+    elif not logistic and scaling != "standard":
         yield (
             "phase rbm: gaussian visible units have unit variance, which needs scaling standard, "
             f"found '{scaling}'"
         )
-    needed, found = "sigmoid" if logistic else "linear", model.output_activation(unit_data)
-    if found != needed:
+    elif found != needed:
         yield (
             f"phase rbm: {phase.visible} visible units unroll into a {needed} output, "
             f"found '{found}'; set network.output_activation: {needed}"

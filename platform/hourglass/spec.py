@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
@@ -13,7 +14,7 @@ from hourglass.model.presets import expand_job
 from hourglass.model.spec import ModelSpec
 from hourglass.optimizers import Adam, Constant, Optimizer, Schedule
 from hourglass.phases import Phase, contradictions
-from hourglass.strict import Strict
+from hourglass.strict import Strict, mistake, refuse
 
 Uri = Annotated[str, Field(min_length=1)]
 Uris = Annotated[tuple[Uri, ...], Field(min_length=1)]
@@ -121,71 +122,46 @@ class TrainJob(Strict):
         return expand_job(tree)
 
     @model_validator(mode="after")
-    def _holdout_is_there(self) -> Self:
-        if self.train.early_stop is not None and self.data.holdout == 0.0:
-            raise ValueError("train.early_stop watches the holdout error; set data.holdout above 0")
+    def _parts_fit(self) -> Self:
+        refuse(map(mistake, self._contradictions()))
         return self
 
-    @model_validator(mode="after")
-    def _bce_has_unit_data(self) -> Self:
-        scaling = self.data.scaling.kind
-        if self.model.loss.kind == "bce" and scaling in ("range", "standard"):
-            raise ValueError(
-                f"loss bce needs features in [0, 1], found scaling '{scaling}': "
+    def _contradictions(self) -> Iterator[str]:
+        """Sentences about fields that do not go together."""
+        data, network, train, scale = self.data, self.model.network, self.train, self.scale
+        if train.early_stop is not None and data.holdout == 0.0:
+            yield "train.early_stop watches the holdout error; set data.holdout above 0"
+        if self.model.loss.kind == "bce" and data.scaling.kind in ("range", "standard"):
+            yield (
+                f"loss bce needs features in [0, 1], found scaling '{data.scaling.kind}': "
                 "set data.scaling to {kind: unit}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _a_shape_keeps_its_columns(self) -> Self:
-        network = self.model.network
-        if network.kind != "dense" and self.data.constant == "drop":
-            raise ValueError(
+        if network.kind != "dense" and data.constant == "drop":
+            yield (
                 f"network {network.kind} needs every column of its shape, "
                 "found data.constant: drop; keep them"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _batch_norm_is_alone(self) -> Self:
-        network = self.model.network
-        if network.kind == "dense" and network.norm == "batch" and self.scale.workers > 1:
-            raise ValueError(
-                f"network norm: batch takes the figures of one worker's rows, so {self.scale.workers} "
+        if network.kind == "dense" and network.norm == "batch" and scale.workers > 1:
+            yield (
+                f"network norm: batch takes the figures of one worker's rows, so {scale.workers} "
                 "workers would train another model than one: use norm: layer, or scale.workers: 1"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _every_worker_has_rows(self) -> Self:
-        if self.train.batch_rows < self.scale.workers:
-            raise ValueError(
-                f"train.batch_rows ({self.train.batch_rows}) counts all workers' rows and must be "
-                f"at least scale.workers ({self.scale.workers})"
+        if train.batch_rows < scale.workers:
+            yield (
+                f"train.batch_rows ({train.batch_rows}) counts all workers' rows and must be "
+                f"at least scale.workers ({scale.workers})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _members_are_there(self) -> Self:
-        seed, seeds = self.train.seed, self.train.seeds
-        if self.train.combine != "mean" and seeds == 1:
-            raise ValueError(
-                f"train.combine: {self.train.combine} does nothing with one seed; set train.seeds to "
+        if train.combine != "mean" and train.seeds == 1:
+            yield (
+                f"train.combine: {train.combine} does nothing with one seed; set train.seeds to "
                 "2 or more, or remove it"
             )
-        if seed + seeds > 2**31:
-            raise ValueError(
-                f"train.seeds: {seeds} members have seeds up to {seed + seeds - 1}, allowed are seeds "
-                f"below {2**31}; use a smaller train.seed"
+        if train.seed + train.seeds > 2**31:
+            yield (
+                f"train.seeds: {train.seeds} members have seeds up to {train.seed + train.seeds - 1}, "
+                f"allowed are seeds below {2**31}; use a smaller train.seed"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _phases_fit(self) -> Self:
-        scaling = self.data.scaling.kind
-        for found in contradictions(self.train.phases, self.model, scaling, self.unit_data):
-            raise ValueError(found)
-        return self
+        yield from contradictions(train.phases, self.model, data.scaling.kind, self.unit_data)
 
     @property
     def unit_data(self) -> bool:

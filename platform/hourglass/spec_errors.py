@@ -67,18 +67,20 @@ def _lines(path: str, node: yaml.Node, steps: Steps) -> Iterator[tuple[Steps, in
 def explain(where: str, error: ValidationError, adapter: TypeAdapter[Any], lines: Lines) -> str:
     """Every mistake as one line: file:line, field, found beside allowed, nearest name."""
     schema = adapter.json_schema()
-    mistakes: dict[str, str] = {}
+    mistakes: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         steps = _without_tags(item["loc"], schema)
         field = ".".join(str(step) for step in steps)
         place = f"  {where}{_line(steps, lines)}: {field + ': ' if field else ''}"
+        told = mistakes.setdefault(place, [])
         found, sentence = f"found {_shown(item)}", _sentence(item, steps, schema)
-        if mistakes.get(place, "").startswith(found):  # another branch of the same union
-            mistakes[place] += f"; or {sentence.removeprefix(found).lstrip(',;. ')}"
-        else:
-            mistakes[place] = sentence
-    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    return "\n".join([f"{where}: {count}", *map("".join, mistakes.items())])
+        if told and told[-1].startswith(found):  # another branch of the same union
+            told[-1] += f"; or {sentence.removeprefix(found).lstrip(',;. ')}"
+        elif sentence not in told:
+            told.append(sentence)
+    every = [place + sentence for place, told in mistakes.items() for sentence in told]
+    count = "1 mistake" if len(every) == 1 else f"{len(every)} mistakes"
+    return "\n".join([f"{where}: {count}", *every])
 
 
 def _line(steps: Steps, lines: Lines) -> str:

@@ -97,6 +97,7 @@ def size(uri: str) -> int:
     if is_local(uri):
         return Path(uri.removeprefix("file://")).stat().st_size
     fs, path = filesystem(uri)
+    fs.invalidate_cache()
     return int(fs.size(path))
 
 
@@ -132,5 +133,6 @@ def names(uri: str) -> list[str]:
 def remove(uri: str) -> None:
     """Remove the file or folder at `uri`, if it is there."""
     fs, path = filesystem(uri)
+    fs.invalidate_cache()  # another process may have written it since this one listed the folder
     if fs.exists(path):
         fs.rm(path, recursive=True)

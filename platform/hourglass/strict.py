@@ -1,6 +1,16 @@
 """The one base of every spec: frozen, closed to unknown fields, finite numbers only."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    GetPydanticSchema,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 
 class Strict(BaseModel):
@@ -9,3 +19,35 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
+
+
+def kind_unless_named(kind: str) -> GetPydanticSchema:
+    """For a union of parts: fields that name no kind are those of this one, the default's."""
+
+    def named(tree: Any) -> Any:
+        return {"kind": kind, **tree} if isinstance(tree, dict) else tree
+
+    def published(schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler(schema)
+        found["anyOf"] = found.pop("oneOf")  # without a kind, they may be fields of several parts
+        return found
+
+    return GetPydanticSchema(
+        lambda source, handler: core_schema.no_info_before_validator_function(
+            named, handler(source)
+        ),
+        published,
+    )
+
+
+def mistake(sentence: str, *place: str) -> InitErrorDetails:
+    """A sentence about the field at `place` below a spec; without a place, about the spec."""
+    error = {"error": ValueError(sentence)}
+    return InitErrorDetails(type="value_error", loc=place, input=None, ctx=error)
+
+
+def refuse(mistakes: Iterable[InitErrorDetails]) -> None:
+    """Raise one ValidationError that tells all of the mistakes, where there are any."""
+    told = list(mistakes)
+    if told:
+        raise ValidationError.from_exception_data("mistakes", told)

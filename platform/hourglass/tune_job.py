@@ -13,11 +13,12 @@ from pydantic import (
     TypeAdapter,
     model_validator,
 )
-from pydantic_core import core_schema
+from pydantic_core import InitErrorDetails, core_schema
 
 from hourglass import spec_errors
+from hourglass.errors import nearest
 from hourglass.spec import TRAIN, RegistryName, TrainJob
-from hourglass.strict import Strict
+from hourglass.strict import Strict, mistake, refuse
 from hourglass.sweeps import (
     MOST_TRIALS,
     GridSearch,
@@ -134,24 +135,32 @@ class TuneJob(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        for contradiction in self._contradictions():
-            raise ValueError(contradiction)
+        refuse([*self._about_the_space(), *map(mistake, self._contradictions())])
         return self
 
-    def _contradictions(self) -> Iterator[str]:
-        """Sentences about what does not go together."""
-        kind, drawn = self.search.kind, self.search.kind != "grid"
+    def _about_the_space(self) -> Iterator[InitErrorDetails]:
+        """Mistakes about one path each: how its values are said, what lies there, its order."""
+        kind = self.search.kind
         for path, values in self.space.items():
-            if drawn and values.grid is not None:
-                yield f"space.{path}: search {kind} draws values, found a grid; use choice"
-            if not drawn and values.grid is None:
-                yield f"space.{path}: search grid takes grids only, found a value to draw"
-        if drawn and self.max_trials is None:
+            if kind != "grid" and values.grid is not None:
+                sentence = f"search {kind} draws values, found a grid; use choice"
+                yield mistake(sentence, "space", path)
+            if kind == "grid" and values.grid is None:
+                sentence = "search grid takes grids only, found a value to draw"
+                yield mistake(sentence, "space", path)
+        yield from self._about_places()
+        yield from self._about_order()
+        if self.scheduler.kind == "pbt":
+            yield from self._about_changes()
+
+    def _contradictions(self) -> Iterator[str]:
+        """Sentences about fields that do not go together."""
+        kind = self.search.kind
+        if kind != "grid" and self.max_trials is None:
             yield f"search {kind} needs max_trials, the number of points to draw"
-        if self.max_trials is None and self.grid_points > MOST_TRIALS:
+        elif self.max_trials is None and self.grid_points > MOST_TRIALS:
             yield f"the grid has {self.grid_points} points, allowed are {MOST_TRIALS}; set max_trials"
         yield from self._about_ends()
-        yield from self._about_order()
         data = self.job.data
         if data.cache == "stream":
             yield "trials share the rows in memory, found base.data.cache: stream; use auto"
@@ -211,7 +220,7 @@ class TuneJob(Strict):
             yield f"pack: always trains whole trials together, found {found}; use pack: auto"
 
     def _about_population(self) -> Iterator[str]:
-        """Numbers change while a trial trains, so they may not decide its shape."""
+        """A population begins at random, and all of it trains to the end."""
         every, epochs = self.scheduler.every_epochs, self.job.train.epochs  # type: ignore[union-attr]
         if self.search.kind != "random":
             yield f"scheduler pbt begins with random points, found search {self.search.kind}"
@@ -229,32 +238,65 @@ class TuneJob(Strict):
             )
         if self.stop is not None:
             yield "scheduler pbt trains a population to its end, found stop; remove it"
+
+    def _about_changes(self) -> Iterator[InitErrorDetails]:
+        """Numbers that change while a trial trains may not decide its shape."""
         for path, values in self.space.items():
             if not path.startswith(CHANGING) or not values.numeric:
-                yield (
-                    f"space.{path}: scheduler pbt changes numbers while a trial trains, which are "
-                    f"those of {', '.join(name.rstrip('.') for name in CHANGING)}"
+                sentence = (
+                    "scheduler pbt changes numbers while a trial trains, which are those of "
+                    f"{', '.join(name.rstrip('.') for name in CHANGING)}"
                 )
+                yield mistake(sentence, "space", path)
             elif values.when:
-                yield f"space.{path}: scheduler pbt knows no conditions, found when; remove it"
+                sentence = "scheduler pbt knows no conditions, found when; remove it"
+                yield mistake(sentence, "space", path)
 
-    def _about_order(self) -> Iterator[str]:
+    def _about_places(self) -> Iterator[InitErrorDetails]:
+        """A path must lead somewhere, where no other path chooses the part or the list on its way."""
+        job = self.job.model_dump(mode="json")
+        for path in self.space:
+            steps = path.split(".")
+            for depth, step in enumerate(steps[1:], start=1):
+                place = ".".join(steps[:depth])
+                part, written = field_at(job, place), field_at(self.base, place)
+                if any(
+                    below(f"{place}.kind", other) or other == "model.preset" for other in self.space
+                ):
+                    continue  # a preset brings parts of any kind
+                if isinstance(part, dict) and "kind" in part and step not in part:
+                    sentence = (
+                        f"'{step}' is no field of {place}, which is of kind {part['kind']} in every "
+                        f"point{nearest(step, part)} Allowed: {', '.join(sorted(part))}; for another "
+                        f"kind say {place}.kind in the base or the space"
+                    )
+                    yield mistake(sentence, "space", path)
+                items = len(written) if isinstance(written, list) else 0
+                if isinstance(part, list) and step not in map(str, range(items)):
+                    sentence = (
+                        f"'{step}' is not an index of {place}, in the base a list of {items} "
+                        "(from 0); write it there, or choose it in the space above"
+                    )
+                    yield mistake(sentence, "space", path)
+
+    def _about_order(self) -> Iterator[InitErrorDetails]:
         """A value must not be overwritten by one below it, nor a condition be about nothing."""
         said: list[str] = []
         for path, values in self.space.items():
             lost = next((above for above in said if below(above, path)), None)
             if lost is not None:
-                yield f"space.{path} overwrites space.{lost}; put it first"
+                yield mistake(f"overwrites space.{lost}; put it first", "space", path)
             for condition, wanted in values.when.items():
                 unknown = spec_errors.unknown_step(condition.split("."), TRAIN)
-                if unknown is not None:
-                    yield f"space.{path}.when: {unknown}"
                 told = any(below(condition, above) for above in said)
-                if wanted is not None and not told and field_at(self.base, condition) is None:
-                    yield (
-                        f"space.{path}.when: neither the base nor the space above says "
-                        f"'{condition}', so this would never be set"
+                if unknown is not None:
+                    yield mistake(unknown, "space", path, "when")
+                elif wanted is not None and not told and field_at(self.base, condition) is None:
+                    sentence = (
+                        f"neither the base nor the space above says '{condition}', so this would "
+                        "never be set"
                     )
+                    yield mistake(sentence, "space", path, "when")
             said.append(path)
 
 

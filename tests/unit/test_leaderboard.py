@@ -1,13 +1,17 @@
 """The leaderboard: its order, its marks, and the same figures in JSON, CSV and Parquet."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from hourglass.cli import sweeps
 from hourglass.errors import DataError
 from hourglass.settings import Settings
 from hourglass.tuning.leaderboard import Entry, Leaderboard, load, named, ranked
@@ -90,3 +94,43 @@ def test_the_highest_agreement_is_first_and_the_stopped_come_by_their_epochs() -
         (None, "c"),
     ]
     assert (board.best is not None, board.mode) == (True, "max")
+
+
+def shown(board: Leaderboard, width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a terminal of `width` letters shows."""
+    out = io.StringIO()
+    screen = Console(file=out, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr("hourglass.progress.console", lambda: screen)
+    sweeps._show(board, as_json=False)
+    return out.getvalue().splitlines()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split("[┃│]", line)[1:-1]]
+
+
+def test_a_wide_terminal_shows_everything(
+    board: Leaderboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title, _, heads, _, *rows, _, failed = shown(board, 200, monkeypatch)
+    assert title.strip() == "grid, by holdout_mse, lowest first"
+    swept, figures = ["widths", "optimizer.lr", "kind"], ["holdout_mse", "train_mse", "PCA's mse"]
+    last = ["parameters", "epochs", "s", "trial", "run"]
+    assert cells(heads) == ["rank", *swept, *figures, *last]
+    assert [cells(row)[:7] for row in rows] == [
+        ["1", "[3]", "0.1", "mae", "0.1", "0.5", "0.3"],
+        ["2", "", "2", "", "0.1", "0.5", "-"],
+        ["3", "[3, 2]", "0.1", "mae", "0.2", "0.5", "0.1 better"],
+    ]
+    assert failed == 'failed: optimizer.lr 1: no, this: "x"'
+
+
+def test_a_narrow_one_goes_without_the_least_and_breaks_no_figure(
+    board: Leaderboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = shown(board, 90, monkeypatch)
+    swept = ["widths", "optimizer.lr", "kind"]
+    assert cells(lines[2]) == ["rank", *swept, "holdout_mse", "PCA's mse", "s", "run"]
+    assert max(map(len, lines)) <= 90
+    rows = [cells(line) for line in shown(board, 50, monkeypatch) if "│" in line]
+    assert ["0.2", "0.1 better", "0.5"] in [row[-3:] for row in rows]

@@ -76,6 +76,26 @@ def test_storage_reads_and_writes_objects(s3: str) -> None:
         storage.read(storage.join(root, "a"))
 
 
+def test_what_another_process_wrote_is_seen(s3: str) -> None:
+    """A listing is kept by the process that asked for it, and knows nothing of what came later."""
+    root = f"{s3}/others"
+    other = s3fs.S3FileSystem(skip_instance_cache=True)
+    _, path = storage.filesystem(root)
+    for name in ("new", "folder/part"):
+        storage.write(f"{root}/old", b"one")
+        assert storage.names(root) == ["old"]
+        other.pipe_file(f"{path}/{name}", b"x")
+        storage.remove(f"{root}/{name.partition('/')[0]}")
+        assert other.find(path, refresh=True) == [f"{path}/old"]
+        assert storage.names(root) == ["old"]
+    other.pipe_file(f"{path}/old", b"longer")
+    assert storage.size(f"{root}/old") == 6
+    assert storage.names(root) == ["old"]
+    other.rm(path, recursive=True)
+    storage.remove(root)  # gone already
+    assert not storage.exists(root)
+
+
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [("{}", [0, 1, 2]), ("{}/", [0, 1, 2]), ("{}/part-[02].parquet", [0, 2]), ("{}/part-1.parquet", [1])],

@@ -11,7 +11,7 @@ from hourglass.sweeps import Pbt, Stop, Values
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import trials
 from hourglass.tuning.population import Slot, children, ends, explored
-from hourglass.tuning.search import Searching, search
+from hourglass.tuning.search import Searching, empty_places, search
 from hourglass.tuning.sitting import settled
 from hourglass.tuning.space import Point, points
 from hourglass.tuning.trial import Share
@@ -105,6 +105,24 @@ def test_optuna_knows_conditions_and_lists_invalid_points() -> None:
 def test_a_planned_search_proposes_all_at_once() -> None:
     grid = search(sweep({"train.epochs": {"grid": [1, 2, 3]}}))
     assert (grid.most, len(grid.ask()), grid.ask()) == (3, 3, [])
+
+
+def test_places_that_stay_empty_are_told_where_a_larger_batch_would_fill_them() -> None:
+    def told(together: int, at_once: int, trials: int = 24) -> str:
+        return empty_places(learning(trials=trials, together=together), at_once)
+
+    assert told(2, 4) == (
+        "search.together is 2: 2 of 4 places for trials stay empty; 4 fills them, and proposes other "
+        "points"
+    )
+    assert told(2, 8, trials=3) == (
+        "search.together is 2: 1 of 3 places for trials stay empty; 3 fills them, and proposes other "
+        "points"
+    )
+    assert told(4, 4) == told(5, 4) == told(3, 8, trials=3) == ""
+    assert empty_places(sweep({"train.epochs": {"grid": [1]}}), 8) == ""
+    drawn = sweep(RATES, search={"kind": "random"}, max_trials=9)
+    assert empty_places(drawn, 8) == ""
 
 
 POPULATION = {"kind": "pbt", "every_epochs": 3, "share": 0.25}

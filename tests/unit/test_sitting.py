@@ -1,43 +1,97 @@
-"""What a sitting hands out again when processes are lost."""
+"""What a sitting hands out again, what it keeps of trials, and what it says of those cut short."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from hourglass import storage
 from hourglass.job_files import parse
+from hourglass.settings import Settings
+from hourglass.training.checkpoint import COMMIT, STATE
 from hourglass.tune_job import TuneJob
+from hourglass.tuning import sweep, trials
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.search import Planned
 from hourglass.tuning.sitting import Sitting
 from hourglass.tuning.space import points
-from hourglass.tuning.trial import Share
-from hourglass.tuning.trials import Crew
+from hourglass.tuning.trial import Share, checkpoints_of, trial_folder
+from hourglass.tuning.trials import Crew, Desk
+
+SEEDS = {"train.seed": {"grid": [1, 2, 3]}}
+OVER = "max_time_s was over; the same command goes on with it"
+NO_FURTHER = (
+    "max_time_s was over before one more epoch of it was; give it more time, or the same command may "
+    "never get further"
+)
 
 
 class Heard:
-    """A listener that remembers endings."""
+    """A listener that remembers endings and notes."""
 
     def __init__(self) -> None:
         self.endings: list[Entry] = []
+        self.notes: list[str] = []
+
+    def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None: ...
+
+    def placed(self, dataset: dict[str, Any]) -> None: ...
+
+    def started(self, values: Sequence[dict[str, Any]]) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def ended(self, entry: Entry, uri: str, history: Any) -> None:
         self.endings.append(entry)
 
 
-def test_lost_trials_go_on_together_as_often_as_the_base_allows(tmp_path: Path) -> None:
+def asked(space: Any = SEEDS, train: dict[str, Any] | None = None, **how: Any) -> TuneJob:
     base = {
         "kind": "train",
         "data": {"uri": "/rows", "features": {"vector": "x"}},
         "model": {"network": {"kind": "dense", "widths": [3], "activation": "tanh"}},
+        "train": train or {},
         "scale": {"max_failures": 2},
     }
-    made = parse({"kind": "tune", "base": base, "space": {"train.seed": {"grid": [1, 2]}}})
+    made = parse({"kind": "tune", "name": "small", "base": base, "space": space, **how})
     assert isinstance(made, TuneJob)
-    every = points(made)
-    names = [point.trial for point in every]
-    heard = Heard()
+    return made
+
+
+def rows() -> Any:
+    """As much of a sweep's rows as is asked for while none is read."""
+    measured = SimpleNamespace(dataset={})
+    placed = SimpleNamespace(measured=measured, train=SimpleNamespace(shape=(9, 6)))
+    return SimpleNamespace(manifest=SimpleNamespace(digest="abc"), placed=placed)
+
+
+def seated(made: TuneJob, folder: Path, heard: Heard) -> tuple[Sitting, list[str]]:
+    """A sitting that handed out every trial, and their names."""
     crew = Crew(Share(1.0, 0.0, 1), 2, 2)
-    sitting = Sitting(made, str(tmp_path), None, crew, heard, Planned([]))  # type: ignore[arg-type]
-    sitting._points = sitting._batch = every
+    searching = Planned(points(made))
+    sitting = Sitting(made, str(folder), rows(), crew, heard, searching)  # type: ignore[arg-type]
+    sitting._points = sitting._batch = searching.ask()
+    return sitting, [point.trial for point in sitting._points]
+
+
+def checkpoints(folder: Path, trial: str) -> str:
+    return checkpoints_of(trial_folder(str(folder), trial))
+
+
+def commit(folder: Path, trial: str, step: int, member: str = ".", whole: bool = True) -> None:
+    """Write a checkpoint of a trial, or half of one."""
+    uri = storage.join(checkpoints(folder, trial), member, f"{step:08d}.0000000a")
+    for name in (STATE, COMMIT) if whole else (STATE,):
+        storage.write(storage.join(uri, name), b"{}")
+
+
+def test_lost_trials_go_on_together_as_often_as_the_base_allows(tmp_path: Path) -> None:
+    heard = Heard()
+    sitting, names = seated(asked(), tmp_path, heard)
+    every = list(sitting._points)
     for _ in range(2):
         assert sitting.next() is None  # the others may still need something
         sitting.lost(names)
@@ -47,3 +101,104 @@ def test_lost_trials_go_on_together_as_often_as_the_base_allows(tmp_path: Path) 
         (name, "its process was lost 3 times; out of memory?") for name in names
     ]
     assert sitting.next() == ()
+
+
+def reasons(sitting: Sitting) -> list[str]:
+    return [entry.reason for entry in sitting.close().entries]
+
+
+def test_time_that_was_over_before_an_epoch_says_so(tmp_path: Path) -> None:
+    heard = Heard()
+    made = asked(max_time_s=1e-9)
+    sitting, (first, second, _) = seated(made, tmp_path, heard)
+    for trial in (first, second):
+        commit(tmp_path, trial, 10)  # of another sitting
+    sitting.started([first])
+    sitting.started([second])
+    commit(tmp_path, first, 20)
+    commit(tmp_path, second, 20, whole=False)
+    sitting.started([first])  # its process was lost, after it had committed
+    assert reasons(sitting) == [OVER, NO_FURTHER, OVER]
+    assert heard.notes == [
+        "max_time_s: 1e-09 s were over after 0 of at most 3 trials; the same command goes on"
+    ]
+
+
+def test_a_sitting_that_got_nobody_further_says_so(tmp_path: Path) -> None:
+    heard = Heard()
+    sitting, (first, second, _) = seated(asked(max_time_s=1e-9), tmp_path, heard)
+    sitting.finished(first, "it diverged")  # and never began in this one
+    sitting.started([second])
+    assert reasons(sitting) == ["it diverged", NO_FURTHER, OVER]
+    assert heard.notes == [
+        "max_time_s: 1e-09 s were over after 1 of at most 3 trials; no trial got one epoch further; "
+        "raise it"
+    ]
+    storage.write(f"{trial_folder(str(tmp_path), second)}/artifact/manifest.json", b"{}")
+    assert reasons(sitting)[1] == OVER  # it ended, and nobody heard of it
+
+
+def test_a_member_that_got_further_is_a_trial_that_did(tmp_path: Path) -> None:
+    made = asked(train={"seeds": 2}, max_time_s=1e-9)
+    sitting, (first, second, _) = seated(made, tmp_path, Heard())
+    for trial in (first, second):
+        commit(tmp_path, trial, 10)
+    sitting.started([first, second])
+    commit(tmp_path, first, 5, member="member-2")
+    assert reasons(sitting) == [OVER, NO_FURTHER, OVER]
+
+
+def test_a_stopped_trial_keeps_its_newest_checkpoint_alone(tmp_path: Path) -> None:
+    heard = Heard()
+    sitting, (first, second, _) = seated(asked(scheduler={"kind": "asha"}), tmp_path, heard)
+    for trial in (first, second):
+        commit(tmp_path, trial, 10)
+        commit(tmp_path, trial, 20)
+        commit(tmp_path, trial, 30, whole=False)
+    sitting.stopped(first, {"epoch": 2.0, "holdout_mse": 0.4}, 1.5)
+    assert [(entry.trial, entry.status) for entry in heard.endings] == [(first, "stopped")]
+    steps = {trial: storage.names(checkpoints(tmp_path, trial)) for trial in (first, second)}
+    assert steps[first] == ["00000020.0000000a"]
+    assert steps[second] == ["00000010.0000000a", "00000020.0000000a", "00000030.0000000a"]
+    kept = storage.join(checkpoints(tmp_path, first), *steps[first])
+    assert storage.names(kept) == [COMMIT, STATE]
+
+
+def train_none(made: TuneJob, placed: Any, crew: Crew, folder: str, desk: Desk) -> None:
+    """Whatever the desk hands out fails."""
+    while batch := desk.next():
+        for point in batch:
+            desk.finished(point.trial, "it failed")
+
+
+@pytest.mark.parametrize(
+    ("at_once", "notes"),
+    [
+        (2, []),
+        (
+            5,
+            [
+                "search.together is 2: 3 of 5 places for trials stay empty; 5 fills them, and proposes "
+                "other points"
+            ],
+        ),
+    ],
+)
+def test_a_sweep_says_once_that_places_stay_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, notes: list[str]
+) -> None:
+    monkeypatch.setattr(sweep, "open_dataset", lambda *_: (None, None))
+    monkeypatch.setattr(sweep, "describe", lambda _: {})
+    monkeypatch.setattr(sweep, "Rows", lambda *_: rows())
+    monkeypatch.setattr(trials, "crew", lambda _: Crew(Share(1.0, 0.0, 1), 8, at_once))
+    monkeypatch.setattr(trials, "train", train_none)
+    made = asked(
+        {"train.seed": {"int_uniform": [0, 1000]}},
+        search={"kind": "optuna", "together": 2},
+        max_trials=6,
+        pack="never",
+    )
+    heard = Heard()
+    sweep.run(made, Settings(home=tmp_path), heard)
+    assert len(heard.endings) == 6  # three batches
+    assert heard.notes == notes

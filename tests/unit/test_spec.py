@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from hourglass import spec
 from hourglass.errors import SpecError, nearest
 from hourglass.job_files import dump, load, parse
-from hourglass.optimizers import Constant, Cosine, OneCycle
+from hourglass.model.adversary import Gaussian
+from hourglass.optimizers import Adam, Constant, Cosine, OneCycle
 from hourglass.spec import ScoreJob, TrainJob
 
 TRAIN = """\
@@ -317,6 +320,25 @@ def test_all_mistakes_at_once(check: Any) -> None:
     ]
 
 
+def test_contradictions_are_told_at_once(check: Any) -> None:
+    """Those of the model's parts with one another first, then those of the job's."""
+    text = TRAIN.replace("widths: [4]", "widths: [4], output_activation: tanh")
+    assert refusal(
+        check, text + "  loss: {kind: bce}\n  code: {kind: top_k, k: 5}\n"
+    ).splitlines() == [
+        "job.yaml: 2 mistakes",
+        "  job.yaml:6: model: code top_k: k is 5, the code has 4 units",
+        "  job.yaml:6: model: loss bce needs output_activation sigmoid or auto, found 'tanh'",
+    ]
+    text = TRAIN.replace("uri: /rows", "uri: /rows\n  holdout: 0")
+    assert refusal(check, text + "train: {early_stop: {}, combine: max}\n").splitlines() == [
+        "job.yaml: 2 mistakes",
+        "  job.yaml:1: train.early_stop watches the holdout error; set data.holdout above 0",
+        "  job.yaml:1: train.combine: max does nothing with one seed; set train.seeds to 2 or more, "
+        "or remove it",
+    ]
+
+
 def test_a_long_value_is_cut(check: Any) -> None:
     sentence = refusal(check, TRAIN + f"train: {{epochs: {'x' * 500}}}\n")
     assert f"found '{'x' * 56}...; input" in sentence
@@ -393,6 +415,36 @@ def test_set(check: Any, override: str, path: str, value: Any) -> None:
     for step in path.split("."):
         found = getattr(found, step)
     assert found == value
+
+
+def test_fields_that_name_no_kind_are_those_of_the_default(check: Any) -> None:
+    job = check(TRAIN, ["train.optimizer.lr=0.01", "train.schedule.warmup_steps=3"])
+    assert (job.train.optimizer, job.train.schedule) == (Adam(lr=0.01), Constant(warmup_steps=3))
+    named = [
+        "train.optimizer={kind: adam, lr: 0.01}",
+        "train.schedule={kind: constant, warmup_steps: 3}",
+    ]
+    assert check(TRAIN, named).run_name == job.run_name
+    prior = ["model.adversary.prior.sd=2", "model.network.code_activation=linear"]
+    assert check(TRAIN, prior).model.adversary.prior == Gaussian(sd=2.0)
+    assert refusal(check, TRAIN, ["train.optimizer.momentum=0.5"]).splitlines() == [
+        "job.yaml: 1 mistake",
+        "  job.yaml (--set): train.optimizer.momentum: unknown field. Allowed: beta1, beta2, kind, lr",
+    ]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{"optimizer": {"lr": 0.1}}, {"schedule": {"warmup_steps": 3}}, {"optimizer": {"kind": "sgd"}}],
+)
+def test_the_published_schema_takes_them_too(train: dict[str, Any]) -> None:
+    tree = {"kind": "train", "data": {"uri": "u", "features": {"vector": "x"}}, "train": train}
+    tree["model"] = {"network": {"widths": [3]}}
+    published = jsonschema.Draft202012Validator(spec.TRAIN.json_schema(by_alias=True))
+    assert published.is_valid(tree)
+    assert parse(tree).kind == "train"
+    wrong = tree | {"train": {"optimizer": {"lrr": 0.1}}}
+    assert not published.is_valid(wrong)
 
 
 def test_later_set_wins_and_null_sections_open(check: Any) -> None:

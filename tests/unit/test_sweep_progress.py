@@ -74,11 +74,10 @@ def test_lines_of_a_log(clock: list[float]) -> None:
     _, text = told(clock, terminal=False)
     assert text.getvalue().splitlines() == [
         "at most 6 trials, 2 at a time, each on 1 worker of 1 CPUs and 0.5 GPUs",
-        "train.optimizer.lr 0.1: 0.300000, before this sitting",
+        "optimizer.lr 0.1: 0.300000, before this sitting",
         "9 rows placed in memory: 7 to train on, 1 held out, 1 dropped, 2 cells imputed",
-        "train.optimizer.lr 0.2: 0.123456  "
-        "(1 running, 2/6 done, 0 failed, best 0.123456, 01:20 left)",
-        "train.optimizer.lr 0.3: failed: it diverged  "
+        "optimizer.lr 0.2: 0.123456  (1 running, 2/6 done, 0 failed, best 0.123456, 01:20 left)",
+        "optimizer.lr 0.3: failed: it diverged  "
         "(0 running, 2/6 done, 1 failed, best 0.123456, 01:00 left)",
     ]
 
@@ -90,9 +89,9 @@ def test_the_table_of_a_terminal(clock: list[float]) -> None:
     screen.print(shown.table())
     lines = [" ".join(line.split()) for line in screen.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert lines[0] == "rates"
-    assert "│ 1 │ 0.123456 │ 3 │ 1.2 │ train.optimizer.lr 0.2 │" in lines
-    assert "│ 2 │ 0.300000 │ 3 │ 1.2 │ train.optimizer.lr 0.1 │" in lines
-    assert "│ │ running │ │ 7 │ train.optimizer.lr 0.4 │" in lines
+    assert "│ 1 │ 0.123456 │ 3 │ 1.2 │ optimizer.lr 0.2 │" in lines
+    assert "│ 2 │ 0.300000 │ 3 │ 1.2 │ optimizer.lr 0.1 │" in lines
+    assert "│ │ running │ │ 7 │ optimizer.lr 0.4 │" in lines
     assert lines[-1].startswith("1 running, 2/6 done, 1 failed, best 0.123456, ")
     assert "(1 running" not in text.getvalue()  # the summary is below the table
 

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from hourglass.job_files import parse
+from hourglass.model.code import TopK
+from hourglass.model.corruption import Ones, Zeros
+from hourglass.optimizers import Adam
 from hourglass.sweeps import Values
 from hourglass.tune_job import TuneJob
 from hourglass.tuning.space import draw, points
@@ -21,7 +24,7 @@ BASE = {
 
 
 def sweep(space: dict[str, Any], **fields: Any) -> TuneJob:
-    made = parse({"kind": "tune", "base": BASE, "space": space, **fields})
+    made = parse({"kind": "tune", "base": BASE, "space": space} | fields)
     assert isinstance(made, TuneJob)
     return made
 
@@ -102,10 +105,36 @@ def test_an_invalid_point_has_its_reason_and_the_others_go_on() -> None:
     too_many = "model: code top_k: k is 9, the code has 3 units"
     assert bad.reason == too_many
     assert worse.reason.startswith(f"{too_many}; train.epochs: found 0; input should be")
-    (lost,) = points(sweep({"model.network.widths.2": {"grid": [1]}}))
+    widths = {"model.network.widths": {"grid": [[6, 3]]}, "model.network.widths.2": {"grid": [1]}}
+    (lost,) = points(sweep(widths))
     assert lost.reason == (
         "space.model.network.widths.2: '2' is not an index of a list of 2 (from 0)"
     )
+
+
+def test_a_path_below_a_part_that_the_base_does_not_name_is_a_field_of_the_default() -> None:
+    """And is the same trial as where the base names that part."""
+    space = {"train.optimizer.lr": {"grid": [0.01, 0.02]}}
+    found = points(sweep(space))
+    assert [p.job.train.optimizer for p in found if p.job] == [Adam(lr=0.01), Adam(lr=0.02)]
+    named = {**BASE, "train": {"optimizer": {"kind": "adam"}}}
+    assert [p.trial for p in points(sweep(space, base=named))] == [p.trial for p in found]
+    assert [p.trial for p in found] == ["73e28112", "abdaf1e3"]
+
+
+def test_a_path_may_be_a_field_of_a_kind_that_the_space_or_a_preset_chooses() -> None:
+    noise = {
+        "model.corruption.p": {"grid": [0.1]},
+        "model.corruption.kind": {"grid": ["zeros", "ones"]},
+    }
+    found = points(sweep(noise))
+    assert [p.job.model.corruption for p in found if p.job] == [Zeros(p=0.1), Ones(p=0.1)]
+    units = {"model.code.k": {"grid": [1, 2]}}
+    preset = {**BASE, "model": {"network": {"widths": [8]}, "preset": "k_sparse"}}
+    codes = [TopK(k=1), TopK(k=2)]
+    assert [p.job.model.code for p in points(sweep(units, base=preset)) if p.job] == codes
+    chosen = {"model.preset": {"grid": ["k_sparse"]}, **units}
+    assert [p.job.model.code for p in points(sweep(chosen)) if p.job] == codes
 
 
 def test_uniform() -> None:

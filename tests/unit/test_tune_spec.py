@@ -13,6 +13,7 @@ from hourglass.errors import SpecError
 from hourglass.job_files import dump, load, load_kind, parse
 from hourglass.settings import Settings
 from hourglass.tune_job import TuneJob
+from hourglass.tuning.space import points
 
 BASE = """\
 kind: train
@@ -76,6 +77,23 @@ MISTAKES = {
         "tune.yaml:5: space.train.checkpoint_every_steps: every value gives the same weights, so "
         "there is nothing to search",
     ),
+    "field of another kind": (
+        "  train.optimizer.momentum: {grid: [0.5]}\n",
+        "tune.yaml:5: space.train.optimizer.momentum: 'momentum' is no field of train.optimizer, which "
+        "is of kind adam in every point. Allowed: beta1, beta2, kind, lr; for another kind say "
+        "train.optimizer.kind in the base or the space",
+    ),
+    "field of a default without any": (
+        "  model.corruption.sd: {grid: [0.1]}\n",
+        "tune.yaml:5: space.model.corruption.sd: 'sd' is no field of model.corruption, which is of kind "
+        "none in every point. Allowed: kind; for another kind say model.corruption.kind in the base or "
+        "the space",
+    ),
+    "index of no item": (
+        "  model.penalties.0.beta: {grid: [0.1]}\n",
+        "tune.yaml:5: space.model.penalties.0.beta: '0' is not an index of model.penalties, in the base a "
+        "list of 0 (from 0); write it there, or choose it in the space above",
+    ),
     "unknown way": (
         "  train.epochs: {grids: [1]}\n",
         "tune.yaml:5: space.train.epochs.grids: unknown field, did you mean 'grid'? Allowed: choice, "
@@ -97,25 +115,25 @@ MISTAKES = {
     ),
     "draws in a grid": (
         "  train.optimizer.lr: {uniform: [0.1, 1.0]}\n",
-        "tune.yaml:1: space.train.optimizer.lr: search grid takes grids only, found a value to draw",
+        "tune.yaml:5: space.train.optimizer.lr: search grid takes grids only, found a value to draw",
     ),
     "grid among draws": (
         "search: {kind: random}\nmax_trials: 3\n",
-        "tune.yaml:1: space.model.network.widths: search random draws values, found a grid; "
+        "tune.yaml:4: space.model.network.widths: search random draws values, found a grid; "
         "use choice",
     ),
     "overwritten": (
         "  model.network: {grid: [{kind: dense, widths: [3]}]}\n",
-        "tune.yaml:1: space.model.network overwrites space.model.network.widths; put it first",
+        "tune.yaml:5: space.model.network: overwrites space.model.network.widths; put it first",
     ),
     "condition about nothing": (
         "  train.epochs: {grid: [3], when: {model.loss.kind: mse}}\n",
-        "tune.yaml:1: space.train.epochs.when: neither the base nor the space above says "
+        "tune.yaml:5: space.train.epochs.when: neither the base nor the space above says "
         "'model.loss.kind', so this would never be set",
     ),
     "condition on no field": (
-        "  train.epochs: {grid: [3], when: {model.lss: null}}\n",
-        "tune.yaml:1: space.train.epochs.when: 'lss' is no field of model, did you mean 'loss'? "
+        "  train.epochs: {grid: [3], when: {model.lss: mse}}\n",
+        "tune.yaml:5: space.train.epochs.when: 'lss' is no field of model, did you mean 'loss'? "
         "Allowed: adversary, code, corruption, loss, network, penalties, preset, trim",
     ),
     "scalings in their own units": (
@@ -142,6 +160,37 @@ def test_all_mistakes_are_told_at_once(check: Any) -> None:
     assert first == "tune.yaml: 3 mistakes"
     fields = [line.split(": ")[1] for line in lines]
     assert sorted(fields) == ["concurrency", "max_trials", "space.modle.trim"]
+
+
+def test_contradictions_are_told_at_once_each_in_its_line(check: Any) -> None:
+    text = TUNE + "  train.optimizer.lr: {uniform: [0.1, 1.0]}\nmode: max\npack: always\n"
+    text += "stop: {patience: 2}\npromote_if: better_than_champion\n"
+    assert refusal(check, text).splitlines() == [
+        "tune.yaml: 4 mistakes",
+        "  tune.yaml:5: space.train.optimizer.lr: search grid takes grids only, found a value to draw",
+        "  tune.yaml:1: promote_if needs base.track.register, the model whose champion is meant",
+        "  tune.yaml:1: metric holdout_mse is best at its minimum, found mode: max; change it",
+        "  tune.yaml:1: pack: always trains whole trials together, found stop; use pack: auto",
+    ]
+
+
+def test_the_example_of_the_documentation_has_twenty_jobs(
+    check: Any, pytestconfig: pytest.Config
+) -> None:
+    root = pytestconfig.rootpath
+    text = (root / "docs" / "tuning.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    found = points(check(text.replace("../jobs", f"{root}/jobs")))
+    assert [point.reason for point in found] == [""] * 20
+
+
+def test_penalties_of_a_preset_are_written_out_before_they_are_searched(check: Any) -> None:
+    """A path goes into what the base says; the preset's list is not there."""
+    text = TUNE + "  model.penalties.0.beta: {grid: [0.1]}\n"
+    told = refusal(check, text, "base.model.preset=sparse")
+    assert "'0' is not an index of model.penalties, in the base a list of 0 (from 0)" in told
+    own = "base.model.penalties=[{kind: sparsity_kl, rho: 0.05, beta: 1.0e-3}]"
+    betas = [p.job.model.penalties[0].beta for p in points(check(text, own)) if p.job]
+    assert betas == [0.1, 0.1]
 
 
 def test_a_random_search_needs_a_number(check: Any) -> None:

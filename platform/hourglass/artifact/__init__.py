@@ -9,33 +9,17 @@
 The manifest is written last, so a folder without one is not an artifact. Nothing in it is executed.
 """
 
-from hourglass.artifact.folder import Artifact, load, save
-from hourglass.artifact.manifest import (
-    FORMAT,
-    GOLDEN,
-    MANIFEST,
-    WEIGHTS,
-    Calibration,
-    Ensemble,
-    FeatureRecord,
-    FileRecord,
-    Manifest,
-)
-from hourglass.artifact.untrusted import TENSORS, parse_tensors
-
-__all__ = [
-    "FORMAT",
-    "GOLDEN",
-    "MANIFEST",
-    "TENSORS",
-    "WEIGHTS",
-    "Artifact",
-    "Calibration",
-    "Ensemble",
-    "FeatureRecord",
-    "FileRecord",
-    "Manifest",
-    "load",
-    "parse_tensors",
-    "save",
-]
+from hourglass.artifact.folder import Artifact as Artifact
+from hourglass.artifact.folder import load as load
+from hourglass.artifact.folder import save as save
+from hourglass.artifact.manifest import FORMAT as FORMAT
+from hourglass.artifact.manifest import GOLDEN as GOLDEN
+from hourglass.artifact.manifest import MANIFEST as MANIFEST
+from hourglass.artifact.manifest import WEIGHTS as WEIGHTS
+from hourglass.artifact.manifest import Calibration as Calibration
+from hourglass.artifact.manifest import Ensemble as Ensemble
+from hourglass.artifact.manifest import FeatureRecord as FeatureRecord
+from hourglass.artifact.manifest import FileRecord as FileRecord
+from hourglass.artifact.manifest import Manifest as Manifest
+from hourglass.artifact.untrusted import TENSORS as TENSORS
+from hourglass.artifact.untrusted import parse_tensors as parse_tensors

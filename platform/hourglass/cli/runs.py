@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from hourglass.cli.arguments import File, Overrides
+from hourglass.cli.connected import connected
 
 
 def check(
@@ -53,12 +54,12 @@ def train(
     from hourglass.spec import TrainJob
 
     job = load_kind(TrainJob, file, overrides or ())
-    from hourglass import run
-    from hourglass.cluster.connect import connection
     from hourglass.settings import Settings
 
     settings = Settings()
-    with connection(settings=settings):
+    with connected(settings):
+        from hourglass import run
+
         trained = run.train(job, settings, fresh)
     found = trained.outcome
     if found.already:
@@ -88,12 +89,12 @@ def score(
     from hourglass.spec import ScoreJob
 
     job = load_kind(ScoreJob, file, overrides or ())
-    from hourglass import run
-    from hourglass.cluster.connect import connection
     from hourglass.settings import Settings
 
     settings = Settings()
-    with connection(settings=settings):
+    with connected(settings):
+        from hourglass import run
+
         model, done = run.score(job, settings, fresh)
     share = done.anomalies / max(1, done.rows)
     typer.echo(f"model        {model.name} {model.version or ''} ({model.digest[:12]})")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hourglass.cli.arguments import File, Overrides
+from hourglass.cli.connected import connected
 
 if TYPE_CHECKING:
     from hourglass.settings import Settings
@@ -22,10 +23,9 @@ def serve(
     spec = schemas.load(file, overrides or ())
     token = _serve_token(settings)
     auth.read_token(settings)
-    from hourglass.cluster.connect import connection
     from hourglass.serving import run
 
-    with connection(settings=settings), run.deployed(spec, settings) as url:
+    with connected(settings), run.deployed(spec, settings) as url:
         names = ", ".join(model.name for model in spec.spec.models)
         typer.echo(f"endpoints  {url}/models/NAME/encode|hash|anomaly|reconstruct ({names})")
         typer.echo(f"docs       {url}/docs")

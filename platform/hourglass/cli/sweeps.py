@@ -1,18 +1,23 @@
 """Commands on sweeps: tune, leaderboard."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hourglass.cli.arguments import File, Overrides
+from hourglass.cli.connected import connected
 from hourglass.errors import SpecError
 
 if TYPE_CHECKING:
-    from hourglass.tuning.leaderboard import Entry, Leaderboard
+    from rich.table import Table
+
+    from hourglass.tuning.leaderboard import Leaderboard
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON, all else to stderr.")]
 WIDTH = 160
-"""Columns of the table where there is no terminal to ask."""
+"""Letters in a line where there is no terminal to ask."""
+LEAST = ("epochs", "train_mse", "trial", "parameters", "run", "holdout_fvu")
+"""Columns that a narrow terminal goes without, one after the other; --json and the files have all."""
 
 
 def tune(
@@ -31,8 +36,6 @@ def tune(
     from hourglass.tune_job import TuneJob
 
     sweep = load_kind(TuneJob, file, overrides or ())
-    from hourglass import run
-    from hourglass.cluster.connect import connection
     from hourglass.settings import Settings
 
     if refit and sweep.promote_if:
@@ -41,7 +44,9 @@ def tune(
             "--refit or promote_if"
         )
     settings = Settings()
-    with connection(settings=settings):
+    with connected(settings):
+        from hourglass import run
+
         done = run.tune(sweep, settings, fresh, stderr=as_json, register=not refit)
         _show(done.board, as_json)
         for sentence in (*done.said, f"written to {done.folder}"):
@@ -73,58 +78,72 @@ def _show(board: "Leaderboard", as_json: bool) -> None:
     if as_json:
         typer.echo(board.to_json())
         return
-    from rich.table import Table
+    from rich.measure import Measurement
 
     from hourglass.progress import console
-    from hourglass.tuning.leaderboard import METRICS
+    from hourglass.tuning.words import point_in_words
 
-    figures = [name for name in METRICS if any(getattr(e, name) is not None for e in board.entries)]
-    best = "lowest" if board.mode == "min" else "highest"
-    running = "" if board.ended else ", not ended"
-    table = Table(title=f"{board.sweep}, by {board.metric}, {best} first{running}")
-    last = ("PCA's mse", "parameters", "epochs", "s", "trial", "run")
-    for heading in ("", *_headings(board.paths), *figures, *last):
-        table.add_column(heading, overflow="fold")
-    for entry in board.entries:
-        if entry.status != "failed":
-            table.add_row(*_cells(entry, board.paths, figures))
     screen = console()
     if not screen.is_terminal:
         screen.width = WIDTH
+    columns = _columns(board)
+    anywhere = screen.options.update(max_width=10_000)
+    for least in ("", *LEAST):
+        columns.pop(least, None)
+        table = _table(board, columns)
+        if Measurement.get(screen, anywhere, table).maximum <= screen.width:
+            break
     screen.print(table)
     for entry in board.entries:
         if entry.status == "failed":
-            swept = ", ".join(f"{path} {_text(value)}" for path, value in entry.values.items())
-            screen.print(f"failed: {swept}: {entry.reason}", markup=False)
+            point = point_in_words(entry.values)
+            screen.print(f"failed: {point}: {entry.reason}", markup=False)
 
 
-def _headings(paths: list[str]) -> list[str]:
-    """The last step of each path, or all of it where two paths end alike."""
-    last = [path.rpartition(".")[2] for path in paths]
-    return [path if last.count(step) > 1 else step for path, step in zip(paths, last, strict=True)]
+def _columns(board: "Leaderboard") -> dict[str, list[str]]:
+    """The cells of each column, by its heading, of the trials that have figures."""
+    from hourglass.tuning.leaderboard import METRICS
+    from hourglass.tuning.words import in_words, short
+
+    entries = [entry for entry in board.entries if entry.status != "failed"]
+    swept = {
+        name: [in_words(e.values[path]) if path in e.values else "" for e in entries]
+        for path, name in short(board.paths).items()
+    }
+    figures = {name: [getattr(entry, name) for entry in entries] for name in METRICS}
+    return {
+        "rank": ["stopped" if e.rank is None else str(e.rank) for e in entries],
+        **swept,
+        **{name: [*map(_figure, cells)] for name, cells in figures.items() if any(cells)},
+        "PCA's mse": [_figure(e.pca_mse) + " better" * e.worse_than_pca for e in entries],
+        "parameters": ["-" if e.parameters is None else f"{e.parameters:,}" for e in entries],
+        "epochs": [str(e.epochs or "-") for e in entries],
+        "s": ["-" if e.seconds is None else f"{e.seconds:.1f}" for e in entries],
+        "trial": [e.trial for e in entries],
+        "run": [(e.run_id or "-")[:8] for e in entries],
+    }
 
 
-def _cells(entry: "Entry", paths: list[str], figures: list[str]) -> list[str]:
-    """One row of the table."""
-    pca = _text(entry.pca_mse) + (" better" if entry.worse_than_pca else "")
-    return [
-        "stopped" if entry.rank is None else str(entry.rank),
-        *(_text(entry.values[path]) if path in entry.values else "" for path in paths),
-        *(_text(getattr(entry, figure)) for figure in figures),
-        pca,
-        "" if entry.parameters is None else f"{entry.parameters:,}",
-        str(entry.epochs or ""),
-        "" if entry.seconds is None else f"{entry.seconds:.1f}",
-        entry.trial,
-        (entry.run_id or "")[:8],
-    ]
+def _table(board: "Leaderboard", columns: dict[str, list[str]]) -> "Table":
+    """The table; a screen too narrow for it breaks what was swept, and no figure."""
+    from rich.table import Table
+
+    from hourglass.tuning.words import short
+
+    best = "lowest" if board.mode == "min" else "highest"
+    running = "" if board.ended else ", not ended"
+    table = Table(title=f"{board.sweep}, by {board.metric}, {best} first{running}")
+    swept = short(board.paths).values()
+    for heading in columns:
+        if heading in swept:
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table
 
 
-def _text(value: Any) -> str:
-    """A value as it would stand in a file; figures to four digits."""
-    import yaml
-
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
-    return "-" if value is None else text.removesuffix("\n").removesuffix("\n...")
+def _figure(value: float | None) -> str:
+    """A figure to four digits."""
+    return "-" if value is None else f"{value:.4g}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hourglass.model.dense import Units
-from hourglass.strict import Strict
+from hourglass.strict import Strict, kind_unless_named
 
 
 class Gaussian(Strict):
@@ -91,7 +91,9 @@ def _normal(rows: int, units: int, rng: torch.Generator) -> Tensor:
     return torch.randn((rows, units), generator=rng, device=rng.device)
 
 
-Prior = Annotated[Gaussian | Mixture | Uniform, Field(discriminator="kind")]
+Prior = Annotated[
+    Gaussian | Mixture | Uniform, Field(discriminator="kind"), kind_unless_named("gaussian")
+]
 
 
 class Adversary(Strict):

@@ -1,23 +1,17 @@
 """The networks to choose from: each a spec that builds a module with `encode` and `decode`."""
 
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from hourglass.model.conv import Conv
 from hourglass.model.dense import Dense
 from hourglass.model.lstm import Lstm
+from hourglass.strict import kind_unless_named
 
-
-def _dense_unless_named(tree: Any) -> Any:
-    return {"kind": "dense", **tree} if isinstance(tree, dict) else tree
-
-
-Network = Annotated[
-    Dense | Conv | Lstm, Field(discriminator="kind"), BeforeValidator(_dense_unless_named)
-]
+Network = Annotated[Dense | Conv | Lstm, Field(discriminator="kind"), kind_unless_named("dense")]
 
 
 class Layers(Protocol):

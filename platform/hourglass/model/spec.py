@@ -14,7 +14,7 @@ from hourglass.model.losses import Loss, Mse
 from hourglass.model.networks import Network
 from hourglass.model.penalties import Penalty
 from hourglass.model.presets import WHOLE, Preset, expand
-from hourglass.strict import Strict
+from hourglass.strict import Strict, mistake, refuse
 
 CODE_LOW: dict[Activation, float] = {n: low for n, (low, high) in RANGES.items() if high < math.inf}
 """Lowest value of a bounded code activation (the highest is 1)."""
@@ -84,8 +84,7 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        for contradiction in self._contradictions():
-            raise ValueError(contradiction)
+        refuse(map(mistake, self._contradictions()))
         return self
 
     def _contradictions(self) -> Iterator[str]:

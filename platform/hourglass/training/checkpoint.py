@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,18 @@ class Checkpoints:
             else:
                 return name
         return None
+
+    def committed(self) -> list[str]:
+        """Names of the committed ones, oldest first; none is verified."""
+        return [name for name in self._names() if self._is_committed(name)]
+
+    def keep_newest(self) -> None:
+        """Remove all but the newest committed one.
+
+        The one before it only saves the time to train up to there, should the newest be damaged: too
+        little for a run that may never go on.
+        """
+        self._keep(self.committed()[-1:])
 
     def start(self, warn: Callable[[str], None]) -> "tuple[Checkpoints, str] | None":
         """Where the run goes on: its own newest checkpoint, else its parent's."""
@@ -170,15 +182,18 @@ class Checkpoints:
     def _prune(self, newest: str) -> None:
         """Keep `newest` and the committed ones before it; what lies beyond it was damaged."""
         step = _step(newest)
-        older = [
-            name
-            for name in self._names()
-            if _step(name) < step and storage.exists(storage.join(self.uri, name, COMMIT))
-        ]
+        older = [name for name in self._names() if _step(name) < step and self._is_committed(name)]
+        self._keep([newest, *older[-(KEPT - 1) :]])
+
+    def _keep(self, kept: Sequence[str]) -> None:
+        """Remove the others; of each its COMMIT first, so that no half of one counts."""
         for name in self._names():
-            if name not in (newest, *older[-(KEPT - 1) :]):
+            if name not in kept:
                 storage.remove(storage.join(self.uri, name, COMMIT))
                 storage.remove(storage.join(self.uri, name))
+
+    def _is_committed(self, name: str) -> bool:
+        return storage.exists(storage.join(self.uri, name, COMMIT))
 
     def _names(self) -> list[str]:
         return [name for name in storage.names(self.uri) if NAME.fullmatch(name)]

@@ -1,12 +1,12 @@
 """Axes of a sweep's plots: linear, logarithmic, or one place for each value; and their words."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from hourglass.report.charts import text
+from hourglass.tuning.words import in_words
 
 RATIO, SKEW = 10.0, 0.3
 """Values over a factor of `RATIO`, half of them in the lowest `SKEW` of their range: a log axis."""
@@ -117,19 +117,6 @@ def _natural(word: str) -> tuple[int, list[float], str]:
     """Lists by their numbers, so that [64] comes before [128]; words after them."""
     numbers = [float(number) for number in NUMBER.findall(word)]
     return (0, numbers, word) if word.startswith("[") else (1, [], word)
-
-
-def in_words(value: Any) -> str:
-    """A value in few signs: a mapping as its kind with what else it says."""
-    if isinstance(value, dict):
-        kind = value.get("kind")
-        rest = ", ".join(f"{key} {in_words(item)}" for key, item in value.items() if key != "kind")
-        return " ".join(part for part in (str(kind) if kind else "", rest) if part)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(in_words(item) for item in value) + "]"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def cut(word: str, most: int = LONGEST) -> str:

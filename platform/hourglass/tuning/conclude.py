@@ -37,21 +37,22 @@ def tune(
 
     Raises: DataError, SpecError, ClusterError, ArtifactError.
     """
-    with shown(job, stderr) as progress:
-        listener = _Recording(progress, job, settings)
-        try:
-            swept = sweep.run(job, settings, listener, fresh)
-            plots.save(swept.folder, swept.board, swept.widths, swept.histories)
-        except BaseException:
-            listener.finish_failed(sweep.folder_of(job, settings))
-            raise
-    registered = job.job.track.register_as if register and swept.board.best else None
-    recorder = listener.recorder
-    recorded = recorder.finish(swept.board, "finished", swept.folder, registered)
-    said = [recorded.note]
-    if registered and job.promote_if:
-        said.append(_promoted(job, settings, registered, recorded.version, swept))
-    return Concluded(recorded.board or swept.board, swept.folder, tuple(said))
+    with sweep.alone(sweep.folder_of(job, settings)):
+        with shown(job, stderr) as progress:
+            listener = _Recording(progress, job, settings)
+            try:
+                swept = sweep.run(job, settings, listener, fresh)
+                plots.save(swept.folder, swept.board, swept.widths, swept.histories)
+            except BaseException:
+                listener.finish_failed(sweep.folder_of(job, settings))
+                raise
+        registered = job.job.track.register_as if register and swept.board.best else None
+        recorder = listener.recorder
+        recorded = recorder.finish(swept.board, "finished", swept.folder, registered)
+        said = [recorded.note]
+        if registered and job.promote_if:
+            said.append(_promoted(job, settings, registered, recorded.version, swept))
+        return Concluded(recorded.board or swept.board, swept.folder, tuple(said))
 
 
 def _promoted(

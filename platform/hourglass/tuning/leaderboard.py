@@ -79,8 +79,9 @@ class Leaderboard(Strict):
 
     @property
     def paths(self) -> list[str]:
-        """The swept paths, in the order of the space."""
-        return list(dict.fromkeys(path for entry in self.entries for path in entry.values))
+        """The swept paths, in the order of the space: first those of the entry that has most."""
+        every = sorted(self.entries, key=lambda entry: -len(entry.values))
+        return list(dict.fromkeys(path for entry in every for path in entry.values))
 
     def table(self) -> pa.Table:
         """One row for each trial; lists, mappings and mixed values as JSON text."""

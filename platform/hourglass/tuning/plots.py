@@ -9,8 +9,9 @@ from plotly import graph_objects as go
 from hourglass import storage
 from hourglass.report.charts import BLUE, MOST_TICKS, PALETTE, RED, figure, text
 from hourglass.report.page import Section, note, render, table
-from hourglass.tuning.axes import axis, cut, in_words, is_log, log_ticks, set_scale
+from hourglass.tuning.axes import axis, cut, is_log, log_ticks, set_scale
 from hourglass.tuning.leaderboard import Entry, Leaderboard
+from hourglass.tuning.words import in_words, short
 
 PAGE = "plots.html"
 LOWEST_FIRST = "Viridis"
@@ -62,7 +63,7 @@ def _leaders(board: Leaderboard) -> Section:
     first = [entry for entry in board.entries if entry.rank is not None][:SHOWN]
     if not first:
         return Section("Trials", sentence, (note("No trial finished, so nothing is ranked."),))
-    names = _short(board.paths)
+    names = short(board.paths)
     head = ("rank", *names.values(), board.metric, "PCA's MSE", "seconds", "trial")
     lines = [
         (
@@ -86,7 +87,7 @@ def _swept(board: Leaderboard) -> Section | None:
     if not paths:
         return None
     metric = [float(_metric(board, entry) or 0.0) for entry in drawn]
-    names = _short(paths)
+    names = short(paths)
     axes = [axis(names[path], [entry.values.get(path) for entry in drawn]) for path in names]
     axes.append(axis(board.metric, metric))
     colour, ticks = metric, {}
@@ -297,20 +298,10 @@ def _is_drawn(board: Leaderboard, entry: Entry) -> bool:
 
 def _story(board: Leaderboard, entry: Entry) -> str:
     """A trial in a few lines, as plotly shows them."""
-    names = _short(board.paths)
+    names = short(board.paths)
     lines = [f"{board.metric} {_figure(_metric(board, entry))}, trial {entry.trial}"]
     lines += [f"{names[path]}: {in_words(value)}" for path, value in entry.values.items()]
     return "<br>".join(text(cut(line, 80)) for line in lines)
-
-
-def _short(paths: Sequence[str]) -> dict[str, str]:
-    """A name for each path: its last step, two where that says little, all where two are alike."""
-    names = {}
-    for path in paths:
-        *above, last = path.split(".")
-        names[path] = ".".join([*above[-1:], last]) if len(last) < 3 else last
-    alike = {name for name in names.values() if list(names.values()).count(name) > 1}
-    return {path: path if name in alike else name for path, name in names.items()}
 
 
 def _figure(value: float | None) -> str:

@@ -16,6 +16,7 @@ from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 from hourglass.tuning.leaderboard import Entry, ranked
 from hourglass.tuning.trials import Crew
+from hourglass.tuning.words import point_in_words
 
 SHOWN = 8
 """Trials in the live table: the best so far."""
@@ -66,7 +67,7 @@ class SweepProgress:
         """A trial that ended before, or a point that is no job."""
         self._entries.append(entry)
         since = "" if entry.status == "failed" else ", before this sitting"
-        self.note(f"{said(entry.values)}: {_outcome(entry, self._sweep.metric)}{since}")
+        self.note(f"{point_in_words(entry.values)}: {_outcome(entry, self._sweep.metric)}{since}")
 
     def placed(self, dataset: dict[str, Any]) -> None:
         """The rows were read and lie in memory."""
@@ -93,7 +94,7 @@ class SweepProgress:
         self._running = [(at, one) for at, one in self._running if one != entry.values]
         self._entries.append(entry)
         self._ended_here += 1
-        text = f"{said(entry.values)}: {_outcome(entry, self._sweep.metric)}"
+        text = f"{point_in_words(entry.values)}: {_outcome(entry, self._sweep.metric)}"
         self.note(text if self._screen.is_terminal else f"{text}  ({self.summary()})")
 
     def summary(self) -> str:
@@ -127,23 +128,18 @@ class SweepProgress:
         for entry in self._ranked()[:SHOWN]:
             figures = [str(entry.rank or "-"), _outcome(entry, self._sweep.metric)]
             seconds = "" if entry.seconds is None else f"{entry.seconds:.1f}"
-            table.add_row(*figures, str(entry.epochs or ""), seconds, Text(said(entry.values)))
+            table.add_row(
+                *figures, str(entry.epochs or ""), seconds, Text(point_in_words(entry.values))
+            )
         for began, values in self._running:
-            table.add_row("", "running", "", f"{time.monotonic() - began:.0f}", Text(said(values)))
+            table.add_row(
+                "", "running", "", f"{time.monotonic() - began:.0f}", Text(point_in_words(values))
+            )
         return Group(table, Text(self.summary()))
 
     def _ranked(self) -> Sequence[Entry]:
         sweep = self._sweep
         return ranked(sweep.name or "sweep", sweep.metric, self._entries, sweep.mode).entries
-
-
-def said(values: dict[str, Any]) -> str:
-    """Values by path, as one line."""
-    return ", ".join(f"{path} {_value(value)}" for path, value in values.items())
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _outcome(entry: Entry, metric: Metric) -> str:

@@ -46,6 +46,18 @@ def search(sweep: TuneJob) -> Searching:
     return Planned(points(sweep))
 
 
+def empty_places(sweep: TuneJob, at_once: int) -> str:
+    """A sentence about places that stay empty as fewer points are proposed at a time; or nothing."""
+    places = min(at_once, sweep.max_trials or at_once)
+    if not isinstance(sweep.search, OptunaSearch) or sweep.search.together >= places:
+        return ""
+    together = sweep.search.together
+    return (
+        f"search.together is {together}: {places - together} of {places} places for trials stay empty; "
+        f"{places} fills them, and proposes other points"
+    )
+
+
 class Planned:
     """All points at once: grids and random draws learn nothing."""
 

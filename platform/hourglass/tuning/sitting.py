@@ -10,6 +10,7 @@ from hourglass import artifact, storage
 from hourglass.artifact import Artifact
 from hourglass.errors import DataError
 from hourglass.sweeps import Mode, Stop
+from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard, pack, stopped, trials
@@ -49,6 +50,7 @@ class Sitting:
         self.histories: dict[str, Sequence[Record]] = {}
         self._judged = _judged(folder)
         self._began: float | None = None
+        self._began_with: dict[str, list[list[str]]] = {}  # what had been committed then
         self._saved = time.monotonic()
 
     def next(self) -> Sequence[Point] | None:
@@ -133,6 +135,9 @@ class Sitting:
     def started(self, names: Sequence[str]) -> None:
         """Trials got their process."""
         self._began = self._began or time.monotonic()
+        if self._sweep.max_time_s is not None:
+            for name in names:  # one whose process was lost began before
+                self._began_with.setdefault(name, self._committed(name))
         self._listener.started([self._point(name).values for name in names])
 
     def finished(self, trial: str, reason: str) -> None:
@@ -163,6 +168,8 @@ class Sitting:
         if self.over():
             return
         self.epoch(trial, record)
+        # Before it counts as stopped: killed in between, it goes on and comes here again.
+        self._checkpoints(trial).keep_newest()
         kept = Stopped(self._sweep, self._rows.manifest.digest, self.histories[trial], seconds)
         kept.save(self._uri(trial))
         self._end(kept.entry(self._point(trial)))
@@ -211,9 +218,12 @@ class Sitting:
         """The leaderboard of a sitting that comes to its end; the listener hears what ended it."""
         ended, most = sum(p.key in self._entries for p in self._points), self._searching.most
         if self._out_of_time():
+            goes = "the same command goes on"
+            if all(self._no_further(trial) for trial in self._began_with):
+                goes = "no trial got one epoch further; raise it"
             self._listener.note(
                 f"max_time_s: {self._sweep.max_time_s:g} s were over after {ended} of at most {most} "
-                "trials; the same command goes on"
+                f"trials; {goes}"
             )
         elif self._sweep.stop is not None and self._counted() < most:
             self._listener.note(
@@ -255,9 +265,34 @@ class Sitting:
         return {p.trial: p.job.model.network.code_width for p in self._points if p.job}
 
     def _cut(self, point: Point) -> Entry:
-        why = "max_time_s was over" if self._out_of_time() else "it has not ended"
-        reason = f"{why}; the same command goes on with it"
+        if not self._out_of_time():
+            reason = "it has not ended; the same command goes on with it"
+        elif not self._no_further(point.trial):
+            reason = "max_time_s was over; the same command goes on with it"
+        else:
+            reason = (
+                "max_time_s was over before one more epoch of it was; give it more time, or the same "
+                "command may never get further"
+            )
         return Entry(trial=point.trial, status="failed", reason=reason, values=point.values)
+
+    def _no_further(self, trial: str) -> bool:
+        """True of one that began in this sitting, and of which nothing more is kept than before."""
+        if trial not in self._began_with or trial in self._entries:
+            return False
+        saved = storage.join(artifact_of(self._uri(trial)), artifact.MANIFEST)
+        unheard = storage.exists(saved)  # it ended while all were told to stop
+        return not unheard and self._committed(trial) == self._began_with[trial]
+
+    def _committed(self, trial: str) -> list[list[str]]:
+        """The checkpoints of a trial, of each of its members."""
+        job, saved = self._point(trial).job, self._checkpoints(trial)
+        assert job is not None  # it trains
+        return [saved.of(number).committed() for number in range(1, job.train.seeds + 1)]
+
+    def _checkpoints(self, trial: str) -> Checkpoints:
+        uri, digest = checkpoints_of(self._uri(trial)), self._rows.manifest.digest
+        return Checkpoints(uri, None, digest, self._crew.share.workers)
 
     def _beside_pca(self, entries: Sequence[Entry]) -> list[Entry]:
         """Each finished trial beside PCA with as many units."""

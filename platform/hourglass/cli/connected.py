@@ -1,0 +1,22 @@
+"""What commands that need a cluster share."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hourglass.settings import Settings
+
+
+@contextmanager
+def connected(settings: "Settings") -> Iterator[None]:
+    """A connection to Ray for the length of a block; a terminal says what it waits for meanwhile."""
+    from rich.console import Console
+
+    with ExitStack() as stack:
+        with Console(stderr=True).status("starting Ray, or connecting to it"):
+            from hourglass import run  # noqa: F401  # PyTorch and the rest take seconds too
+            from hourglass.cluster.connect import connection
+
+            stack.enter_context(connection(settings=settings))
+        yield
