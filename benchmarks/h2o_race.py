@@ -370,8 +370,8 @@ def main() -> int:
         work = Path(name)
         data = prepared(asked.mnist, asked.rows, work)
         result["what"] = (
-            f"MNIST, {EPOCHS} epochs, all cores; error in h2o's range space over all columns, of the "
-            "test rows; seconds with start-up and reading, without scoring"
+            f"MNIST, epochs: {EPOCHS} (h2o stops early), all cores; error in h2o's range space over all "
+            "columns, of the test rows; seconds with start-up and reading, without scoring"
         )
         # What nobody can learn: test pixels that no training row had, in their own units.
         result["in_both_errors_from_columns_without_spread"] = data.idle_error

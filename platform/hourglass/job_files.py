@@ -42,9 +42,12 @@ def _read_base(tree: dict[str, Any], path: Path) -> None:
     """Put the job that `base` names into its place. Raises SpecError with that file's mistakes."""
     base = tree.get("base")
     if tree.get("kind") == "tune" and isinstance(base, str):
-        path = path.parent / base
-        load_kind(TrainJob, path)
+        asked, path = path, path.parent / base
         tree["base"], _ = spec_errors.read_yaml(path)
+        kind = tree["base"].get("kind", "train") if isinstance(tree["base"], dict) else "train"
+        if kind != "train":
+            raise SpecError(f"{asked}: base: {path} is a {kind} job; name the file of a train job")
+        load_kind(TrainJob, path)
     if isinstance(tree.get("base"), dict):
         tree["base"].setdefault("name", path.stem)
 

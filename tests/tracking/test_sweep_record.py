@@ -131,6 +131,12 @@ CURVE = [(1, 0.75), (2, 0.5), (3, 0.25)]
 # -- a sweep ----------------------------------------------------------------------------------
 
 
+def test_counts_of_all_ends_are_said_also_those_of_none() -> None:
+    """A later sitting must not leave the failures of an earlier one."""
+    done = record._summary(board("counts", finished("aaaa")))["metrics"]
+    assert [done[f"trials/{how}"] for how in ("finished", "stopped", "failed")] == [1.0, 0.0, 0.0]
+
+
 def test_a_sweep_is_recorded_whole(
     settings: Settings, trained: Callable[..., str], tmp_path: Path
 ) -> None:

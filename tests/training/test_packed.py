@@ -358,3 +358,19 @@ def test_tf32_is_for_a_gpu_while_it_trains(tmp_path: Path, packed: bool) -> None
     assert gpu == "tf32"
     assert cpu != "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+def test_a_write_that_fails_costs_nobody_else_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = artifact.save
+
+    def full(uri: str, **parts: Any) -> str:
+        if uri.endswith("1/artifact"):
+            raise OSError("no space left on device")
+        return save(uri, **parts)
+
+    monkeypatch.setattr(artifact, "save", full)
+    jobs = [job(noisy("gaussian", sd=sd)) for sd in (0.1, 0.2, 0.3)]
+    ends = complete_packed(runs(jobs, tmp_path), memory_feed(jobs[0], ROWS), CPU, [quiet] * 3)
+    assert [type(end) for end in ends] == [dict, OSError, dict]

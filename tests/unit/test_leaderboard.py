@@ -1,5 +1,6 @@
 """The leaderboard: its order, its marks, and the same figures in JSON, CSV and Parquet."""
 
+import datetime
 import io
 import json
 import re
@@ -15,6 +16,7 @@ from hourglass.cli import sweeps
 from hourglass.errors import DataError
 from hourglass.settings import Settings
 from hourglass.tuning.leaderboard import Entry, Leaderboard, load, named, ranked
+from hourglass.tuning.words import point_in_words
 
 
 def entry(trial: str, mse: float | None, **fields: Any) -> Entry:
@@ -134,3 +136,23 @@ def test_a_narrow_one_goes_without_the_least_and_breaks_no_figure(
     assert max(map(len, lines)) <= 90
     rows = [cells(line) for line in shown(board, 50, monkeypatch) if "│" in line]
     assert ["0.2", "0.1 better", "0.5"] in [row[-3:] for row in rows]
+
+
+def test_no_swept_value_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a column of figures of that name, nor as markup; a metric of 0 is one, too."""
+    values = {"train.epochs": 100, "model.network.activation": ["tanh", "relu"]}
+    made = ranked(
+        "grid", "holdout_fvu", [entry("a", 0.0, values=values, holdout_fvu=0.0, epochs=37)]
+    )
+    lines = shown(made, 200, monkeypatch)
+    found = dict(zip(cells(lines[2]), cells(lines[4]), strict=True))
+    assert found["train.epochs"] == "100"
+    assert found["epochs"] == "37"
+    assert found["activation"] == "[tanh, relu]"
+    assert (found["holdout_mse"], found["holdout_fvu"]) == ("0", "0")
+
+
+def test_a_date_among_the_values_is_said(tmp_path: Path) -> None:
+    odd = Entry(trial="", status="failed", values={"train.epochs": datetime.date(2024, 1, 1)})
+    assert point_in_words(odd.values) == 'epochs "2024-01-01"'
+    ranked("grid", "holdout_mse", [odd]).save(str(tmp_path))

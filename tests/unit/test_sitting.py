@@ -202,3 +202,41 @@ def test_a_sweep_says_once_that_places_stay_empty(
     sweep.run(made, Settings(home=tmp_path), heard)
     assert len(heard.endings) == 6  # three batches
     assert heard.notes == notes
+
+
+def test_a_batch_that_time_cut_off_is_not_told_of_and_keeps_what_it_goes_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searching = Planned(points(asked()))
+    crew = Crew(Share(1.0, 0.0, 1), 2, 2)
+    sitting = Sitting(asked(), str(tmp_path), rows(), crew, Heard(), searching)  # type: ignore[arg-type]
+    over = iter([False, True])  # it runs out while the points are looked at
+    monkeypatch.setattr(sitting, "over", lambda: next(over))
+    monkeypatch.setattr(searching, "tell", lambda _: pytest.fail("none of them ended"))
+    monkeypatch.setattr(sitting, "_forget_parents", lambda _: pytest.fail("all go on from them"))
+    assert sitting.advance() is False
+    assert len(sitting._batch) == 3
+
+
+def test_a_sweep_that_came_to_its_end_has_ended_whatever_the_clock_says(tmp_path: Path) -> None:
+    heard = Heard()
+    sitting, names = seated(asked(max_time_s=1e-9), tmp_path, heard)
+    sitting.started(names)
+    for name in names[:2]:
+        sitting.finished(name, "it diverged")
+    assert not sitting.close().ended  # one is missing
+    sitting.finished(names[2], "it diverged")
+    heard.notes.clear()
+    assert sitting.close().ended
+    assert heard.notes == []
+
+
+def test_patience_is_named_only_where_it_ran_out(tmp_path: Path) -> None:
+    for patience, said in ((2, 1), (50, 0)):
+        heard = Heard()
+        sitting, names = seated(asked(stop={"patience": patience}), tmp_path, heard)
+        sitting._searching.most = 100  # type: ignore[misc]  # the space has no more than three
+        for name in names:
+            sitting.finished(name, "it diverged")
+        sitting.close()
+        assert len(heard.notes) == said

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hourglass.tuning import plots, words
-from hourglass.tuning.axes import even_ticks, is_log, log_ticks
+from hourglass.tuning.axes import axis, even_ticks, is_log, log_ticks
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
 
 HOSTILE = '"><script>alert(1)</script><a href="http://evil.example/x">'
@@ -270,3 +270,8 @@ def test_a_sweep_without_a_finished_trial_has_a_page() -> None:
     made = plots.page(board(Entry(trial="", status="failed", reason="x", values={})), {})
     assert "No trial finished, so nothing is ranked." in made
     assert re.findall("<h2>(.*?)</h2>", made) == ["Trials"]
+
+
+def test_an_axis_of_nothing_has_one_place() -> None:
+    """As where all finished trials have `clip_norm: null`."""
+    assert axis("clip_norm", [None, None])["ticktext"] == ["not set"]

@@ -165,3 +165,29 @@ def test_quantised_values_lie_on_their_steps() -> None:
 
 def test_choice_takes_all_of_them() -> None:
     assert set(draws(choice=("relu", "tanh"))) == {"relu", "tanh"}
+
+
+def test_a_grid_goes_on_past_a_thousand_equal_combinations() -> None:
+    betas = [0.5 + n / 100 for n in range(33)]
+    only_adam = {"grid": betas, "when": {"train.optimizer.kind": "adam"}}
+    made = sweep(
+        {
+            "train.optimizer": {"grid": [{"kind": "sgd"}, {"kind": "adam"}]},
+            "train.optimizer.beta1": only_adam,
+            "train.optimizer.beta2": only_adam,
+        }
+    )
+    assert len(points(made)) == 1 + 33 * 33
+
+
+def test_a_preset_that_brings_several_seeds_has_no_scheduler() -> None:
+    grid = {"model.preset": {"grid": ["undercomplete", "anomaly"]}}
+    space = grid | {"model.network.widths": {"grid": [[3]]}}
+    base = BASE | {"model": {"network": {"widths": [3]}}}
+    alone, several = points(sweep(space, base=base, scheduler={"kind": "asha"}))
+    assert alone.job is not None
+    assert several.job is None
+    assert several.reason == (
+        "scheduler asha compares epochs of single models, found train.seeds: 5; set it to 1"
+    )
+    assert all(point.job for point in points(sweep(space, base=base)))

@@ -210,6 +210,11 @@ def test_the_base_is_a_file_or_a_job_and_is_checked_as_one(check: Any) -> None:
     Path("base.yaml").write_text(BASE + "trian: {}\n")
     assert refusal(check, TUNE).startswith("base.yaml: 1 mistake\n  base.yaml:4: trian: unknown")
     assert refusal(check, TUNE.replace("base.yaml", "none.yaml")) == "none.yaml: no such file"
+    for kind in ("tune", "score"):
+        Path("other.yaml").write_text(f"kind: {kind}\nbase: tune.yaml\n")
+        assert refusal(check, TUNE.replace("base.yaml", "other.yaml")) == (
+            f"tune.yaml: base: other.yaml is a {kind} job; name the file of a train job"
+        )
 
 
 def test_nothing_that_the_base_says_is_lost(check: Any) -> None:

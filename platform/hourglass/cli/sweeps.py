@@ -103,18 +103,22 @@ def _show(board: "Leaderboard", as_json: bool) -> None:
 def _columns(board: "Leaderboard") -> dict[str, list[str]]:
     """The cells of each column, by its heading, of the trials that have figures."""
     from hourglass.tuning.leaderboard import METRICS
-    from hourglass.tuning.words import in_words, short
+    from hourglass.tuning.words import in_words
 
     entries = [entry for entry in board.entries if entry.status != "failed"]
     swept = {
         name: [in_words(e.values[path]) if path in e.values else "" for e in entries]
-        for path, name in short(board.paths).items()
+        for path, name in _headings(board).items()
     }
     figures = {name: [getattr(entry, name) for entry in entries] for name in METRICS}
     return {
         "rank": ["stopped" if e.rank is None else str(e.rank) for e in entries],
         **swept,
-        **{name: [*map(_figure, cells)] for name, cells in figures.items() if any(cells)},
+        **{
+            name: [*map(_figure, cells)]
+            for name, cells in figures.items()
+            if cells.count(None) < len(cells)
+        },
         "PCA's mse": [_figure(e.pca_mse) + " better" * e.worse_than_pca for e in entries],
         "parameters": ["-" if e.parameters is None else f"{e.parameters:,}" for e in entries],
         "epochs": [str(e.epochs or "-") for e in entries],
@@ -124,23 +128,29 @@ def _columns(board: "Leaderboard") -> dict[str, list[str]]:
     }
 
 
+def _headings(board: "Leaderboard") -> dict[str, str]:
+    """A heading for each path of the space: all of it where a column of figures has its name."""
+    from hourglass.tuning.words import short
+
+    return {path: path if name in LEAST else name for path, name in short(board.paths).items()}
+
+
 def _table(board: "Leaderboard", columns: dict[str, list[str]]) -> "Table":
     """The table; a screen too narrow for it breaks what was swept, and no figure."""
     from rich.table import Table
-
-    from hourglass.tuning.words import short
+    from rich.text import Text
 
     best = "lowest" if board.mode == "min" else "highest"
     running = "" if board.ended else ", not ended"
     table = Table(title=f"{board.sweep}, by {board.metric}, {best} first{running}")
-    swept = short(board.paths).values()
+    swept = _headings(board).values()
     for heading in columns:
         if heading in swept:
             table.add_column(heading, overflow="fold")
         else:
             table.add_column(heading, justify="right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a list of words is no markup
     return table
 
 

@@ -102,11 +102,16 @@ class Delivery:
         try:
             write()
         except HourglassError as error:
-            self.refused.append(redact(f"{kind} refused: {error}"))
+            self._refuse(redact(f"{kind} refused: {error}"))
         except MlflowException as error:
             if error.error_code not in LASTING:
                 raise
-            self.refused.append(redact(f"{kind} refused by MLflow: {error.message}"))
+            self._refuse(redact(f"{kind} refused by MLflow: {error.message}"))
+
+    def _refuse(self, sentence: str) -> None:
+        """Once, however many trials it is about."""
+        if sentence not in self.refused:
+            self.refused.append(sentence)
 
     def _begin(self, event: Event) -> None:
         from mlflow.entities import Param, RunTag

@@ -53,7 +53,8 @@ class Checkpoints:
         if member == 1:
             return self
         name = f"member-{member}"
-        return replace(self, uri=storage.join(self.uri, name), run=f"{self.run}, {name}")
+        run = None if self.run is None else f"{self.run}, {name}"
+        return replace(self, uri=storage.join(self.uri, name), run=run)
 
     def save(self, state: State, peers: Peers | None = None) -> None:
         """Commit `state`: called on every worker, written by the first; older ones go after that.

@@ -87,7 +87,7 @@ def complete(run: Run, feed: Feed, peers: Peers, device: torch.device, tell: Tel
 
 def complete_packed(
     runs: Sequence[Run], feed: Feed, device: torch.device, tells: Sequence[Tell]
-) -> list[Record | HourglassError]:
+) -> list[Record | Exception]:
     """Complete runs on the same rows that `tuning.pack` put together, trained as one batched model.
 
     They are whole runs, without `until` and `parent`, and nothing is committed on the way. Returns
@@ -95,7 +95,7 @@ def complete_packed(
     share of the pack's seconds, and its own ending.
     """
     began = time.perf_counter()
-    ended: dict[int, Record | HourglassError] = {}
+    ended: dict[int, Record | Exception] = {}
     certificates: dict[int, Certificate] = {}
     orders = [feed.seeded(run.job.train.seed) for run in runs]
     with _tf32():
@@ -117,7 +117,7 @@ def complete_packed(
         try:
             alone = Trained([member], run.job)
             ended[number] = _conclude(run, alone, order, Alone(), device, so_far)
-        except HourglassError as error:
+        except Exception as error:  # whatever ends one must not cost the others their training
             ended[number] = error
     return [ended[number] for number in range(len(runs))]
 

@@ -20,7 +20,7 @@ def axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
     A value that a condition left out has a place of its own, below the others.
     """
     given = [value for value in values if value is not None]
-    if all(_is_number(value) for value in given):
+    if given and all(_is_number(value) for value in given):
         return _numbers(name, [None if value is None else float(value) for value in values])
     order = sorted({in_words(value) for value in given}, key=_natural)
     places = ["not set", *order] if len(given) < len(values) else order

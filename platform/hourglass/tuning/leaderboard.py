@@ -172,5 +172,5 @@ def _column(values: list[Any]) -> pa.Array:
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} or kinds in ({str}, {bool}):
         return pa.array(values)
-    texts = [None if value is None else json.dumps(value) for value in values]
+    texts = [None if value is None else json.dumps(value, default=str) for value in values]
     return pa.array(texts, pa.string())

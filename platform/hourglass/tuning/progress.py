@@ -126,7 +126,7 @@ class SweepProgress:
         for heading in ("", self._sweep.metric, "epochs", "s", "values"):
             table.add_column(heading, justify="left" if heading == "values" else "right")
         for entry in self._ranked()[:SHOWN]:
-            figures = [str(entry.rank or "-"), _outcome(entry, self._sweep.metric)]
+            figures = [Text(str(entry.rank or "-")), Text(_outcome(entry, self._sweep.metric))]
             seconds = "" if entry.seconds is None else f"{entry.seconds:.1f}"
             table.add_row(
                 *figures, str(entry.epochs or ""), seconds, Text(point_in_words(entry.values))

@@ -18,6 +18,7 @@ from hourglass.tracking import Outbox
 from hourglass.tune_job import TuneJob
 from hourglass.tuning.leaderboard import JSON, NAME, WRITERS, Entry, Leaderboard
 from hourglass.tuning.plots import PAGE
+from hourglass.tuning.trial import artifact_of, trial_folder
 
 FILES = (JSON, *(f"{NAME}.{suffix}" for suffix in WRITERS), PAGE)
 PLACE = "leaderboard"
@@ -70,7 +71,10 @@ class Recorder:
         self, entry: Entry, artifact_uri: str | None, history: Sequence[Mapping[str, float]] = ()
     ) -> None:
         """A trial ended just now; `history` are the epochs of one that left no artifact."""
-        told = _told(entry, artifact_uri or None, [dict(record) for record in history], _now_ms())
+        apart = (
+            [] if artifact_uri else [dict(record) for record in history]
+        )  # the artifact has them
+        told = _told(entry, artifact_uri or None, apart, _now_ms())
         self._told[told["trial"]] = told
         self._outbox.put("trials", trials=[told])
 
@@ -97,7 +101,7 @@ class Recorder:
             self._outbox.put("board", folder=folder, files=files, **_summary(board))
             best = board.best
             if register is not None and best is not None:
-                uri = artifact_of(folder, best)
+                uri = artifact_of(trial_folder(folder, best.trial))
                 trial = known_as(best)
                 self._outbox.put("artifact", uri=uri, register_as=register, trial=trial)
         self._outbox.put("end", status=status)
@@ -121,7 +125,11 @@ class Recorder:
             before = self._told.get(known_as(entry))
             if before is None and entry.status == "failed" and entry.trial:
                 continue
-            uri = artifact_of(folder, entry) if entry.status == "finished" else None
+            uri = (
+                artifact_of(trial_folder(folder, entry.trial))
+                if entry.status == "finished"
+                else None
+            )
             if before is not None:
                 told = _told(
                     entry, uri or before["artifact"], before["history"], before["ended_ms"]
@@ -146,11 +154,6 @@ def known_as(entry: Entry) -> str:
         return entry.trial
     values = json.dumps(entry.values, sort_keys=True, default=str)
     return f"invalid-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
-
-
-def artifact_of(folder: str, entry: Entry) -> str:
-    """Where a finished trial of the sweep in `folder` has its artifact."""
-    return storage.join(folder, "trials", entry.trial, "artifact")
 
 
 def with_runs(board: Leaderboard, run_ids: Mapping[str, str]) -> Leaderboard:
@@ -185,7 +188,7 @@ def _summary(board: Leaderboard) -> dict[str, Any]:
     """The best trial's figures and how the trials ended."""
     best = board.best
     ends = Counter(entry.status for entry in board.entries)
-    metrics = {f"trials/{status}": float(count) for status, count in ends.items()}
+    metrics = {f"trials/{how}": float(ends[how]) for how in ("finished", "stopped", "failed")}
     if best is None:
         return {"metrics": metrics, "tags": {"hourglass.best": "none"}}
     told = _told(best, None, [], None)

@@ -65,6 +65,8 @@ class Sitting:
         What ended before is found, and not trained again.
         """
         while not self._queue:
+            if self._waiting():
+                return False  # time ran out while they were looked at
             if self._batch:
                 self._searching.tell([self.metric(point) for point in self._batch])
                 self._forget_parents(self._batch)
@@ -126,8 +128,8 @@ class Sitting:
 
     def _forget_parents(self, batch: Sequence[Point]) -> None:
         """Once a generation has ended, nobody goes on from the one before it."""
-        if any(self._entries[p.key].status == "failed" for p in batch if p.key in self._entries):
-            return  # the same command tries again
+        if any(entry.status == "failed" and entry.trial for entry in self._entries.values()):
+            return  # the same command tries it again, and others may then go on from others
         earlier = self._points[-2 * len(batch) : -len(batch)]
         for trial in [point.trial for point in earlier if point.until is not None]:
             storage.remove(checkpoints_of(self._uri(trial)))
@@ -205,19 +207,24 @@ class Sitting:
 
     def _counted(self) -> int:
         """How many of the points count: those after the end of patience do not, trained or not."""
+        return self._settled() or len(self._points)
+
+    def _settled(self) -> int | None:
+        """At how many points patience ran out; None: it has not."""
         if self._sweep.stop is None:
-            return len(self._points)
+            return None
         ended = []
         for point in self._points:
             if point.key not in self._entries:
                 break
             ended.append(self.metric(point))
-        return settled(ended, self._sweep.stop, self._sweep.mode) or len(self._points)
+        return settled(ended, self._sweep.stop, self._sweep.mode)
 
     def close(self) -> Leaderboard:
         """The leaderboard of a sitting that comes to its end; the listener hears what ended it."""
         ended, most = sum(p.key in self._entries for p in self._points), self._searching.most
-        if self._out_of_time():
+        cut = self._out_of_time() and ended < most and not self._settled()
+        if cut:
             goes = "the same command goes on"
             if all(self._no_further(trial) for trial in self._began_with):
                 goes = "no trial got one epoch further; raise it"
@@ -225,12 +232,12 @@ class Sitting:
                 f"max_time_s: {self._sweep.max_time_s:g} s were over after {ended} of at most {most} "
                 f"trials; {goes}"
             )
-        elif self._sweep.stop is not None and self._counted() < most:
+        elif self._sweep.stop is not None and self._settled() and self._counted() < most:
             self._listener.note(
                 f"stop: the best did not improve for {self._sweep.stop.patience} trials, so "
                 f"{self._counted()} of at most {most} count"
             )
-        return self.board(ended=not self._out_of_time())
+        return self.board(ended=not cut)
 
     def board(self, ended: bool) -> Leaderboard:
         """The leaderboard of what is known so far; PCA judges at the end."""

@@ -65,7 +65,8 @@ def points(sweep: TuneJob) -> list[Point]:
         point = choose_point(sweep, partial(_planned, chosen))
         repeats = repeats + 1 if point.key in found else 0
         found.setdefault(point.key, point)
-        if len(found) == sweep.max_trials or repeats == REPEATS:
+        exhausted = sweep.search.kind != "grid" and repeats == REPEATS
+        if len(found) == sweep.max_trials or exhausted:
             break
     return list(found.values())
 
@@ -119,6 +120,10 @@ def choose_point(sweep: TuneJob, choose: Callable[[str, Values], Any]) -> Point:
     except SpecError as error:
         return Point(values, None, one_line(error))
     assert isinstance(job, TrainJob)  # its kind is the base's
+    kind, seeds = sweep.scheduler.kind, job.train.seeds
+    if kind != "none" and seeds > 1:  # as a preset in the space may bring them
+        reason = f"scheduler {kind} compares epochs of single models, found train.seeds: {seeds}"
+        return Point(values, None, f"{reason}; set it to 1")
     return Point(values, job)
 
 

@@ -107,7 +107,7 @@ def _places(node: dict[str, float], cpus: float, gpus: float) -> int:
 def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -> None:
     """Train what the desk hands out, in processes that are used again, until nothing is left.
 
-    Ray Tune's own files are gone afterwards.
+    Ray Tune's own files, and those of a sitting that was killed, are gone afterwards.
     """
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -120,8 +120,7 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         share=crew.share,
         watch=_watch(sweep) if watched(sweep) else None,
     )
-    attempt = f"ray-{secrets.token_hex(4)}"
-    own = storage.join(folder, attempt)
+    attempt, own = f"attempt-{secrets.token_hex(4)}", storage.join(folder, "ray")
     heard = _Heard(desk)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _resources(crew.share)),

@@ -15,7 +15,7 @@ def in_words(value: Any) -> str:
         return "[" + ", ".join(in_words(item) for item in value) + "]"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def short(paths: Sequence[str]) -> dict[str, str]:
