@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/hourglass demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

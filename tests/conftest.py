@@ -25,7 +25,7 @@ COLUMNS = 12
 CLUSTERS = {"ray", "docs", "browser"}
 """Folders of tests that start clusters and servers, and mostly wait for them."""
 SECOND = {"test_batch.py", "test_tune.py", "test_tune_ends.py"}
-"""About half of them by the clock: the other process runs these."""
+"""About half of them by the clock."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Halves(LoadScopeScheduling):  # type: ignore[misc]
-    """With two processes (`-n 2`) each begins with half of what starts clusters, file by file."""
+    """Of three processes (`-n 3`) two begin with half each of what starts clusters, the third with the rest."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Tests of one scope are run by one process, in order."""
