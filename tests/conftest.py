@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Halves(LoadScopeScheduling):  # type: ignore[misc]
-    """Of three processes (`-n 3`) two begin with half each of what starts clusters, the third with the rest."""
+    """Of three processes (`-n 3`) two begin with half of the clusters each, the third with the rest."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Tests of one scope are run by one process, in order."""
