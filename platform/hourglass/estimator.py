@@ -168,6 +168,20 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         return self._ask(Predictor.anomaly, X)
 
+    def feature_errors(self, X: Any) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Each feature's part of `anomaly`, which add up to it, and its error in the units of the rows.
+
+        (B, F) each, of the F features kept: row minus reconstruction, of an ensemble the lead's.
+        """
+        rows, _ = self._rows(X)
+        with _about_arguments():
+            found = self.predictor_.score(rows, reconstruction=True, feature_errors=True)
+        kept = self.predictor_.kept
+        assert found.reconstruction is not None
+        assert found.feature_errors is not None
+        errors = np.asarray(rows[:, kept], np.float64) - found.reconstruction[:, kept]
+        return found.feature_errors, errors
+
     def reconstruct(self, X: Any) -> NDArray[np.float32]:
         """Reconstructions (B, C), in the units of the rows."""
         return self._ask(Predictor.reconstruct, X)

@@ -133,6 +133,10 @@ def test_json_answers_equal_the_predictor(home: Path, client: httpx.Client) -> N
     for row, total in zip(detailed["feature_errors"], detailed["scores"], strict=True):
         assert sum(part["error"] for part in row) == pytest.approx(total, rel=1e-5)
         assert [part["error"] for part in row] == sorted((p["error"] for p in row), reverse=True)
+    made = predictor.reconstruct(matrix)
+    for row, expected in zip(detailed["feature_errors"], made, strict=True):
+        said = {part["feature"]: part["expected"] for part in row}
+        np.testing.assert_allclose([said[name] for name in predictor.feature_names], expected)
 
 
 @pytest.mark.parametrize("size", [1, 7, 256])

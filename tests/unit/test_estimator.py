@@ -305,6 +305,20 @@ print(sorted({"ray", "mlflow"} & set(sys.modules)))
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.parametrize("scaling", ["range", "standard"])
+def test_errors_of_features_add_up_and_are_in_the_units_of_the_rows(
+    X: np.ndarray, scaling: str
+) -> None:
+    """A part is the square of the error over the scale, by the number of features."""
+    table = X * np.arange(1, X.shape[1] + 1)
+    ae = make(scaling=scaling).fit(table)
+    parts, errors = ae.feature_errors(table)
+    np.testing.assert_allclose(parts.sum(axis=1), ae.anomaly(table), rtol=1e-5)
+    np.testing.assert_allclose(errors, table - ae.reconstruct(table), rtol=1e-6, atol=1e-9)
+    scale = ae.predictor_.module.preprocessing.scale_F.numpy()
+    np.testing.assert_allclose(parts, np.square(errors / scale) / len(scale), rtol=1e-3, atol=1e-7)
+
+
 def test_tasks_are_those_of_the_commands(X: np.ndarray) -> None:
     """Methods give the bits of the functions behind the commands, and errors about arguments."""
     ae = make(corruption={"kind": "gaussian", "sd": 0.1}).fit(X)

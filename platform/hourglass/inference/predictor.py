@@ -74,10 +74,16 @@ class Predictor:
         return self.artifact.manifest.model.network.code_width
 
     @property
+    def kept(self) -> NDArray[np.int64]:
+        """Indexes (F,) of the features kept among the C columns, in the order of `feature_errors`."""
+        kept: NDArray[np.int64] = self.module.preprocessing.kept_F.cpu().numpy()
+        return kept
+
+    @property
     def feature_names(self) -> list[str]:
         """Names of the F features kept, in the order of `feature_errors`."""
         names = self.features.feature_names
-        return [names[i] for i in self.module.preprocessing.kept_F.tolist()]
+        return [names[i] for i in self.kept]
 
     def encode(self, rows: Array) -> NDArray[np.float32]:
         """Codes (B, K) of raw rows (B, C)."""

@@ -104,22 +104,24 @@ def _forward(predictor: Predictor, verb: Verb, with_errors: bool, rows: NDArray[
     if not with_errors:
         score = predictor.anomaly(rows)
         return {"scores": score, "is_anomaly": score > predictor.threshold}
-    scores = predictor.score(rows, feature_errors=True)
+    scores = predictor.score(rows, reconstruction=True, feature_errors=True)
+    assert scores.reconstruction is not None
     assert scores.feature_errors is not None
     return {
         "scores": scores.score,
         "is_anomaly": scores.is_anomaly,
         "errors": scores.feature_errors,
+        "expected": scores.reconstruction[:, predictor.kept],
     }
 
 
 def _named(part: Arrays, most: int) -> Arrays:
-    """Replace all F errors of a row by the `most` largest, largest first, with their indexes."""
+    """Of the F features of a row, those of the `most` largest errors, largest first."""
     if "errors" not in part:
         return part
-    errors = part.pop("errors")
-    worst = np.argsort(-errors, axis=1, kind="stable")[:, :most]
-    return part | {"features": worst, "errors": np.take_along_axis(errors, worst, axis=1)}
+    worst = np.argsort(-part["errors"], axis=1, kind="stable")[:, :most]
+    cut = {name: np.take_along_axis(part[name], worst, axis=1) for name in ("errors", "expected")}
+    return part | {"features": worst} | cut
 
 
 def check_finite(arrays: Arrays) -> None:
@@ -137,21 +139,25 @@ def check_finite(arrays: Arrays) -> None:
             )
 
 
+NAMED = ("features", "errors", "expected")
+"""What is said of the worst features of each row."""
+
+
 def to_json(card: Card, arrays: Arrays) -> bytes:
     """The answer as JSON; hashes in hex, feature errors by name."""
     answer: dict[str, Any] = dict(card.identity)
     for name, values in arrays.items():
         if name == "hashes":
             answer[name] = [row.tobytes().hex() for row in values]
-        elif name not in ("features", "errors"):
+        elif name not in NAMED:
             answer[name] = values.tolist()
     if "scores" in arrays:
         answer["threshold"] = card.threshold
     if "errors" in arrays:
         names = card.feature_names
         answer["feature_errors"] = [
-            [{"feature": names[f], "error": e} for f, e in zip(*row, strict=True)]
-            for row in zip(arrays["features"].tolist(), arrays["errors"].tolist(), strict=True)
+            [{"feature": names[f], "error": e, "expected": x} for f, e, x in zip(*row, strict=True)]
+            for row in zip(*(arrays[name].tolist() for name in NAMED), strict=True)
         ]
     return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
 
@@ -175,6 +181,8 @@ def to_arrow(card: Card, arrays: Arrays) -> bytes:
             columns["features"] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         elif name == "errors":
             columns["feature_errors"] = fixed_lists(values)
+        elif name == "expected":
+            columns["expected"] = fixed_lists(values)
         else:
             columns[name] = pa.array(values)
     metadata = dict(card.identity)
@@ -213,10 +221,11 @@ class Hashes(ModelId):
 
 
 class FeatureError(Strict):
-    """One feature's part of a row's score."""
+    """One feature's part of a row's score, and what was expected of it, in the units of the row sent."""
 
     feature: str
     error: float
+    expected: float
 
 
 class Scores(ModelId):
