@@ -93,8 +93,8 @@ def test_patience_ends_the_sweep_at_the_same_trial(home: Path, shards: Path) -> 
 
 
 def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> None:
-    rates, long = {LR: {"grid": [0.01, 0.02]}}, {"epochs": 400}
-    made = job(shards, rates, concurrency=1, max_time_s=10, train=long)
+    rates, long = {LR: {"grid": [0.01, 0.02]}}, {"epochs": 300}
+    made = job(shards, rates, concurrency=1, max_time_s=8, train=long)
     first = tune(made, home / "time")
     assert first.entries[-1].reason.startswith("max_time_s was over")
     for _ in range(30):
