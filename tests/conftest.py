@@ -24,9 +24,8 @@ settings.load_profile("house")
 COLUMNS = 12
 CLUSTERS = {"ray", "docs", "browser"}
 """Folders of tests that start clusters and servers, and mostly wait for them."""
-SECOND = {"test_batch.py", "test_tune_ends.py"}
-THIRD = {"test_cluster.py", "test_data.py", "test_serving.py", "test_tune.py"}
-"""About a third of them by the clock; the process that has these has most of the other files, too."""
+SECOND = {"test_batch.py", "test_tune.py", "test_tune_ends.py"}
+"""About half of them by the clock."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,20 +33,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name not in CLUSTERS)
 
 
-class Thirds(LoadScopeScheduling):  # type: ignore[misc]
-    """Three processes (`-n 3`) begin with a part of the clusters each, and go on file by file."""
+class Halves(LoadScopeScheduling):  # type: ignore[misc]
+    """Of three processes (`-n 3`) two begin with half of the clusters each, the third with the rest."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Tests of one scope are run by one process, in order."""
-        file = Path(nodeid.partition("::")[0])
-        if file.parent.name not in CLUSTERS:
-            return str(file)
-        return "second" if file.name in SECOND else "third" if file.name in THIRD else "first"
+        file = nodeid.partition("::")[0]
+        if Path(file).parent.name not in CLUSTERS:
+            return file
+        return "the second half" if Path(file).name in SECOND else "the first half"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What xdist asks for its way of dealing tests."""
-    return Thirds(config, log)
+    return Halves(config, log)
 
 
 def column_stats(rows: Any) -> ColumnStats:
