@@ -1,6 +1,7 @@
 """What a sitting hands out again, what it keeps of trials, and what it says of those cut short."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -240,3 +241,21 @@ def test_patience_is_named_only_where_it_ran_out(tmp_path: Path) -> None:
             sitting.finished(name, "it diverged")
         sitting.close()
         assert len(heard.notes) == said
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_generation_is_kept_while_a_failed_trial_may_be_tried_again(
+    tmp_path: Path, failed: bool
+) -> None:
+    """Tried again and better, it would send others on from others."""
+    sitting, _ = seated(asked(), tmp_path, Heard())
+    last = list(sitting._points)
+    before = [replace(point, until=2) for point in last]
+    sitting._points = before + last
+    for point in before:
+        commit(tmp_path, point.trial, 10)
+    if failed:
+        sitting.finished(before[0].trial, "its process was lost 3 times; out of memory?")
+    sitting._forget_parents(last)
+    left = [storage.exists(checkpoints(tmp_path, point.trial)) for point in before]
+    assert left == [failed] * 3
