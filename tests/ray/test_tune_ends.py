@@ -50,6 +50,8 @@ def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Pat
     assert first.epochs == {entry.trial: entry.epochs for entry in board.entries}
     assert untimed(tune(made, home / "asha", heard)) == untimed(board)
     assert (heard.endings, len(heard.before)) == ([], 8)
+    alone = made.model_copy(update={"concurrency": 1})
+    assert untimed(tune(alone, home / "asha-alone")) == untimed(board)
     every = made.model_dump(by_alias=True) | {"scheduler": {"kind": "none"}}
     wider = type(made).model_validate(every)
     assert all(e.status == "finished" for e in tune(wider, home / "asha").entries)
@@ -58,13 +60,16 @@ def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Pat
 def test_median_stops_a_trial_worse_than_the_others(home: Path, shards: Path) -> None:
     made = job(
         shards,
-        {LR: {"grid": [0.05, 0.06, 0.07, 1e-6]}},
-        concurrency=1,
+        {LR: {"grid": [0.01, 1e-6, 0.02, 0.05, 2e-6]}},
         train={"epochs": 8},
         scheduler={"kind": "median", "grace_epochs": 2, "least_trials": 3},
     )
-    last = tune(made, home / "median").entries[-1]
-    assert (last.status, last.epochs, last.values) == ("stopped", 2, {LR: 1e-6})
+    board = tune(made, home / "median")
+    *others, last = board.entries
+    assert (last.status, last.epochs, last.values) == ("stopped", 2, {LR: 2e-6})
+    assert [entry.status for entry in others] == ["finished"] * 4  # too few came before the second
+    alone = made.model_copy(update={"concurrency": 1})
+    assert untimed(tune(alone, home / "median-alone")) == untimed(board)
 
 
 def test_optuna_learns_and_concurrency_changes_nothing(home: Path, shards: Path) -> None:

@@ -12,8 +12,8 @@ from hourglass.tune_job import TuneJob
 from hourglass.tuning import trials
 from hourglass.tuning.population import Slot, children, ends, explored
 from hourglass.tuning.search import Searching, empty_places, search
-from hourglass.tuning.sitting import settled
 from hourglass.tuning.space import Point, points
+from hourglass.tuning.stopping import settled
 from hourglass.tuning.trial import Share
 from hourglass.tuning.trials import Crew
 

@@ -18,6 +18,7 @@ from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.search import Planned
 from hourglass.tuning.sitting import Sitting
 from hourglass.tuning.space import points
+from hourglass.tuning.stopped import Stopped
 from hourglass.tuning.trial import Share, checkpoints_of, trial_folder
 from hourglass.tuning.trials import Crew, Desk
 
@@ -34,6 +35,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.endings: list[Entry] = []
+        self.before: list[Entry] = []
         self.notes: list[str] = []
 
     def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None: ...
@@ -41,6 +43,9 @@ class Heard:
     def placed(self, dataset: dict[str, Any]) -> None: ...
 
     def started(self, values: Sequence[dict[str, Any]]) -> None: ...
+
+    def known(self, entry: Entry) -> None:
+        self.before.append(entry)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -75,6 +80,9 @@ def seated(made: TuneJob, folder: Path, heard: Heard) -> tuple[Sitting, list[str
     searching = Planned(points(made))
     sitting = Sitting(made, str(folder), rows(), crew, heard, searching)  # type: ignore[arg-type]
     sitting._points = sitting._batch = searching.ask()
+    for point in sitting._points:
+        assert point.job is not None
+        sitting._stopping.enter(point.trial, point.job.train.epochs)
     return sitting, [point.trial for point in sitting._points]
 
 
@@ -149,6 +157,10 @@ def test_a_member_that_got_further_is_a_trial_that_did(tmp_path: Path) -> None:
     assert reasons(sitting) == [OVER, NO_FURTHER, OVER]
 
 
+def epoch(number: int, error: float) -> dict[str, float]:
+    return {"epoch": float(number), "holdout_mse": error}
+
+
 def test_a_stopped_trial_keeps_its_newest_checkpoint_alone(tmp_path: Path) -> None:
     heard = Heard()
     sitting, (first, second, _) = seated(asked(scheduler={"kind": "asha"}), tmp_path, heard)
@@ -156,13 +168,56 @@ def test_a_stopped_trial_keeps_its_newest_checkpoint_alone(tmp_path: Path) -> No
         commit(tmp_path, trial, 10)
         commit(tmp_path, trial, 20)
         commit(tmp_path, trial, 30, whole=False)
-    sitting.stopped(first, {"epoch": 2.0, "holdout_mse": 0.4}, 1.5)
-    assert [(entry.trial, entry.status) for entry in heard.endings] == [(first, "stopped")]
+    for trial, error in ((first, 0.1), (second, 0.2)):
+        sitting.epochs(trial, [epoch(1, error), epoch(2, error), epoch(3, error)])
+    assert not sitting.to_stop(first)
+    assert sitting.to_stop(second)
+    sitting.stopped(second, 1.5)
+    assert [(entry.trial, entry.status, entry.epochs) for entry in heard.endings] == [
+        (second, "stopped", 2)
+    ]
+    assert sitting.histories[second] == [epoch(1, 0.2), epoch(2, 0.2)]
     steps = {trial: storage.names(checkpoints(tmp_path, trial)) for trial in (first, second)}
-    assert steps[first] == ["00000020.0000000a"]
-    assert steps[second] == ["00000010.0000000a", "00000020.0000000a", "00000030.0000000a"]
-    kept = storage.join(checkpoints(tmp_path, first), *steps[first])
+    assert steps[second] == ["00000020.0000000a"]
+    assert steps[first] == ["00000010.0000000a", "00000020.0000000a", "00000030.0000000a"]
+    kept = storage.join(checkpoints(tmp_path, second), *steps[second])
     assert storage.names(kept) == [COMMIT, STATE]
+
+
+@pytest.mark.parametrize("error", [0.1, 0.9])
+def test_a_trial_that_was_stopped_before_is_judged_anew(tmp_path: Path, error: float) -> None:
+    """Beside what those before it come to now: then it is stopped again, or goes on."""
+    made = asked(scheduler={"kind": "asha"})
+    heard, crew, every = Heard(), Crew(Share(1.0, 0.0, 1), 2, 2), points(made)
+    first, second, third = every
+    Stopped("abc", [epoch(n, 0.5) for n in (1, 2, 3)], 1.5).save(
+        trial_folder(str(tmp_path), second.trial)
+    )
+    sitting = Sitting(made, str(tmp_path), rows(), crew, heard, Planned(every))  # type: ignore[arg-type]
+    assert [sitting.next(), sitting.next(), sitting.next()] == [[first], [third], None]
+    sitting.epochs(first.trial, [epoch(1, error)])
+    assert (heard.before, sitting.next()) == ([], None)
+    sitting.epochs(first.trial, [epoch(2, error), epoch(3, error)])
+    if error < 0.5:
+        assert [(entry.trial, entry.status, entry.epochs) for entry in heard.before] == [
+            (second.trial, "stopped", 2)
+        ]
+        assert sitting.next() is None  # the others train
+    else:
+        assert (heard.before, sitting.next()) == ([], [second])
+    assert len(sitting.histories[second.trial]) == (2 if error < 0.5 else 3)
+
+
+def test_a_trial_that_fails_is_told_of_when_it_is_judged(tmp_path: Path) -> None:
+    heard = Heard()
+    sitting, (first, second, _) = seated(asked(scheduler={"kind": "asha"}), tmp_path, heard)
+    sitting.epochs(second, [epoch(1, 0.9), epoch(2, 0.9), epoch(3, 0.9)])
+    sitting.finished(second, "it diverged")
+    assert heard.endings == []
+    sitting.epochs(first, [epoch(1, 0.1), epoch(2, 0.1)])
+    assert [(e.trial, e.status, e.epochs, e.reason) for e in heard.endings] == [
+        (second, "stopped", 2, "")
+    ]
 
 
 def train_none(made: TuneJob, placed: Any, crew: Crew, folder: str, desk: Desk) -> None:
@@ -253,6 +308,7 @@ def test_a_generation_is_kept_while_a_failed_trial_may_be_tried_again(
     before = [replace(point, until=2) for point in last]
     sitting._points = before + last
     for point in before:
+        sitting._stopping.enter(point.trial, 20)
         commit(tmp_path, point.trial, 10)
     if failed:
         sitting.finished(before[0].trial, "its process was lost 3 times; out of memory?")

@@ -1,59 +1,36 @@
-"""What is kept of stopped trials: for the same judge and the same rows, and nobody else."""
+"""What is kept of stopped trials, of the same rows."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hourglass.errors import DataError
-from hourglass.job_files import parse
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import stopped
-from hourglass.tuning.space import points
+from hourglass.tuning.space import Point
 from hourglass.tuning.stopped import Stopped
 
 HISTORY = [{"epoch": 1.0, "holdout_mse": 0.5}, {"epoch": 2.0, "holdout_mse": 0.4}]
 
 
-def sweep(**fields: Any) -> TuneJob:
-    base = {
-        "kind": "train",
-        "data": {"uri": "/rows", "features": {"vector": "x"}},
-        "model": {"network": {"kind": "dense", "widths": [3], "activation": "tanh"}},
-        "train": {"optimizer": {"kind": "adam"}},
-    }
-    space = {"train.optimizer.lr": {"grid": [0.1]}}
-    asha = {"scheduler": {"kind": "asha"}}
-    made = parse({"kind": "tune", "base": base, "space": space, **asha, **fields})
-    assert isinstance(made, TuneJob)
-    return made
-
-
-def test_it_is_found_by_the_judge_that_stopped_it(tmp_path: Path) -> None:
-    made = sweep()
-    kept = Stopped(made, "abc", HISTORY, 1.5)
+def test_its_line_is_that_of_the_epoch_it_was_stopped_after(tmp_path: Path) -> None:
+    kept = Stopped("abc", HISTORY, 1.5)
     kept.save(str(tmp_path))
-    assert stopped.load(str(tmp_path), made, "abc") == kept
-    (point,) = points(made)
-    line = kept.entry(point)
-    assert (line.status, line.epochs, line.holdout_mse, line.seconds) == ("stopped", 2, 0.4, 1.5)
-    for other in (
-        sweep(scheduler={"kind": "median"}),
-        sweep(scheduler={"kind": "asha", "keep": 4}),
-        sweep(metric="train_mse"),
-    ):
-        assert stopped.load(str(tmp_path), other, "abc") is None
-    assert stopped.load(str(tmp_path / "none"), made, "abc") is None
+    assert stopped.load(str(tmp_path), "abc") == kept
+    point = Point({"train.seed": 1}, None)
+    for epoch, error in ((1, 0.5), (2, 0.4)):
+        line = kept.entry(point, epoch)
+        assert (line.status, line.epochs, line.holdout_mse) == ("stopped", epoch, error)
+        assert (line.seconds, line.values) == (1.5, {"train.seed": 1})
+    assert stopped.load(str(tmp_path / "none"), "abc") is None
 
 
 def test_other_rows_and_damage_are_named(tmp_path: Path) -> None:
-    made = sweep()
-    Stopped(made, "abc", HISTORY, 1.5).save(str(tmp_path))
+    Stopped("abc", HISTORY, 1.5).save(str(tmp_path))
     with pytest.raises(
         DataError, match="stopped.json: trained on other shards; begin the sweep anew"
     ):
-        stopped.load(str(tmp_path), made, "other")
+        stopped.load(str(tmp_path), "other")
     path = tmp_path / "stopped.json"
     said = json.loads(path.read_text())
     for damage in (
@@ -66,4 +43,4 @@ def test_other_rows_and_damage_are_named(tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match="not the record of a trial; remove it to train the trial"
         ):
-            stopped.load(str(tmp_path), made, "abc")
+            stopped.load(str(tmp_path), "abc")

@@ -2,14 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from hourglass import artifact, storage
 from hourglass.artifact import Artifact
 from hourglass.errors import DataError
-from hourglass.sweeps import Mode, Stop
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
@@ -21,6 +20,7 @@ from hourglass.tuning.rows import Rows
 from hourglass.tuning.search import Searching
 from hourglass.tuning.space import Point
 from hourglass.tuning.stopped import Stopped
+from hourglass.tuning.stopping import Stopping, settled
 from hourglass.tuning.trial import artifact_of, checkpoints_of, trial_folder
 from hourglass.tuning.trials import Crew
 
@@ -47,6 +47,9 @@ class Sitting:
         self._queue: list[list[Point]] = []
         self._entries: dict[str, Entry] = {}
         self._losses: Counter[str] = Counter()
+        self._stopping = Stopping(sweep.scheduler, sweep.metric)
+        self._held: dict[str, tuple[Entry, Callable[[Entry], None]]] = {}  # ended, not judged yet
+        self._kept: dict[str, Stopped] = {}  # stopped in an earlier sitting, not judged yet
         self.histories: dict[str, Sequence[Record]] = {}
         self._judged = _judged(folder)
         self._began: float | None = None
@@ -82,36 +85,44 @@ class Sitting:
     def _take(self, batch: Sequence[Point]) -> None:
         """Find what ended before, and put the others into the queue."""
         self._points += batch
-        todo: list[Point] = []
-        for point in batch:
-            entry = self._before(point)
-            if entry is None:
-                todo.append(point)
-            else:
-                self._entries[point.key] = entry
-                self._listener.known(entry)
-        todo = list({point.key: point for point in todo}.values())
+        unique = {point.key: point for point in batch}
+        for point in unique.values():
+            self._find(point)
+        self._decide()
+        ended = {*self._entries, *self._held, *self._kept}
+        todo = [point for key, point in unique.items() if key not in ended]
         if todo and not self.over():
             self._listener.placed(self._rows.placed.measured.dataset)
             self._queue = self._dealt(todo)
 
-    def _before(self, point: Point) -> Entry | None:
-        """What is known of a point without training it. Raises DataError, ArtifactError."""
+    def _find(self, point: Point) -> None:
+        """What came of a point before this sitting. Raises DataError, ArtifactError."""
         if point.job is None:
-            return Entry(trial="", status="failed", reason=point.reason, values=point.values)
-        uri = artifact_of(self._uri(point.trial))
+            entry = Entry(trial="", status="failed", reason=point.reason, values=point.values)
+            self._entries[point.key] = entry
+            self._listener.known(entry)
+            return
+        trial, digest = point.trial, self._rows.manifest.digest
+        self._stopping.enter(trial, point.job.train.epochs)
+        uri = artifact_of(self._uri(trial))
         if storage.exists(storage.join(uri, artifact.MANIFEST)):
             found = artifact.load(uri)
-            if (
-                found.manifest.provenance.get("dataset", {}).get("digest")
-                != self._rows.manifest.digest
-            ):
+            if found.manifest.provenance.get("dataset", {}).get("digest") != digest:
                 raise DataError(
                     f"{uri}: trained on other shards; begin the sweep anew with --fresh"
                 )
-            storage.remove(checkpoints_of(self._uri(point.trial)))  # if it was killed before that
-            return self._finished(point, found)
-        return self._stopped_before(point)
+            storage.remove(checkpoints_of(self._uri(trial)))  # if it was killed before that
+            self._hold(self._finished(point, found), self._know)
+            return
+        kept = stopped.load(self._uri(trial), digest)
+        if kept is None:
+            return
+        self.histories[trial] = kept.history
+        if point.until is not None:
+            self._know(kept.entry(point, point.until))
+        else:
+            self._kept[trial] = kept
+            self._stopping.heard(trial, kept.history)
 
     def _dealt(self, todo: Sequence[Point]) -> list[list[Point]]:
         """The trials in groups that train together; whoever may be stopped trains alone."""
@@ -146,9 +157,11 @@ class Sitting:
         """A trial came to its end, or failed for a reason."""
         point = self._point(trial)
         if reason:
-            self._end(Entry(trial=trial, status="failed", reason=reason, values=point.values))
+            entry = Entry(trial=trial, status="failed", reason=reason, values=point.values)
         else:
-            self._end(self._finished(point, artifact.load(artifact_of(self._uri(trial)))))
+            entry = self._finished(point, artifact.load(artifact_of(self._uri(trial))))
+        self._hold(entry, self._end)
+        self._go_on()
 
     def lost(self, names: Sequence[str]) -> None:
         """Trials lost their process: they go on in another, `base.scale.max_failures` times."""
@@ -160,28 +173,72 @@ class Sitting:
         for name in names:
             self.finished(name, f"its process was lost {times} times; out of memory?")
 
-    def epoch(self, trial: str, record: Record) -> None:
-        """A trial that may be stopped ended an epoch."""
-        before = [r for r in self.histories.get(trial, ()) if r["epoch"] < record["epoch"]]
-        self.histories[trial] = [*before, record]
+    def epochs(self, trial: str, records: Sequence[Record]) -> None:
+        """A trial that may be stopped ended epochs."""
+        earlier = self.histories.get(trial, ())
+        before = [record for record in earlier if record["epoch"] < records[0]["epoch"]]
+        self.histories[trial] = [*before, *records]
+        self._stopping.heard(trial, records)
+        self._go_on()
 
-    def stopped(self, trial: str, record: Record, seconds: float) -> None:
-        """A trial was stopped by the scheduler, unless the whole sweep was."""
+    def to_stop(self, trial: str) -> bool:
+        """True of one that the scheduler stopped, maybe after an epoch that it left behind."""
+        return self._stopping.last_epoch(trial) is not None
+
+    def stopped(self, trial: str, seconds: float) -> None:
+        """A trial was stopped, unless the whole sweep was."""
         if self.over():
             return
-        self.epoch(trial, record)
+        point = self._point(trial)
+        last = point.until or self._stopping.last_epoch(trial)
+        assert last is not None  # nobody else stops a trial
         # Before it counts as stopped: killed in between, it goes on and comes here again.
         self._checkpoints(trial).keep_newest()
-        kept = Stopped(self._sweep, self._rows.manifest.digest, self.histories[trial], seconds)
+        kept = Stopped(self._rows.manifest.digest, self.histories[trial], seconds)
         kept.save(self._uri(trial))
-        self._end(kept.entry(self._point(trial)))
+        self._end(self._stopped_after(last, point, kept))
 
-    def _stopped_before(self, point: Point) -> Entry | None:
-        kept = stopped.load(self._uri(point.trial), self._sweep, self._rows.manifest.digest)
-        if kept is None:
-            return None
-        self.histories[point.trial] = kept.history
-        return kept.entry(point)
+    def _stopped_after(self, epoch: int, point: Point, kept: Stopped) -> Entry:
+        """The leaderboard's line about a trial that was stopped, which has no later epochs."""
+        self.histories[point.trial] = kept.to(epoch)
+        return kept.entry(point, epoch)
+
+    def _hold(self, entry: Entry, tell: Callable[[Entry], None]) -> None:
+        """A trial has ended, and is told of when it is judged."""
+        self._held[entry.trial] = entry, tell
+        self._stopping.heard(entry.trial, self.histories.get(entry.trial, ()))
+        self._stopping.ended(entry.trial)
+
+    def _decide(self) -> list[Point]:
+        """Tell of trials that are judged by now; returns those that were stopped, and are not any more."""
+        held, kept = self._held, self._kept
+        for trial in [trial for trial in held if self._stopping.decided(trial)]:
+            entry, tell = held.pop(trial)
+            last = self._stopping.last_epoch(trial)
+            if last is not None:  # after which it trained on
+                digest, seconds = self._rows.manifest.digest, entry.seconds or 0.0
+                trained = Stopped(digest, self.histories[trial], seconds)
+                entry = self._stopped_after(last, self._point(trial), trained)
+            tell(entry)
+        going_on = []
+        for trial in [trial for trial in kept if self._stopping.decided(trial)]:
+            point, earlier, last = (
+                self._point(trial),
+                kept.pop(trial),
+                self._stopping.last_epoch(trial),
+            )
+            if last is None:
+                going_on.append(point)
+            else:
+                self._know(self._stopped_after(last, point, earlier))
+        return going_on
+
+    def _go_on(self) -> None:
+        self._queue[:0] = [[point] for point in self._decide()]
+
+    def _know(self, entry: Entry) -> None:
+        self._entries[entry.trial] = entry
+        self._listener.known(entry)
 
     def _end(self, entry: Entry) -> None:
         self._entries[entry.trial] = entry
@@ -321,19 +378,6 @@ class Sitting:
 
     def _uri(self, trial: str) -> str:
         return trial_folder(self._folder, trial)
-
-
-def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | None:
-    """How many trials, in their order, it takes until the best no longer improves; None: not yet."""
-    best, waited = None, 0
-    for number, metric in enumerate(metrics, start=1):
-        error = metric if metric is None or mode == "min" else -metric
-        waited += 1
-        if error is not None and (best is None or error < best - stop.tolerance * abs(best)):
-            best, waited = error, 0
-        if waited >= stop.patience:
-            return number
-    return None
 
 
 def _judged(folder: str) -> dict[str, float | None]:

@@ -2,7 +2,6 @@
 store."""
 
 import json
-import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,9 @@ from hourglass.tuning.space import Point, one_line
 
 TRIALS = "trials"
 FAILED = "failed"
-"""Where a report has the reasons of the trials that failed; one without it is an epoch's."""
+"""Where a report has the reasons of the trials that failed: their last words."""
+TRIAL, RECORDS = "trial", "records"
+"""Where a report has records of a trial's epochs."""
 
 
 @dataclass(frozen=True)
@@ -50,40 +51,31 @@ class Share:
         return Room(self.cpus, self.gpus, 0.0)
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Somebody may stop trials: by what metric, and whether its epochs are compared with others'."""
-
-    metric: str
-    compared: bool
-
-
 def train_trials(
-    config: dict[str, Any], *, any_run: Run, placed: Placed, share: Share, watch: Watch | None
+    config: dict[str, Any], *, any_run: Run, placed: Placed, share: Share, watched: bool
 ) -> None:
     """Complete the runs that `config` describes and report the reasons of those that failed.
 
-    With a `watch`, epochs are reported as well, for whoever may stop the trial. The rows are views of
+    Of `watched` trials epochs are reported as well, for whoever may stop the trial. The rows are views of
     the object store, which nobody may write to. What would fail again is a result; only the loss of
     this process is for Tune to mend.
     """
     mine = {said["trial"]: _run(any_run, said) for said in json.loads(config[TRIALS])}
-    first, *_ = mine.values()
-    epochs = _Epochs(watch, first.job.train.epochs) if watch else None
+    tell = _Epochs(*next(iter(mine.items()))) if watched else _quiet
     try:
-        ended = _complete(list(mine.values()), placed, share, epochs or _quiet)
+        ended = _complete(list(mine.values()), placed, share, tell)
     except HourglassError as error:
         ended = [error] * len(mine)
     except Exception as error:  # a trial that fails in a way of its own must not end the sweep
         traceback.print_exc()
         ended = [error] * len(mine)
-    report: dict[str, Any] = {**(epochs.last if epochs else {}), FAILED: {}}
+    report: dict[str, Any] = {FAILED: {}}
     for (name, run), end in zip(mine.items(), ended, strict=True):
         report[FAILED][name] = _reason(end) if isinstance(end, Exception) else ""
         if isinstance(end, Exception):
             continue
         if run.until is not None:
-            report["record"] = end
+            report |= {TRIAL: name, RECORDS: [end]}
         else:
             storage.remove(run.checkpoints.uri)  # the artifact is there, nothing resumes from them
     tune.report(report)
@@ -117,21 +109,20 @@ def _reason(error: Exception) -> str:
 
 
 class _Epochs:
-    """Reports the metric after each epoch; schedulers want it in the trial's last words as well."""
+    """Reports the records of a trial's epochs, once it resumed those of earlier sittings as well."""
 
-    def __init__(self, watch: Watch, epochs: int) -> None:
-        self._watch, self._epochs = watch, epochs
-        self.last: dict[str, Any] = {"epoch": 0, watch.metric: math.nan}
+    def __init__(self, trial: str, run: Run) -> None:
+        self._trial, self._epochs = trial, run.job.train.epochs
 
     def __call__(self, kind: str, payload: Any) -> None:
-        if kind == "resumed" and self._watch.compared:  # nobody has heard of those yet
-            for record in payload["history"]:
-                self("epoch", record)
-        if kind == "epoch":
-            epoch, name = int(payload["epoch"]), self._watch.metric
-            self.last = {"epoch": epoch, name: payload.get(name, math.nan)}
-            if epoch < self._epochs:  # after the last one it has still to save its artifact
-                tune.report({**self.last, "record": payload})
+        if kind == "resumed" and payload["history"]:
+            self._report(payload["history"])
+        # After the last one it has still to save its artifact.
+        if kind == "epoch" and payload["epoch"] < self._epochs:
+            self._report([payload])
+
+    def _report(self, records: list[Record]) -> None:
+        tune.report({TRIAL: self._trial, RECORDS: records})
 
 
 class _Quiet:

@@ -10,19 +10,24 @@ from typing import Any, Protocol
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from hourglass import storage
 from hourglass.errors import ClusterError
-from hourglass.sweeps import Scheduler
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 from hourglass.tuning.space import Point
-from hourglass.tuning.trial import FAILED, Placed, Share, Watch, described, names, train_trials
+from hourglass.tuning.trial import (
+    FAILED,
+    RECORDS,
+    TRIAL,
+    Placed,
+    Share,
+    described,
+    names,
+    train_trials,
+)
 
-MOST_EPOCHS = 10**6
-"""More than any trial has: up to here ASHA sets its rungs."""
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the artifact is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which resumes when run again
@@ -55,12 +60,16 @@ class Desk(Protocol):
         """They lost their process before they ended."""
         ...
 
-    def epoch(self, trial: str, record: Record) -> None:
-        """It ended an epoch: heard of trials that somebody may stop."""
+    def epochs(self, trial: str, records: Sequence[Record]) -> None:
+        """It ended epochs, which may have been heard of before: of trials that somebody may stop."""
         ...
 
-    def stopped(self, trial: str, record: Record, seconds: float) -> None:
-        """It ended after the epoch of this record, before the end of its job."""
+    def to_stop(self, trial: str) -> bool:
+        """True when it is to train no further."""
+        ...
+
+    def stopped(self, trial: str, seconds: float) -> None:
+        """It ended before the end of its job."""
         ...
 
 
@@ -118,7 +127,7 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         any_run=placed.measured.run(sweep.job, folder),
         placed=placed,
         share=crew.share,
-        watch=_watch(sweep) if watched(sweep) else None,
+        watched=watched(sweep),
     )
     attempt, own = f"attempt-{secrets.token_hex(4)}", storage.join(folder, "ray")
     heard = _Heard(desk)
@@ -127,7 +136,6 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         tune_config=tune.TuneConfig(
             num_samples=-1,  # until the desk has no more
             search_alg=_Asking(desk, folder),
-            scheduler=_scheduler(sweep.scheduler, sweep),
             max_concurrent_trials=crew.at_once,
             reuse_actors=crew.share.workers == 1,
         ),
@@ -136,7 +144,7 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
             storage_path=own,
             failure_config=tune.FailureConfig(max_failures=0),  # see `_Heard.on_trial_error`
             callbacks=[heard],
-            stop=_Over(desk, heard),
+            stop=_Ends(desk, heard),
             verbose=0,
         ),
     )
@@ -151,11 +159,7 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
 def watched(sweep: TuneJob) -> bool:
     """True when somebody may stop a trial, who must hear of its epochs."""
     ends = sweep.stop is not None or sweep.max_time_s is not None
-    return ends or _watch(sweep).compared
-
-
-def _watch(sweep: TuneJob) -> Watch:
-    return Watch(sweep.metric, compared=sweep.scheduler.kind in ("asha", "median"))
+    return ends or sweep.scheduler.kind in ("asha", "median")
 
 
 def _resources(share: Share) -> dict[str, float]:
@@ -167,27 +171,6 @@ def _resources(share: Share) -> dict[str, float]:
     if share.workers > 1:
         return {"cpu": 0.0, "memory": 1.0}
     return {"cpu": share.cpus, **({"gpu": share.gpus} if share.gpus else {})}
-
-
-def _scheduler(spec: Scheduler, sweep: TuneJob) -> TrialScheduler | None:
-    """Ray Tune's scheduler of that kind."""
-    common = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.mode}
-    if spec.kind == "asha":
-        # Nothing ends at a largest epoch: at its last one a trial has still to save its artifact.
-        return ASHAScheduler(
-            max_t=MOST_EPOCHS,
-            grace_period=spec.grace_epochs,
-            reduction_factor=spec.keep,
-            **common,
-        )
-    if spec.kind == "median":
-        return MedianStoppingRule(
-            grace_period=spec.grace_epochs,
-            min_samples_required=spec.least_trials,
-            min_time_slice=math.inf,  # or it pauses whoever is ahead, to start again later
-            **common,
-        )
-    return None
 
 
 class _Asking(Searcher):  # type: ignore[misc]
@@ -218,8 +201,8 @@ class _Asking(Searcher):  # type: ignore[misc]
         """Nothing was saved."""
 
 
-class _Over(tune.Stopper):  # type: ignore[misc]
-    """Ends all trials when the desk says so, or cannot go on."""
+class _Ends(tune.Stopper):  # type: ignore[misc]
+    """Ends a trial when the desk says so, and all of them when it says that or cannot go on."""
 
     def __init__(self, desk: Desk, heard: "_Heard") -> None:
         self._desk, self._heard = desk, heard
@@ -229,8 +212,11 @@ class _Over(tune.Stopper):  # type: ignore[misc]
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """A trial ends by itself, or by its scheduler."""
-        return False
+        """True when a trial that reported epochs, or its last words, is to stop."""
+        if RECORDS not in result:
+            return False
+        self._heard.tell(self._desk.epochs, result[TRIAL], result[RECORDS])
+        return self._desk.to_stop(result[TRIAL])
 
     def stop_all(self) -> bool:
         """True when the sweep is over."""
@@ -254,24 +240,17 @@ class _Heard(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial got its process."""
-        self._tell(self._desk.started, names(trial.config))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
-    ) -> None:
-        """A trial reported an epoch, or its last words."""
-        if "record" in result and FAILED not in result:
-            self._tell(self._desk.epoch, names(trial.config)[0], result["record"])
+        self.tell(self._desk.started, names(trial.config))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial came to its end, said why it could not, or was stopped."""
         last = trial.last_result or {}
         for name in names(trial.config):
             reason = last.get(FAILED, {}).get(name, "")
-            if "record" in last and not reason:
-                self._tell(self._desk.stopped, name, last["record"], last["time_total_s"])
+            if RECORDS in last and not reason:
+                self.tell(self._desk.stopped, name, last["time_total_s"])
             elif FAILED in last:
-                self._tell(self._desk.finished, name, reason)
+                self.tell(self._desk.finished, name, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial lost its process, and the desk may hand it out again.
@@ -279,9 +258,10 @@ class _Heard(tune.Callback):  # type: ignore[misc]
         Tune would give up a trial that is about to use a process again and finds it dead, too, as when
         their machine is gone, whatever it allows otherwise.
         """
-        self._tell(self._desk.lost, names(trial.config))
+        self.tell(self._desk.lost, names(trial.config))
 
-    def _tell(self, say: Callable[..., None], *words: Any) -> None:
+    def tell(self, say: Callable[..., None], *words: Any) -> None:
+        """Tell the desk, unless it failed before."""
         if self.error is None:
             try:
                 say(*words)

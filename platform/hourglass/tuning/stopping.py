@@ -1,0 +1,150 @@
+"""What ends trials before their time: a function of the file and of what trials report.
+
+Trials are judged in the order of their points, each epoch beside those that the trials before it had, as
+if they trained one after the other. So neither concurrency nor who is faster decides who is stopped. No
+trial waits for its verdict: it trains on, and what it did beyond its last epoch does not count.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from hourglass.sweeps import Asha, Median, Metric, Mode, Scheduler, Stop
+from hourglass.training.state import Record
+
+Rule = Callable[[Sequence[float], Sequence[Sequence[float]]], bool]
+"""A trial's error after each of its epochs so far, and those of the trials before it -> True to stop it."""
+
+
+def rule_of(scheduler: Scheduler) -> Rule | None:
+    """The rule that a scheduler stops trials by; None where it stops nobody."""
+    if isinstance(scheduler, Asha):
+        return partial(asha, spec=scheduler)
+    if isinstance(scheduler, Median):
+        return partial(median, spec=scheduler)
+    return None
+
+
+def asha(own: Sequence[float], before: Sequence[Sequence[float]], spec: Asha) -> bool:
+    """At a rung: is it not among the best one in `keep` of those that came there before?
+
+    Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", section 3.
+    """
+    epoch, rung = len(own), spec.grace_epochs
+    while rung < epoch:
+        rung *= spec.keep
+    if rung != epoch:
+        return False
+    there = _finite(errors[epoch - 1] for errors in before if len(errors) >= epoch)
+    return bool(there) and own[-1] > float(np.quantile(there, 1.0 / spec.keep))
+
+
+def median(own: Sequence[float], before: Sequence[Sequence[float]], spec: Median) -> bool:
+    """Is its best worse than the median of the others' means, of those that came as far?
+
+    Source: Golovin et al. 2017, "Google Vizier", section 3.2.
+    """
+    epoch, grace = len(own), spec.grace_epochs
+    if epoch < grace:
+        return False
+    others = [errors[grace - 1 : epoch] for errors in before if len(errors) >= epoch]
+    means = _finite(float(np.mean(errors)) for errors in others)
+    if len(means) < spec.least_trials:
+        return False
+    return min(_finite(own), default=math.inf) > float(np.median(means))
+
+
+def _finite(errors: Iterable[float]) -> list[float]:
+    return [error for error in errors if math.isfinite(error)]
+
+
+@dataclass
+class _Trial:
+    """One that is judged epoch by epoch; after the last epoch of its job nobody is stopped."""
+
+    epochs: int
+    errors: list[float] = field(default_factory=list)
+    judged: int = 0
+    ended: bool = False
+    last_epoch: int | None = None
+
+    @property
+    def decided(self) -> bool:
+        """True when it was stopped, or everything that it reported was judged."""
+        return self.last_epoch is not None or self.judged == len(self.errors)
+
+    @property
+    def known_to(self) -> float:
+        """The epoch up to which others can be judged beside it."""
+        over = self.last_epoch is not None or (self.ended and self.decided)
+        return math.inf if over else self.judged
+
+
+class Stopping:
+    """Hears of trials in any order, and says after which epoch each is stopped."""
+
+    def __init__(self, scheduler: Scheduler, metric: Metric) -> None:
+        self._rule, self._metric = rule_of(scheduler), metric
+        self._trials: dict[str, _Trial] = {}
+        self._open: list[_Trial] = []  # in the order of their points
+        self._closed: list[list[float]] = []  # the errors of those before, of which all is known
+
+    def enter(self, trial: str, epochs: int) -> None:
+        """A trial of a job of so many epochs; those entered before it are those it is judged beside."""
+        self._trials[trial] = _Trial(epochs)
+        self._open.append(self._trials[trial])
+
+    def heard(self, trial: str, records: Sequence[Record]) -> None:
+        """Records of its epochs, from the first one on; those that were heard before may come again."""
+        mine = self._trials[trial]
+        if self._rule is None or mine.last_epoch is not None:
+            return
+        new = [record for record in records if record["epoch"] > len(mine.errors)]
+        mine.errors += [record.get(self._metric, math.nan) for record in new]
+        self._judge(self._rule)
+
+    def ended(self, trial: str) -> None:
+        """There will be no more epochs of it."""
+        self._trials[trial].ended = True
+        if self._rule is not None:
+            self._judge(self._rule)
+
+    def decided(self, trial: str) -> bool:
+        """True when it was stopped, or nobody stopped it after any epoch heard of so far."""
+        return self._trials[trial].decided
+
+    def last_epoch(self, trial: str) -> int | None:
+        """The epoch after which it is stopped; None while it is not."""
+        return self._trials[trial].last_epoch
+
+    def _judge(self, rule: Rule) -> None:
+        known_to, before = math.inf, list(self._closed)
+        for trial in self._open:
+            while trial.last_epoch is None and trial.judged < min(len(trial.errors), known_to):
+                trial.judged += 1
+                own = trial.errors[: trial.judged]
+                if trial.judged < trial.epochs and rule(own, before):
+                    trial.last_epoch = trial.judged
+                    del trial.errors[trial.judged :]
+            before.append(trial.errors)
+            known_to = min(known_to, trial.known_to)
+            if not known_to:
+                break
+        while self._open and self._open[0].known_to == math.inf:
+            self._closed.append(self._open.pop(0).errors)
+
+
+def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | None:
+    """How many trials, in their order, it takes until the best no longer improves; None: not yet."""
+    best, waited = None, 0
+    for number, metric in enumerate(metrics, start=1):
+        error = metric if metric is None or mode == "min" else -metric
+        waited += 1
+        if error is not None and (best is None or error < best - stop.tolerance * abs(best)):
+            best, waited = error, 0
+        if waited >= stop.patience:
+            return number
+    return None
