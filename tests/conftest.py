@@ -24,29 +24,37 @@ settings.load_profile("house")
 COLUMNS = 12
 CLUSTERS = {"ray", "docs", "browser"}
 """Folders of tests that start clusters and servers, and mostly wait for them."""
-SECOND = {"test_batch.py", "test_tune.py", "test_tune_ends.py"}
-"""About half of them by the clock."""
+LONG = ("test_train.py", "test_tune_ends.py", "test_readme.py", "test_batch.py", "test_cluster.py")
+"""Of their files those that take longest, in the order in which they begin."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Clusters first: they take longest."""
-    items.sort(key=lambda item: item.path.parent.name not in CLUSTERS)
+    items.sort(key=_begins)
 
 
-class Halves(LoadScopeScheduling):  # type: ignore[misc]
-    """Of three processes (`-n 3`) two begin with half of the clusters each, the third with the rest."""
+def _begins(item: pytest.Item) -> int:
+    if item.path.parent.name not in CLUSTERS:
+        return len(LONG) + 1
+    return LONG.index(item.path.name) if item.path.name in LONG else len(LONG)
+
+
+class FromBothEnds(LoadScopeScheduling):  # type: ignore[misc]
+    """Deals files: two processes begin with clusters, the others with the rest, and then help them."""
 
     def _split_scope(self, nodeid: str) -> str:
-        """Tests of one scope are run by one process, in order."""
-        file = nodeid.partition("::")[0]
-        if Path(file).parent.name not in CLUSTERS:
-            return file
-        return "the second half" if Path(file).name in SECOND else "the first half"
+        """Tests of one file are run by one process, in order."""
+        return nodeid.partition("::")[0]
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if self.nodes.index(node) >= 2:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What xdist asks for its way of dealing tests."""
-    return Halves(config, log)
+    return FromBothEnds(config, log)
 
 
 def column_stats(rows: Any) -> ColumnStats:

@@ -210,7 +210,8 @@ GRIDS = [path for path in SPACES if load_kind(TuneJob, path).search.kind == "gri
 def test_the_grids_that_are_shipped_run(home: Path, shards: Path, path: Path) -> None:
     """On other rows, for one epoch."""
     small = {"data.uri": shards, "data.features": "{vector: x}", "train.epochs": 1}
-    made = load_kind(TuneJob, path, [f"base.{field}={value}" for field, value in small.items()])
+    changes = [f"base.{field}={value}" for field, value in small.items()]
+    made = load_kind(TuneJob, path, [*changes, "concurrency=1"])  # one process to start
     board = tune(made, home / path.stem)
     assert [entry.status for entry in board.entries] == ["finished"] * made.grid_points
     assert [entry.epochs for entry in board.entries] == [1] * made.grid_points

@@ -98,8 +98,8 @@ def test_patience_ends_the_sweep_at_the_same_trial(home: Path, shards: Path) -> 
 
 
 def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> None:
-    rates, long = {LR: {"grid": [0.01, 0.02]}}, {"epochs": 300}
-    made = job(shards, rates, concurrency=1, max_time_s=8, train=long)
+    rates, long = {LR: {"grid": [0.01, 0.02]}}, {"epochs": 200}
+    made = job(shards, rates, concurrency=1, max_time_s=5, train=long)
     first = tune(made, home / "time")
     reasons = {entry.reason for entry in first.entries if entry.status == "failed"}
     # The second is where it was if it began just before the end.

@@ -11,7 +11,7 @@ from hourglass.tune_job import TuneJob
 from hourglass.tuning import progress, trials
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.progress import SweepProgress
-from hourglass.tuning.trial import FAILED, TRIALS, Share
+from hourglass.tuning.trial import FAILED, RECORDS, TRIAL, TRIALS, Share
 from hourglass.tuning.trials import Crew
 
 LR = "train.optimizer.lr"
@@ -118,6 +118,12 @@ class Broken:
     def finished(self, trial: str, reason: str) -> None:
         self.asked.append(trial)
 
+    def epochs(self, trial: str, records: Any) -> None:
+        self.asked.append(trial)
+
+    def to_stop(self, trial: str) -> bool:
+        return False
+
 
 class Trial:
     """As much of Tune's as is heard."""
@@ -129,10 +135,11 @@ class Trial:
 def test_an_error_of_who_listens_ends_the_sweep_and_is_no_trials() -> None:
     desk = Broken()
     heard = trials._Heard(desk)  # type: ignore[arg-type]
-    over = trials._Over(desk, heard)  # type: ignore[arg-type]
-    assert not over.stop_all()
+    ends = trials._Ends(desk, heard)  # type: ignore[arg-type]
+    assert not ends.stop_all()
     heard.on_trial_start(0, [], Trial())
     assert isinstance(heard.error, OSError)
-    assert over.stop_all()
+    assert ends.stop_all()
     heard.on_trial_complete(0, [], Trial())
+    assert not ends("0", {TRIAL: "a", RECORDS: [{"epoch": 1.0}]})
     assert desk.asked == [["a"]]  # nothing more is told

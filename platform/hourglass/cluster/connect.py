@@ -30,6 +30,7 @@ _DEFAULTS = {
 # Ray replaces a node address of 127.0.0.1 by the machine's outer one and then listens on all
 # interfaces, unless clusters of several machines are switched off, as they are on macOS.
 _MANY_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 # Sockets are named <temp dir>/r/session_<date>_<time>_<pid>/sockets/plasma_store; the system allows
 # 107 bytes for all of it.
 _TEMP_DIR_LIMIT = 107 - len("/r/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
@@ -107,6 +108,8 @@ def ray_environment(
     variables["RAY_AUTH_MODE"] = mode
     if address is None or is_loopback(address):
         variables[_MANY_MACHINES] = "0"
+        # Nobody takes this machine away, so no process of each run needs to watch for it.
+        variables[_PREEMPTION] = os.environ.get(_PREEMPTION, "0")
     if mode == "token" and not os.environ.get("RAY_AUTH_TOKEN"):
         variables["RAY_AUTH_TOKEN_PATH"] = str(_token_file(settings, starting=address is None))
     return variables

@@ -13,6 +13,7 @@ from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard, pack, stopped, trials
+from hourglass.tuning.deadline import Deadline
 from hourglass.tuning.judge import pca_errors
 from hourglass.tuning.leaderboard import METRICS, Entry, Leaderboard
 from hourglass.tuning.listener import Listener
@@ -52,8 +53,7 @@ class Sitting:
         self._kept: dict[str, Stopped] = {}  # stopped in an earlier sitting, not judged yet
         self.histories: dict[str, Sequence[Record]] = {}
         self._judged = _judged(folder)
-        self._began: float | None = None
-        self._began_with: dict[str, list[list[str]]] = {}  # what had been committed then
+        self._deadline = Deadline(sweep.max_time_s, self._on_disk)
         self._saved = time.monotonic()
 
     def next(self) -> Sequence[Point] | None:
@@ -147,10 +147,7 @@ class Sitting:
 
     def started(self, names: Sequence[str]) -> None:
         """Trials got their process."""
-        self._began = self._began or time.monotonic()
-        if self._sweep.max_time_s is not None:
-            for name in names:  # one whose process was lost began before
-                self._began_with.setdefault(name, self._committed(name))
+        self._deadline.started(names)
         self._listener.started([self._point(name).values for name in names])
 
     def finished(self, trial: str, reason: str) -> None:
@@ -211,27 +208,23 @@ class Sitting:
 
     def _decide(self) -> list[Point]:
         """Tell of trials that are judged by now; returns those that were stopped, and are not any more."""
-        held, kept = self._held, self._kept
-        for trial in [trial for trial in held if self._stopping.decided(trial)]:
-            entry, tell = held.pop(trial)
+        for trial in [trial for trial in self._held if self._stopping.decided(trial)]:
+            entry, tell = self._held.pop(trial)
             last = self._stopping.last_epoch(trial)
-            if last is not None:  # after which it trained on
+            if last is not None:  # it trained on after that
                 digest, seconds = self._rows.manifest.digest, entry.seconds or 0.0
                 trained = Stopped(digest, self.histories[trial], seconds)
                 entry = self._stopped_after(last, self._point(trial), trained)
             tell(entry)
-        going_on = []
-        for trial in [trial for trial in kept if self._stopping.decided(trial)]:
-            point, earlier, last = (
-                self._point(trial),
-                kept.pop(trial),
-                self._stopping.last_epoch(trial),
-            )
+        on = []
+        for trial in [trial for trial in self._kept if self._stopping.decided(trial)]:
+            point, kept = self._point(trial), self._kept.pop(trial)
+            last = self._stopping.last_epoch(trial)
             if last is None:
-                going_on.append(point)
+                on.append(point)
             else:
-                self._know(self._stopped_after(last, point, earlier))
-        return going_on
+                self._know(self._stopped_after(last, point, kept))
+        return on
 
     def _go_on(self) -> None:
         self._queue[:0] = [[point] for point in self._decide()]
@@ -256,11 +249,7 @@ class Sitting:
 
     def over(self) -> bool:
         """True when patience or time has run out."""
-        return self._out_of_time() or self._counted() < len(self._points)
-
-    def _out_of_time(self) -> bool:
-        most, began = self._sweep.max_time_s, self._began
-        return most is not None and began is not None and time.monotonic() - began > most
+        return self._deadline.over or self._counted() < len(self._points)
 
     def _counted(self) -> int:
         """How many of the points count: those after the end of patience do not, trained or not."""
@@ -280,15 +269,9 @@ class Sitting:
     def close(self) -> Leaderboard:
         """The leaderboard of a sitting that comes to its end; the listener hears what ended it."""
         ended, most = sum(p.key in self._entries for p in self._points), self._searching.most
-        cut = self._out_of_time() and ended < most and not self._settled()
+        cut = self._deadline.over and ended < most and not self._settled()
         if cut:
-            goes = "the same command goes on"
-            if all(self._no_further(trial) for trial in self._began_with):
-                goes = "no trial got one epoch further; raise it"
-            self._listener.note(
-                f"max_time_s: {self._sweep.max_time_s:g} s were over after {ended} of at most {most} "
-                f"trials; {goes}"
-            )
+            self._listener.note(self._deadline.note([*self._entries], ended, most))
         elif self._sweep.stop is not None and self._settled() and self._counted() < most:
             self._listener.note(
                 f"stop: the best did not improve for {self._sweep.stop.patience} trials, so "
@@ -329,30 +312,16 @@ class Sitting:
         return {p.trial: p.job.model.network.code_width for p in self._points if p.job}
 
     def _cut(self, point: Point) -> Entry:
-        if not self._out_of_time():
-            reason = "it has not ended; the same command goes on with it"
-        elif not self._no_further(point.trial):
-            reason = "max_time_s was over; the same command goes on with it"
-        else:
-            reason = (
-                "max_time_s was over before one more epoch of it was; give it more time, or the same "
-                "command may never get further"
-            )
+        reason = self._deadline.reason(point.trial)
         return Entry(trial=point.trial, status="failed", reason=reason, values=point.values)
 
-    def _no_further(self, trial: str) -> bool:
-        """True of one that began in this sitting, and of which nothing more is kept than before."""
-        if trial not in self._began_with or trial in self._entries:
-            return False
-        saved = storage.join(artifact_of(self._uri(trial)), artifact.MANIFEST)
-        unheard = storage.exists(saved)  # it ended while all were told to stop
-        return not unheard and self._committed(trial) == self._began_with[trial]
-
-    def _committed(self, trial: str) -> list[list[str]]:
-        """The checkpoints of a trial, of each of its members."""
+    def _on_disk(self, trial: str) -> tuple[bool, list[list[str]]]:
+        """Is there an artifact of a trial, and the checkpoints, of each of its members."""
         job, saved = self._point(trial).job, self._checkpoints(trial)
         assert job is not None  # it trains
-        return [saved.of(number).committed() for number in range(1, job.train.seeds + 1)]
+        finished = storage.exists(storage.join(artifact_of(self._uri(trial)), artifact.MANIFEST))
+        members = range(1, job.train.seeds + 1)
+        return finished, [saved.of(number).committed() for number in members]
 
     def _checkpoints(self, trial: str) -> Checkpoints:
         uri, digest = checkpoints_of(self._uri(trial)), self._rows.manifest.digest
