@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import yaml
 
 from hourglass import artifact, run
@@ -98,8 +99,8 @@ def test_patience_ends_the_sweep_at_the_same_trial(home: Path, shards: Path) -> 
 
 
 def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> None:
-    rates, long = {LR: {"grid": [0.01, 0.02]}}, {"epochs": 200}
-    made = job(shards, rates, concurrency=1, max_time_s=5, train=long)
+    rates, long = {LR: {"grid": [0.01, 0.02]}}, {"epochs": 300}
+    made = job(shards, rates, concurrency=1, max_time_s=8, train=long)
     first = tune(made, home / "time")
     reasons = {entry.reason for entry in first.entries if entry.status == "failed"}
     # The second is where it was if it began just before the end.
@@ -118,16 +119,24 @@ def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> N
 
 
 def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) -> None:
-    heard = Heard()
-    made = job(shards, {LR: {"grid": [0.01, 0.02, 0.03, 0.04]}}, workers_per_trial=2)
+    """One of them loses its process, and what its workers held is free for the next."""
+    heard, train = Heard(), {"epochs": 60}
+    rates = {LR: {"grid": [1e-3, 2e-3, 3e-3, 4e-3]}}
+    made = job(shards, rates, workers_per_trial=2, train=train)
+    killer = Killing(home / "workers" / "runs" / "grid" / "trials")
+    killer.start()
     board = tune(made, home / "workers", heard)
+    killer.join()
+    assert killer.killed == 1
     assert heard.crew is not None
     assert (heard.crew.at_once, heard.crew.share.workers) == (1, 2)
     assert [entry.status for entry in board.entries] == ["finished"] * 4
+    assert len(heard.begun) == 5
+    assert ray.available_resources()["CPU"] == 2.0
     found = artifact.load(heard.artifacts[0])
     assert found.manifest.job["scale"]["workers"] == 2
-    alone = tune(job(shards, {LR: {"grid": [0.04]}}), home / "alone").entries[0]
-    (two,) = [entry for entry in board.entries if entry.values == {LR: 0.04}]
+    alone = tune(job(shards, {LR: {"grid": [4e-3]}}, train=train), home / "alone").entries[0]
+    (two,) = [entry for entry in board.entries if entry.values == {LR: 4e-3}]
     assert two.trial != alone.trial
     assert two.holdout_mse == pytest.approx(alone.holdout_mse, rel=0.2)  # noise is per worker
 

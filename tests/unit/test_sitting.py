@@ -13,7 +13,7 @@ from hourglass.job_files import parse
 from hourglass.settings import Settings
 from hourglass.training.checkpoint import COMMIT, STATE
 from hourglass.tune_job import TuneJob
-from hourglass.tuning import sweep, trials
+from hourglass.tuning import stopped, sweep, trials
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.search import Planned
 from hourglass.tuning.sitting import Sitting
@@ -218,6 +218,31 @@ def test_a_trial_that_fails_is_told_of_when_it_is_judged(tmp_path: Path) -> None
     assert [(e.trial, e.status, e.epochs, e.reason) for e in heard.endings] == [
         (second, "stopped", 2, "")
     ]
+    kept = stopped.load(trial_folder(str(tmp_path), second), "abc")
+    assert kept is not None  # so it does not fail again in the next sitting
+    assert [record["epoch"] for record in kept.history] == [1, 2, 3]
+
+
+def test_trials_that_wait_for_their_verdict_are_not_called_cut(tmp_path: Path) -> None:
+    made = asked(scheduler={"kind": "asha"}, max_time_s=1e-9)
+    every = points(made)
+    Stopped("abc", [epoch(n, 0.5) for n in (1, 2, 3)], 1.5).save(
+        trial_folder(str(tmp_path), every[2].trial)
+    )
+    crew = Crew(Share(1.0, 0.0, 1), 2, 2)
+    sitting = Sitting(made, str(tmp_path), rows(), crew, Heard(), Planned(every))  # type: ignore[arg-type]
+    assert [sitting.next(), sitting.next()] == [[every[0]], [every[1]]]
+    sitting.started([every[0].trial])
+    sitting.finished(every[1].trial, "it diverged")
+    waits = "it ended, and is judged when the trials before it have come as far; the same command goes on"
+    assert reasons(sitting) == [NO_FURTHER, "it diverged", waits]
+
+
+def test_a_trial_that_begins_again_further_back_keeps_what_was_heard(tmp_path: Path) -> None:
+    sitting, (first, *_) = seated(asked(scheduler={"kind": "asha"}), tmp_path, Heard())
+    sitting.epochs(first, [epoch(n, 0.5) for n in (1, 2, 3, 4)])
+    sitting.epochs(first, [epoch(1, 0.5), epoch(2, 0.5)])
+    assert [record["epoch"] for record in sitting.histories[first]] == [1, 2, 3, 4]
 
 
 def train_none(made: TuneJob, placed: Any, crew: Crew, folder: str, desk: Desk) -> None:

@@ -128,6 +128,7 @@ class Broken:
 class Trial:
     """As much of Tune's as is heard."""
 
+    trial_id = "0"
     config = {TRIALS: '[{"trial": "a"}]'}
     last_result = {FAILED: {"a": ""}}
 

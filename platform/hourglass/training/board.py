@@ -6,6 +6,7 @@ checkpoint does not survive it; a board is asked when somebody wants to know.
 
 import contextlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ KINDS = {
     for kind in (ArtifactError, ClusterError, DataError, SpecError, TrainingError)
 }
 PATIENCE_S = 10.0
+RESERVED = "reserved"
+"""A message with the id of the placement group of a run's workers, each time they start."""
 
 
 class Listener(Protocol):
@@ -97,10 +100,13 @@ class Line:
 
 
 class Listening:
-    """A board for the length of a block, whose messages go to the listener."""
+    """A board for the length of a block, whose messages go to the listener.
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    `reserved` hears the id of the workers' placement group.
+    """
+
+    def __init__(self, listener: Listener, reserved: Callable[[str], None] | None = None) -> None:
+        self._listener, self._reserved = listener, reserved
         self._board = Board.remote()  # type: ignore[attr-defined]
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -139,6 +145,9 @@ class Listening:
                 self._listener.note(_resumed(payload))
                 for record in payload["history"]:
                     self._epoch(record)
+            elif kind == RESERVED:
+                if self._reserved:
+                    self._reserved(payload)
             else:
                 self._listener.note(str(payload))
 

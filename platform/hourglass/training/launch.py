@@ -3,6 +3,7 @@
 import math
 import secrets
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,12 +129,18 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
     return Measured(rows, census, refs, manifest.digest, dataset)
 
 
-def distribute(run: Run, measured: "Measured", room: Room, listener: Listener) -> None:
+def distribute(
+    run: Run,
+    measured: "Measured",
+    room: Room,
+    listener: Listener,
+    reserved: Callable[[str], None] | None = None,
+) -> None:
     """Complete `run` with Ray Train, one process for each of its workers.
 
-    Raises: whatever ends the run, as in one process.
+    `reserved` hears the id of their placement group. Raises: whatever ends the run, as in one process.
     """
-    with Listening(listener) as line:
+    with Listening(listener, reserved) as line:
         task = Task(
             run=run,
             rows=measured.rows,

@@ -7,12 +7,13 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.reading import Census, Rows, fetch, stream_features
 from hourglass.errors import HourglassError, TrainingError
-from hourglass.training.board import Line
+from hourglass.training.board import RESERVED, Line
 from hourglass.training.collective import Alone, Peers, Together
 from hourglass.training.complete import Run, complete
 
@@ -57,6 +58,9 @@ def _run(task: Task) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     peers: Peers = Together() if size > 1 else Alone()
     tell = task.line.tell if rank == 0 else _quiet
+    group = ray.util.get_current_placement_group()
+    if group is not None:
+        tell(RESERVED, group.id.hex())
     complete(task.run, _feed(task, rank, size), peers, ray.train.torch.get_device(), tell)
 
 

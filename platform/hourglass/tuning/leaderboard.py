@@ -27,8 +27,8 @@ WHOLE = ("parameters", "epochs")
 class Entry(Strict):
     """One trial: the values swept, by path, and what came of it; a failed one has its reason.
 
-    One that a scheduler stopped has the figures of its last epoch and no artifact. `epochs` are those
-    it trained for, `seconds` those of the sitting that ended it. `pca_mse` is the error of PCA with as
+    One that a scheduler stopped has the figures of its last epoch. `epochs` are those that count,
+    `seconds` those of the sitting that ended it. `pca_mse` is the error of PCA with as
     many components as the code has units, on the same held-out rows in model space; none where the code
     is as wide as the rows, or no rows are held out.
     """

@@ -25,6 +25,9 @@ from hourglass.tuning.stopping import Stopping, settled
 from hourglass.tuning.trial import artifact_of, checkpoints_of, trial_folder
 from hourglass.tuning.trials import Crew
 
+UNJUDGED = (
+    "it ended, and is judged when the trials before it have come as far; the same command goes on"
+)
 SAVE_S = 5.0
 """Seconds between two saves of the leaderboard of a sweep that runs."""
 
@@ -174,7 +177,8 @@ class Sitting:
         """A trial that may be stopped ended epochs."""
         earlier = self.histories.get(trial, ())
         before = [record for record in earlier if record["epoch"] < records[0]["epoch"]]
-        self.histories[trial] = [*before, *records]
+        after = [record for record in earlier if record["epoch"] > records[-1]["epoch"]]
+        self.histories[trial] = [*before, *records, *after]  # it may have begun again further back
         self._stopping.heard(trial, records)
         self._go_on()
 
@@ -189,11 +193,15 @@ class Sitting:
         point = self._point(trial)
         last = point.until or self._stopping.last_epoch(trial)
         assert last is not None  # nobody else stops a trial
+        self._end(self._stopped_after(last, point, self._keep(trial, seconds)))
+
+    def _keep(self, trial: str, seconds: float) -> Stopped:
+        """Write down a trial that has no artifact."""
         # Before it counts as stopped: killed in between, it goes on and comes here again.
         self._checkpoints(trial).keep_newest()
         kept = Stopped(self._rows.manifest.digest, self.histories[trial], seconds)
         kept.save(self._uri(trial))
-        self._end(self._stopped_after(last, point, kept))
+        return kept
 
     def _stopped_after(self, epoch: int, point: Point, kept: Stopped) -> Entry:
         """The leaderboard's line about a trial that was stopped, which has no later epochs."""
@@ -211,9 +219,11 @@ class Sitting:
         for trial in [trial for trial in self._held if self._stopping.decided(trial)]:
             entry, tell = self._held.pop(trial)
             last = self._stopping.last_epoch(trial)
-            if last is not None:  # it trained on after that
+            if last is not None:  # it trained on after that, or failed there
                 digest, seconds = self._rows.manifest.digest, entry.seconds or 0.0
                 trained = Stopped(digest, self.histories[trial], seconds)
+                if entry.status == "failed":
+                    trained = self._keep(trial, seconds)
                 entry = self._stopped_after(last, self._point(trial), trained)
             tell(entry)
         on = []
@@ -312,7 +322,11 @@ class Sitting:
         return {p.trial: p.job.model.network.code_width for p in self._points if p.job}
 
     def _cut(self, point: Point) -> Entry:
-        reason = self._deadline.reason(point.trial)
+        held, _ = self._held.get(point.trial, (None, None))
+        if held is not None and held.status == "failed":
+            return held
+        waits = held is not None or point.trial in self._kept
+        reason = UNJUDGED if waits else self._deadline.reason(point.trial)
         return Entry(trial=point.trial, status="failed", reason=reason, values=point.values)
 
     def _on_disk(self, trial: str) -> tuple[bool, list[list[str]]]:

@@ -7,7 +7,7 @@ trial waits for its verdict: it trains on, and what it did beyond its last epoch
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,8 +15,29 @@ import numpy as np
 from hourglass.sweeps import Asha, Median, Metric, Mode, Scheduler, Stop
 from hourglass.training.state import Record
 
-Rule = Callable[[Sequence[float], Sequence[Sequence[float]]], bool]
-"""A trial's error after each of its epochs so far, and those of the trials before it -> True to stop it."""
+
+class Curve:
+    """A trial's error after each of its epochs, and the mean of those from the end of grace on."""
+
+    def __init__(self, grace_epochs: int) -> None:
+        self._grace = grace_epochs
+        self.errors: list[float] = []
+        self.means: list[float] = []
+
+    def add(self, error: float) -> None:
+        """One more epoch."""
+        self.errors.append(error)
+        count = len(self.errors) - self._grace + 1
+        before = self.means[-1] if count > 1 else 0.0
+        self.means.append(before + (error - before) / count if count > 0 else math.nan)
+
+    def cut(self, epoch: int) -> None:
+        """Forget what comes after an epoch."""
+        del self.errors[epoch:], self.means[epoch:]
+
+
+Rule = Callable[[Curve, Sequence[Curve], int], bool]
+"""A trial, those before it, an epoch -> True to stop it after that epoch."""
 
 
 def rule_of(scheduler: Scheduler) -> Rule | None:
@@ -28,33 +49,31 @@ def rule_of(scheduler: Scheduler) -> Rule | None:
     return None
 
 
-def asha(own: Sequence[float], before: Sequence[Sequence[float]], spec: Asha) -> bool:
+def asha(own: Curve, before: Sequence[Curve], epoch: int, spec: Asha) -> bool:
     """At a rung: is it not among the best one in `keep` of those that came there before?
 
     Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", section 3.
     """
-    epoch, rung = len(own), spec.grace_epochs
+    rung = spec.grace_epochs
     while rung < epoch:
         rung *= spec.keep
     if rung != epoch:
         return False
-    there = _finite(errors[epoch - 1] for errors in before if len(errors) >= epoch)
-    return bool(there) and own[-1] > float(np.quantile(there, 1.0 / spec.keep))
+    there = _finite(one.errors[epoch - 1] for one in before if len(one.errors) >= epoch)
+    return bool(there) and own.errors[epoch - 1] > float(np.quantile(there, 1.0 / spec.keep))
 
 
-def median(own: Sequence[float], before: Sequence[Sequence[float]], spec: Median) -> bool:
+def median(own: Curve, before: Sequence[Curve], epoch: int, spec: Median) -> bool:
     """Is its best worse than the median of the others' means, of those that came as far?
 
     Source: Golovin et al. 2017, "Google Vizier", section 3.2.
     """
-    epoch, grace = len(own), spec.grace_epochs
-    if epoch < grace:
+    if epoch < spec.grace_epochs:
         return False
-    others = [errors[grace - 1 : epoch] for errors in before if len(errors) >= epoch]
-    means = _finite(float(np.mean(errors)) for errors in others)
+    means = _finite(one.means[epoch - 1] for one in before if len(one.means) >= epoch)
     if len(means) < spec.least_trials:
         return False
-    return min(_finite(own), default=math.inf) > float(np.median(means))
+    return min(_finite(own.errors[:epoch]), default=math.inf) > float(np.median(means))
 
 
 def _finite(errors: Iterable[float]) -> list[float]:
@@ -66,7 +85,7 @@ class _Trial:
     """One that is judged epoch by epoch; after the last epoch of its job nobody is stopped."""
 
     epochs: int
-    errors: list[float] = field(default_factory=list)
+    curve: Curve
     judged: int = 0
     ended: bool = False
     last_epoch: int | None = None
@@ -74,7 +93,7 @@ class _Trial:
     @property
     def decided(self) -> bool:
         """True when it was stopped, or everything that it reported was judged."""
-        return self.last_epoch is not None or self.judged == len(self.errors)
+        return self.last_epoch is not None or self.judged == len(self.curve.errors)
 
     @property
     def known_to(self) -> float:
@@ -88,13 +107,14 @@ class Stopping:
 
     def __init__(self, scheduler: Scheduler, metric: Metric) -> None:
         self._rule, self._metric = rule_of(scheduler), metric
+        self._grace: int = getattr(scheduler, "grace_epochs", 1)
         self._trials: dict[str, _Trial] = {}
         self._open: list[_Trial] = []  # in the order of their points
-        self._closed: list[list[float]] = []  # the errors of those before, of which all is known
+        self._closed: list[Curve] = []  # of those before, of which all is known
 
     def enter(self, trial: str, epochs: int) -> None:
         """A trial of a job of so many epochs; those entered before it are those it is judged beside."""
-        self._trials[trial] = _Trial(epochs)
+        self._trials[trial] = _Trial(epochs, Curve(self._grace))
         self._open.append(self._trials[trial])
 
     def heard(self, trial: str, records: Sequence[Record]) -> None:
@@ -102,8 +122,9 @@ class Stopping:
         mine = self._trials[trial]
         if self._rule is None or mine.last_epoch is not None:
             return
-        new = [record for record in records if record["epoch"] > len(mine.errors)]
-        mine.errors += [record.get(self._metric, math.nan) for record in new]
+        for record in records:
+            if record["epoch"] > len(mine.curve.errors):
+                mine.curve.add(record.get(self._metric, math.nan))
         self._judge(self._rule)
 
     def ended(self, trial: str) -> None:
@@ -123,18 +144,17 @@ class Stopping:
     def _judge(self, rule: Rule) -> None:
         known_to, before = math.inf, list(self._closed)
         for trial in self._open:
-            while trial.last_epoch is None and trial.judged < min(len(trial.errors), known_to):
+            while not trial.decided and trial.judged < known_to:
                 trial.judged += 1
-                own = trial.errors[: trial.judged]
-                if trial.judged < trial.epochs and rule(own, before):
+                if trial.judged < trial.epochs and rule(trial.curve, before, trial.judged):
                     trial.last_epoch = trial.judged
-                    del trial.errors[trial.judged :]
-            before.append(trial.errors)
+                    trial.curve.cut(trial.judged)
+            before.append(trial.curve)
             known_to = min(known_to, trial.known_to)
             if not known_to:
                 break
         while self._open and self._open[0].known_to == math.inf:
-            self._closed.append(self._open.pop(0).errors)
+            self._closed.append(self._open.pop(0).curve)
 
 
 def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | None:

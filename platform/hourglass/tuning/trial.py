@@ -24,6 +24,8 @@ from hourglass.tuning.space import Point, one_line
 TRIALS = "trials"
 FAILED = "failed"
 """Where a report has the reasons of the trials that failed: their last words."""
+GROUP = "placement_group"
+"""Where a report has the id of what the workers of a trial reserved."""
 TRIAL, RECORDS = "trial", "records"
 """Where a report has records of a trial's epochs."""
 
@@ -87,7 +89,7 @@ def _complete(
     """Train them to their end; of each the last record, or the error that ended it."""
     if share.workers > 1:
         (run,) = runs
-        distribute(run, placed.measured, share.room, _Quiet())
+        distribute(run, placed.measured, share.room, _Quiet(), _reserved)
         return [{}]
     torch.set_num_threads(share.room.threads)
     device = torch.device("cuda" if share.gpus else "cpu")
@@ -133,6 +135,11 @@ class _Quiet:
     def note(self, text: str) -> None: ...
 
     def epoch(self, record: Record) -> None: ...
+
+
+def _reserved(group: str) -> None:
+    """Say what is to be given back when this process cannot."""
+    tune.report({GROUP: group})
 
 
 def _quiet(kind: str, payload: Any) -> None:

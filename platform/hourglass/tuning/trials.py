@@ -16,9 +16,11 @@ from hourglass import storage
 from hourglass.errors import ClusterError
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
+from hourglass.tuning.groups import Groups
 from hourglass.tuning.space import Point
 from hourglass.tuning.trial import (
     FAILED,
+    GROUP,
     RECORDS,
     TRIAL,
     Placed,
@@ -151,6 +153,7 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
     try:
         tuner.fit()
     finally:
+        heard.groups.give_back_all()
         storage.remove(own)
     if heard.error is not None:
         raise heard.error
@@ -219,7 +222,8 @@ class _Ends(tune.Stopper):  # type: ignore[misc]
         return self._desk.to_stop(result[TRIAL])
 
     def stop_all(self) -> bool:
-        """True when the sweep is over."""
+        """True when the sweep is over; Tune asks at every turn."""
+        self._heard.groups.give_back()
         return self._heard.error is not None or self._desk.over()
 
 
@@ -232,6 +236,7 @@ class _Heard(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self.groups = Groups()
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -242,8 +247,16 @@ class _Heard(tune.Callback):  # type: ignore[misc]
         """A trial got its process."""
         self.tell(self._desk.started, names(trial.config))
 
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        """A trial reported what its workers reserved."""
+        if GROUP in result:
+            self.groups.reserved(trial.trial_id, result[GROUP])
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial came to its end, said why it could not, or was stopped."""
+        self.groups.ended(trial.trial_id)
         last = trial.last_result or {}
         for name in names(trial.config):
             reason = last.get(FAILED, {}).get(name, "")
@@ -258,6 +271,7 @@ class _Heard(tune.Callback):  # type: ignore[misc]
         Tune would give up a trial that is about to use a process again and finds it dead, too, as when
         their machine is gone, whatever it allows otherwise.
         """
+        self.groups.ended(trial.trial_id)
         self.tell(self._desk.lost, names(trial.config))
 
     def tell(self, say: Callable[..., None], *words: Any) -> None:
