@@ -24,7 +24,14 @@ settings.load_profile("house")
 COLUMNS = 12
 CLUSTERS = {"ray", "docs", "browser"}
 """Folders of tests that start clusters and servers, and mostly wait for them."""
-LONG = ("test_train.py", "test_tune_ends.py", "test_readme.py", "test_batch.py", "test_cluster.py")
+LONG = (
+    "test_train.py",
+    "test_readme.py",
+    "test_tune_ends.py",
+    "test_batch.py",
+    "test_tune.py",
+    "test_cluster.py",
+)
 """Of their files those that take longest, in the order in which they begin."""
 
 
@@ -34,22 +41,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _begins(item: pytest.Item) -> int:
-    if item.path.parent.name not in CLUSTERS:
+    if not _has_cluster(item.path):
         return len(LONG) + 1
     return LONG.index(item.path.name) if item.path.name in LONG else len(LONG)
 
 
+def _has_cluster(file: Path) -> bool:
+    return file.parent.name in CLUSTERS
+
+
 class FromBothEnds(LoadScopeScheduling):  # type: ignore[misc]
-    """Deals files: two processes begin with clusters, the others with the rest, and then help them."""
+    """Deals files: two processes begin with clusters, the others with the rest.
+
+    Three clusters at a time are slower on two cores than two, so the others take none.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         """Tests of one file are run by one process, in order."""
         return nodeid.partition("::")[0]
 
     def _assign_work_unit(self, node: Any) -> None:
-        if self.nodes.index(node) >= 2:
-            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        if self._takes_the_rest(node):
+            last = next(reversed(self.workqueue))
+            if _has_cluster(Path(last)):
+                node.shutdown()
+                return
+            self.workqueue.move_to_end(last, last=False)
         super()._assign_work_unit(node)
+
+    def _takes_the_rest(self, node: Any) -> bool:
+        return self.nodes.index(node) >= 2
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
