@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 
 from hourglass import artifact, run, storage
@@ -107,7 +108,7 @@ def history(outcome: Outcome) -> list[dict[str, float]]:
     return timeless(outcome.manifest.provenance["history"])
 
 
-def test_two_workers_pretrain_and_share_a_batch_wide_code(home: Path, shards: Path) -> None:
+def test_two_workers_stream_pretrain_and_share_a_batch_wide_code(home: Path, shards: Path) -> None:
     """Phases are told, dead units counted, the certificate kept, and the artifact loads."""
     sparse = {
         "network": {"kind": "dense", "widths": [6, 4], "code_activation": "relu"},
@@ -115,7 +116,9 @@ def test_two_workers_pretrain_and_share_a_batch_wide_code(home: Path, shards: Pa
         "penalties": [{"kind": "aux_k", "dead_after_steps": 5}],
     }
     heard = Heard()
-    made = job(shards, 2, model=sparse, phases=[{"kind": "greedy", "epochs": 1}])
+    made = job(
+        shards, 2, "stream", model=sparse, epochs=2, phases=[{"kind": "greedy", "epochs": 1}]
+    )
     outcome = train(made, home / "phases", heard)
     told = [note for note in heard.notes if note.startswith("phase 1 (greedy), layer ")]
     assert [note.partition(": error ")[0].partition(", ")[2] for note in told] == [
@@ -123,7 +126,9 @@ def test_two_workers_pretrain_and_share_a_batch_wide_code(home: Path, shards: Pa
         "layer 2 of 2, epoch 1/1",
     ]
     assert weights(outcome)["batch_threshold.threshold"] > 0
+    assert [record["epoch"] for record in heard.records] == [1, 2]
     assert all("dead_units" in record for record in heard.records)
+    assert heard.dataset["cached"] is False
     knobs = outcome.manifest.provenance["live_knobs"]
     assert [knob["knob"] for knob in knobs] == [
         "model.code.k",
@@ -131,14 +136,6 @@ def test_two_workers_pretrain_and_share_a_batch_wide_code(home: Path, shards: Pa
         "model.penalties.0.dead_after_steps",
     ]
     assert all(knob["moved"] > 0 for knob in knobs)
-
-
-def test_a_dead_knob_ends_the_run_before_it_begins(home: Path, shards: Path) -> None:
-    model = {"network": {"widths": [6, 3]}, "loss": {"kind": "huber", "delta": 1000.0}}
-    heard = Heard()
-    with pytest.raises(SpecError, match=r"model\.loss\.delta: 1000\.0 does nothing"):
-        train(job(shards, 1, model=model), home / "dead", heard)
-    assert heard.records == []
 
 
 def test_a_shape_that_is_not_the_rows_is_told_before_they_are_read(
@@ -151,42 +148,67 @@ def test_a_shape_that_is_not_the_rows_is_told_before_they_are_read(
     assert heard.dataset == {}
 
 
-@pytest.mark.parametrize("cache", ["memory", "stream"])
-def test_one_worker_has_the_bits_of_the_loop_without_ray(
-    cache: str, home: Path, shards: Path
+def assert_bits_of_the_loop_without_ray(
+    made: TrainJob, shards: Path, outcome: Outcome, heard: Heard
 ) -> None:
-    made, heard = job(shards, 1, cache), Heard()
-    outcome = train(made, home / cache, heard)
     alone = in_process(made, shards)
     alone.fit()
     expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
     assert same_bits(weights(outcome), expected)
     assert history(outcome) == timeless(alone.records) == timeless(heard.records)
-    assert heard.dataset["cached"] == (cache == "memory")
     assert heard.dataset["train_rows"] + heard.dataset["holdout_rows"] == len(ROWS)
     assert not outcome.already
     run = Path(outcome.uri).parent
     assert sorted(path.name for path in run.iterdir()) == ["artifact", "checkpoints"]
 
 
-def test_two_workers_stream_on_two_cpus(home: Path, shards: Path) -> None:
-    outcome = train(job(shards, 2, "stream", epochs=2), home / "stream2")
-    assert [record["epoch"] for record in history(outcome)] == [1, 2]
+def test_one_worker_streams_the_bits_of_the_loop_without_ray(home: Path, shards: Path) -> None:
+    made, heard = job(shards, 1, "stream"), Heard()
+    outcome = train(made, home / "stream", heard)
+    assert_bits_of_the_loop_without_ray(made, shards, outcome, heard)
 
 
-def test_a_finished_run_returns_at_once_and_refuses_other_shards(home: Path, shards: Path) -> None:
-    made = job(shards, 1, epochs=1)
-    first = train(made, home / "finished")
+class KillingTheController(Heard):
+    """kill -9 of Ray Train's controller after the fifth epoch."""
+
+    def epoch(self, record: dict[str, float]) -> None:
+        super().epoch(record)
+        if record["epoch"] == 5:
+            (controller,) = processes("ray::TrainController")
+            psutil.Process(controller).kill()
+
+
+def test_a_lost_controller_keeps_no_cpu_and_the_same_command_resumes(
+    home: Path, shards: Path
+) -> None:
+    """And what it finishes then is finished: for these shards, for good."""
+    made = job(shards, 1, epochs=200, checkpoint_every_steps=3)
+    with pytest.raises(TrainingError) as lost:
+        train(made, home / "lost", KillingTheController())
+    assert str(lost.value) == (
+        "training failed: the process of Ray Train's controller was lost; out of memory? What was "
+        "committed is kept; the same command resumes"
+    )
+    deadline = time.monotonic() + 10
+    while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 2.0
+    heard = Heard()
+    outcome = train(made, home / "lost", heard)
+    assert sum(note.startswith("resumed at step ") for note in heard.notes) == 1
+    assert heard.dataset["cached"] is True
+    assert_bits_of_the_loop_without_ray(made, shards, outcome, heard)
+
     started, heard = time.monotonic(), Heard()
-    again = train(made, home / "finished", heard)
+    again = train(made, home / "lost", heard)
     assert time.monotonic() - started < 2
-    assert (again.already, again.digest) == (True, first.digest)
+    assert (again.already, again.digest) == (True, outcome.digest)
     assert heard.records == []
     write(shards / "part-1.parquet", ROWS[:200] + 1)
     with pytest.raises(DataError) as error:
-        train(made, home / "finished")
+        train(made, home / "lost")
     assert str(error.value) == (
-        f"{first.uri}: run {made.run_name} is finished, but on other shards; "
+        f"{outcome.uri}: run {made.run_name} is finished, but on other shards; "
         "train anew with --fresh"
     )
 
@@ -214,26 +236,31 @@ def test_a_missing_cell_is_refused_with_file_row_group_and_column(home: Path, sh
     )
 
 
-def test_an_ensemble_on_two_workers(home: Path, shards: Path) -> None:
-    """Three members, recorded and reported; the second is the run of its own seed, to the bit."""
-    settings = Settings(home=home / "ensemble")
-    trained = run.train(job(shards, 2, epochs=2, seeds=3), settings)
+ENSEMBLE = {"epochs": 40, "seeds": 2, "checkpoint_every_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path) -> tuple[run.Trained, Settings]:
+    """An ensemble of two members on two workers, recorded; and where."""
+    rows = home / "undisturbed-rows"
+    rows.mkdir()
+    settings = Settings(home=home / "undisturbed")
+    return run.train(job(write_shards(rows), 2, **ENSEMBLE), settings), settings
+
+
+def test_an_ensemble_on_two_workers(home: Path, undisturbed: tuple[run.Trained, Settings]) -> None:
+    """Its members are counted, averaged, recorded and reported."""
+    trained, settings = undisturbed
     loaded = artifact.load(trained.outcome.uri)
     found = loaded.manifest
     assert found.ensemble is not None
     records = found.provenance["history"]
     assert [(r["member"], r["epoch"]) for r in records] == [
-        (m, e) for m in (1, 2, 3) for e in (1, 2)
+        (m, e) for m in (1, 2) for e in range(1, 41)
     ]
-    best = [min(r["holdout_mse"] for r in records if r["member"] == m) for m in (1, 2, 3)]
+    best = [min(r["holdout_mse"] for r in records if r["member"] == m) for m in (1, 2)]
     assert found.ensemble.lead == best.index(min(best)) + 1
     assert found.metrics["holdout_mse"] == min(best)
-
-    solo = train(job(shards, 2, epochs=2, seed=4), home / "solo")
-    by_number = dict(zip([found.ensemble.lead, *found.ensemble.others],
-                         [loaded.module, *loaded.others], strict=True))  # fmt: skip
-    mine = {name: value.numpy() for name, value in by_number[2].state_dict().items()}
-    assert same_bits(mine, weights(solo))
 
     predictor = Predictor(loaded)
     held = predictor.score(ROWS).score
@@ -245,47 +272,15 @@ def test_an_ensemble_on_two_workers(home: Path, shards: Path) -> None:
     metrics = mlflow.client(settings).get_run(trained.record.run_id).data.metrics
     assert metrics["rank_agreement"] == found.metrics["rank_agreement"]
     assert metrics["holdout_mse"] == min(best)
-    assert [metrics[f"member_{m}/holdout_mse"] for m in (1, 2, 3)] == [
-        record["holdout_mse"] for record in records[1::2]
+    assert [metrics[f"member_{m}/holdout_mse"] for m in (1, 2)] == [
+        record["holdout_mse"] for record in records[39::40]
     ]
     assert "member" not in metrics
-    page = home / "ensemble.html"
-    done = report(trained.outcome.uri, settings, rows=str(shards), out=str(page))
+    page, rows = home / "ensemble.html", home / "undisturbed-rows"
+    done = report(trained.outcome.uri, settings, rows=str(rows), out=str(page))
     assert "Members" in done.sections
     assert f"correlation of {found.metrics['rank_agreement']:.3f}" in page.read_text()
-    assert run.train(job(shards, 2, epochs=2, seeds=3), settings).outcome.already
-
-
-class KillingMember(Heard):
-    """kill -9 of a worker in the middle of the second member."""
-
-    killed = 0
-
-    def epoch(self, record: dict[str, float]) -> None:
-        super().epoch(record)
-        if not self.killed and (record["member"], record["epoch"]) >= (2, 10) and train_workers():
-            psutil.Process(min(train_workers())).kill()
-            self.killed += 1
-
-
-def test_a_killed_ensemble_goes_on_in_the_member_it_was_in(home: Path, shards: Path) -> None:
-    made = job(shards, 2, epochs=40, seeds=2, checkpoint_every_steps=3)
-    undisturbed = artifact.load(train(made, home / "ensemble-whole").uri)
-    heard = KillingMember()
-    disturbed = artifact.load(train(made, home / "ensemble-killed", heard).uri)
-    assert heard.killed == 1
-    assert "member 1: its 40 epochs were done before" in heard.notes
-    assert sum(note.startswith("member 2: resumed at step ") for note in heard.notes) == 1
-    assert [(r["member"], r["epoch"]) for r in heard.records] == [
-        (member, epoch) for member in (1, 2) for epoch in range(1, 41)
-    ]
-    for mine, its in zip(
-        (disturbed.module, *disturbed.others),
-        (undisturbed.module, *undisturbed.others),
-        strict=True,
-    ):
-        assert same_bits(mine.state_dict(), its.state_dict())
-    assert disturbed.manifest.calibration == undisturbed.manifest.calibration
+    assert run.train(job(rows, 2, **ENSEMBLE), settings).outcome.already
 
 
 def train_workers() -> set[int]:
@@ -309,24 +304,6 @@ class Counting(threading.Thread):
     def run(self) -> None:
         while not self.over.wait(0.1):
             self.seen |= train_workers()
-
-
-def test_a_run_lives_in_s3(home: Path, shards: Path, s3: str) -> None:
-    """Shards, checkpoints and artifact in the bucket; killed once, it has the bits of a local run."""
-    local = train(job(shards, 2, epochs=30, checkpoint_every_steps=3), home / "beside-s3")
-    for path in sorted(shards.iterdir()):
-        storage.write(f"{s3}/rows/{path.name}", path.read_bytes())
-    made = job(f"{s3}/rows", 2, epochs=30, checkpoint_every_steps=3)
-    heard, settings = Killing([10]), Settings(home=home / "s3", runs=f"{s3}/runs")
-    outcome = launch.train(made, settings, heard)
-    assert outcome.uri == f"{s3}/runs/{made.run_name}/artifact"
-    assert len(heard.killed) == 1
-    assert sum(note.startswith("resumed at step ") for note in heard.notes) == 1
-    assert same_bits(weights(outcome), weights(local))
-    kept = storage.names(f"{s3}/runs/{made.run_name}")
-    assert sorted(kept) == ["artifact", "checkpoints"], kept
-    assert not (home / "s3" / "runs").exists()
-    assert launch.train(made, settings, Heard()).already
 
 
 def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) -> None:
@@ -360,13 +337,14 @@ def test_an_error_of_one_worker_ends_the_others_too(home: Path, shards: Path) ->
 class Killing(Heard):
     """RAY-05: kill -9 of one of the two workers when certain epochs have been heard."""
 
-    def __init__(self, epochs: list[int]) -> None:
+    def __init__(self, epochs: list[tuple[int, int]]) -> None:
         super().__init__()
         self.epochs, self.killed = epochs, []
 
     def epoch(self, record: dict[str, float]) -> None:
         super().epoch(record)
-        if self.epochs and record["epoch"] >= self.epochs[0] and len(train_workers()) == 2:
+        come = self.epochs and (record["member"], record["epoch"]) >= self.epochs[0]
+        if come and len(train_workers()) == 2:
             self.epochs.pop(0)
             time.sleep(random.random() * 0.05)
             pid = random.choice(sorted(train_workers()))
@@ -374,13 +352,32 @@ class Killing(Heard):
             self.killed.append(pid)
 
 
-def test_three_kills_change_no_bit(home: Path, shards: Path) -> None:
-    made = job(shards, 2, epochs=150, checkpoint_every_steps=3)
-    undisturbed = train(made, home / "undisturbed")
-    heard = Killing([10, 45, 80])
-    disturbed = train(made, home / "killed", heard)
+def test_three_kills_change_no_bit_and_a_run_lives_in_s3(
+    home: Path, shards: Path, s3: str, undisturbed: tuple[run.Trained, Settings]
+) -> None:
+    """Shards, checkpoints and artifact in the bucket: the ensemble above, killed in both members."""
+    for path in sorted(shards.iterdir()):
+        storage.write(f"{s3}/rows/{path.name}", path.read_bytes())
+    made = job(f"{s3}/rows", 2, **ENSEMBLE)
+    heard = Killing([(1, 3), (2, 3), (2, 12)])
+    settings = Settings(home=home / "s3", runs=f"{s3}/runs")
+    outcome = launch.train(made, settings, heard)
+    assert outcome.uri == f"{s3}/runs/{made.run_name}/artifact"
     assert len(heard.killed) == 3
-    assert sum(note.startswith("resumed at step ") for note in heard.notes) == 3
-    assert same_bits(weights(disturbed), weights(undisturbed))
-    assert history(disturbed) == history(undisturbed)
-    assert [record["epoch"] for record in heard.records] == list(range(1, 151))
+    resumed = [note.partition(" at step ")[0] for note in heard.notes if " at step " in note]
+    assert resumed == ["member 1: resumed", "member 2: resumed", "member 2: resumed"]
+    assert heard.notes.count("member 1: its 40 epochs were done before") == 2
+    assert [(r["member"], r["epoch"]) for r in heard.records] == [
+        (member, epoch) for member in (1, 2) for epoch in range(1, 41)
+    ]
+    disturbed, whole = artifact.load(outcome.uri), artifact.load(undisturbed[0].outcome.uri)
+    for mine, its in zip(
+        (disturbed.module, *disturbed.others), (whole.module, *whole.others), strict=True
+    ):
+        assert same_bits(mine.state_dict(), its.state_dict())
+    assert disturbed.manifest.calibration == whole.manifest.calibration
+    assert history(outcome) == history(undisturbed[0].outcome)
+    kept = storage.names(f"{s3}/runs/{made.run_name}")
+    assert sorted(kept) == ["artifact", "checkpoints"], kept
+    assert not (home / "s3" / "runs").exists()
+    assert launch.train(made, settings, Heard()).already

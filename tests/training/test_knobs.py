@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import measure
 from hourglass.errors import SpecError
 from hourglass.training.build import build
+from hourglass.training.collective import Alone
+from hourglass.training.complete import Run, complete
 from hourglass.training.knobs import certify
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -166,3 +169,13 @@ def test_a_dead_knob_is_refused_by_name(model: dict[str, Any], knob: str) -> Non
         certified(model, rows)
     assert str(caught.value).startswith(f"{knob} does nothing: with ")
     assert "two batches of rows give the same losses and gradients" in str(caught.value)
+
+
+def test_a_dead_knob_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    """No epoch, no checkpoint, no artifact."""
+    made, said = job({"loss": {"kind": "huber", "delta": 1000.0}}), []
+    schema = FeatureSchema(vector="x", columns=(), width=12, dtype="float32")
+    run = Run(made, schema, measure(ROWS), str(tmp_path / "run"), "data", {})
+    with pytest.raises(SpecError, match=r"model\.loss\.delta: 1000\.0 does nothing"):
+        complete(run, memory_feed(made, ROWS), Alone(), CPU, lambda *words: said.append(words))
+    assert (said, list(tmp_path.iterdir())) == ([], [])

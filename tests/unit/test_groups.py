@@ -9,9 +9,7 @@ from hourglass.tuning.groups import GONE_S, Groups
 def test_what_lost_trials_held_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now, freed = [100.0], []
     monkeypatch.setattr(groups.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(
-        groups, "remove_placement_group", lambda group: freed.append(group.id.hex())
-    )
+    monkeypatch.setattr(groups, "free", freed.extend)
     ids = [character * 36 for character in "abc"]
     held = Groups()
     for trial, group in zip("123", ids, strict=True):

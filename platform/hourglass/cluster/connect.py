@@ -56,6 +56,8 @@ def connect(
     os.environ.update(ray_environment(settings, address))
     import ray
 
+    from hourglass.data import reading
+
     opened = not ray.is_initialized()
     if opened:
         refresh_ray()
@@ -63,7 +65,9 @@ def connect(
             _start(settings, cpus)
         else:
             _join(address)
-    _settle_data()
+    reading.settle()
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if not ray_logs:
         _plain_worker_lines()
     return opened
@@ -200,21 +204,6 @@ def _sentence(error: Exception) -> str:
     """The first line of Ray's message, or its type when there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _settle_data() -> None:
-    """Read small files without the slow new reader, fail instead of hang, draw no bars."""
-    from ray.data import DataContext
-
-    context: Any = DataContext.get_current()
-    context.use_datasource_v2 = False
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = 120
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns that the bars are off, which we have just switched off.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 def _plain_worker_lines() -> None:

@@ -112,6 +112,17 @@ class _Call:
         return self.read(self.items)
 
 
+def settle() -> None:
+    """Have Ray Data, in this process, do without its slow new reader, fail instead of hang, draw no bars."""
+    context: Any = ray.data.DataContext.get_current()
+    context.use_datasource_v2 = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = 120
+    # It warns that the bars are off, which we have just switched off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+
+
 def stream(
     tasks: Sequence[Sequence[Any]],
     read: Callable[[Sequence[Any]], Iterable[pa.Table]],

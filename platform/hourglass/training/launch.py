@@ -3,14 +3,16 @@
 import math
 import secrets
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hourglass import artifact, storage
 from hourglass.data import reading
@@ -24,6 +26,7 @@ from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening
 from hourglass.training.build import fit_preprocessing, require_width
 from hourglass.training.complete import Run
+from hourglass.training.trainer import Trainer
 from hourglass.training.worker import Task, train_worker
 
 LEAST_READ_CPUS = 0.5
@@ -138,9 +141,17 @@ def distribute(
 ) -> None:
     """Complete `run` with Ray Train, one process for each of its workers.
 
-    `reserved` hears the id of their placement group. Raises: whatever ends the run, as in one process.
+    `reserved` hears the id of their placement group, which is free in the end, whoever died. Raises:
+    whatever ends the run, as in one process.
     """
-    with Listening(listener, reserved) as line:
+    groups: list[str] = []
+
+    def hear(group: str) -> None:
+        groups.append(group)
+        if reserved:
+            reserved(group)
+
+    with _freed(groups), Listening(listener, hear) as line:
         task = Task(
             run=run,
             rows=measured.rows,
@@ -155,6 +166,20 @@ def distribute(
         _fit(task, room)
 
 
+@contextmanager
+def _freed(groups: list[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        free(groups)
+
+
+def free(groups: Iterable[str]) -> None:
+    """Free what workers reserved; what is free already stays free."""
+    for group in groups:
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+
+
 def _fit(task: Task, room: Room) -> None:
     """Run the workers to their end; Ray Train's own files are gone after it."""
     folder = storage.join(task.run.uri, "ray")
@@ -163,7 +188,7 @@ def _fit(task: Task, room: Room) -> None:
         use_gpu=room.gpus > 0,
         resources_per_worker={"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})},
     )
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"task": task},
         scaling_config=scaling,
@@ -175,10 +200,10 @@ def _fit(task: Task, room: Room) -> None:
             ),
         ),
     )
-    lost = None
+    lost: Exception | None = None
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         lost = error
     finally:
         storage.remove(folder)
@@ -186,12 +211,17 @@ def _fit(task: Task, room: Room) -> None:
     if failure:
         raise failure from None
     if lost:
-        failures = getattr(lost, "worker_failures", None) or {}
-        cause = "; ".join(f"worker {rank}: {_last_line(e)}" for rank, e in failures.items())
         raise TrainingError(
-            f"training failed: {cause or _last_line(lost)}. What was committed is kept; "
-            "the same command resumes"
+            f"training failed: {_cause(lost)} What was committed is kept; the same command resumes"
         ) from lost
+
+
+def _cause(lost: Exception) -> str:
+    if isinstance(lost, ray.exceptions.RayActorError):
+        return "the process of Ray Train's controller was lost; out of memory?"
+    failures = getattr(lost, "worker_failures", None) or {}
+    causes = [f"worker {rank}: {_last_line(error)}" for rank, error in failures.items()]
+    return f"{'; '.join(causes) or _last_line(lost)}."
 
 
 def _last_line(error: BaseException) -> str:

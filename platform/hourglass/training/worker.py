@@ -11,7 +11,7 @@ import ray.util
 import torch
 
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
-from hourglass.data.reading import Census, Rows, fetch, stream_features
+from hourglass.data.reading import Census, Rows, fetch, settle, stream_features
 from hourglass.errors import HourglassError, TrainingError
 from hourglass.training.board import RESERVED, Line
 from hourglass.training.collective import Alone, Peers, Together
@@ -70,6 +70,7 @@ def _feed(task: Task, rank: int, size: int) -> Feed:
     if task.refs:
         features, held = fetch(task.refs, task.rows.schema)
         return MemoryFeed(features, held, worker=rank, workers=size, **common)
+    settle()
     return StreamFeed(
         task.census.counts,
         partial(stream_features, task.rows, cpus=task.read_cpus),

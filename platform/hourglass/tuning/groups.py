@@ -1,15 +1,14 @@
 """What the workers of trials reserve, given back where Ray would keep it.
 
-Ray frees a placement group whose creator was killed only when the whole job ends, and Ray Train's own
-remedy asks the dashboard, which may not run. So the sweep itself frees what a lost trial held, and at its
-end what all others did; later by a moment, for as long as the trial's controller lives it would reserve
-anew.
+Ray frees a placement group whose creator was killed only when the whole job ends. A run frees what its
+workers reserved, but not one whose own process is lost. So the sweep frees what a lost trial held, and at
+its end what all others did; later by a moment, for as long as the trial's controller lives it would
+reserve anew.
 """
 
 import time
 
-from ray import PlacementGroupID
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from hourglass.training.launch import free
 
 GONE_S = 2.0
 """Seconds after which a trial's processes are gone; workers of the next one wait 30 s for room."""
@@ -35,13 +34,9 @@ class Groups:
     def give_back(self) -> None:
         """Free what trials held that are gone by now; what is free already stays free."""
         due = time.monotonic() - GONE_S
-        self._free([group for at, group in self._left if at <= due])
+        free([group for at, group in self._left if at <= due])
         self._left = [left for left in self._left if left[0] > due]
 
     def give_back_all(self) -> None:
         """Free what any trial held: Tune does not say of those that it ended together."""
-        self._free([*self._held.values(), *(group for _, group in self._left)])
-
-    def _free(self, groups: list[str]) -> None:
-        for group in groups:
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+        free([*self._held.values(), *(group for _, group in self._left)])
