@@ -1,17 +1,25 @@
 """What tests of sweeps on a cluster share: a listener that remembers, and the call."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hourglass import artifact
+from hourglass.artifact import Artifact
 from hourglass.job_files import parse
 from hourglass.settings import Settings
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import sweep
 from hourglass.tuning.leaderboard import Entry, Leaderboard
+from hourglass.tuning.space import Point
 from hourglass.tuning.trials import Crew
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from cluster_kit import in_process
+from training_kit import same_bits, timeless
 
 
 @dataclass
@@ -83,3 +91,20 @@ def tune(made: TuneJob, folder: Path, heard: Heard | None = None, **how: Any) ->
 def untimed(board: Leaderboard) -> list[dict[str, Any]]:
     """Its entries without what the clock decides."""
     return [{**dict(entry), "seconds": None} for entry in board.entries]
+
+
+def artifact_of(folder: Path, point: Point) -> Artifact:
+    """What the trial of a point became, in a sweep below `folder`."""
+    return artifact.load(str(folder / "runs" / "grid" / "trials" / point.trial / "artifact"))
+
+
+def assert_like_in_process(folder: Path, point: Point, shards: Path) -> None:
+    """The trial's artifact has the bits of the loop without Ray."""
+    found = artifact_of(folder, point)
+    assert point.job is not None
+    alone = in_process(point.job, shards)
+    alone.fit()
+    mine = {name: value.numpy() for name, value in found.module.state_dict().items()}
+    expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
+    assert same_bits(mine, expected)
+    assert timeless(found.manifest.provenance["history"]) == timeless(alone.records)

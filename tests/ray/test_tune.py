@@ -10,12 +10,10 @@ import psutil
 import pytest
 import torch
 
-from hourglass import artifact
 from hourglass.errors import DataError
 from hourglass.job_files import load_kind
 from hourglass.report.referee import pca
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Leaderboard
@@ -26,21 +24,9 @@ from hourglass.tuning.trials import Crew
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from cluster_kit import ROWS, in_process, processes, write
-from sweep_kit import Heard, job, tune, untimed
-from training_kit import same_bits, timeless
+from sweep_kit import Heard, artifact_of, assert_like_in_process, job, tune, untimed
 
 WIDTHS = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 0], [6, 4]]}}
-
-
-def assert_like_in_process(folder: Path, trial: str, made: TrainJob, shards: Path) -> None:
-    """The trial's artifact has the bits of the loop without Ray."""
-    found = artifact.load(str(folder / "runs" / "grid" / "trials" / trial / "artifact"))
-    alone = in_process(made, shards)
-    alone.fit()
-    mine = {name: value.numpy() for name, value in found.module.state_dict().items()}
-    expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
-    assert same_bits(mine, expected)
-    assert timeless(found.manifest.provenance["history"]) == timeless(alone.records)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +62,7 @@ def test_a_sweep_ends_with_every_point_in_the_leaderboard(
     assert leaderboard.named("grid", Settings(home=folder)) == board
     for point in points(job(shards, WIDTHS)):
         if point.job:
-            assert_like_in_process(folder, point.trial, point.job, shards)
+            assert_like_in_process(folder, point, shards)
 
 
 def test_pca_judges_on_the_same_rows(swept: tuple[Path, Heard, Leaderboard], shards: Path) -> None:
@@ -175,28 +161,27 @@ def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: 
     assert diverged.reason.startswith("stopped at step ")
     assert diverged.reason.endswith("lower the learning rate or look at the rows")
     (point, _) = points(made)
-    assert point.job is not None
-    assert_like_in_process(home / "killed", point.trial, point.job, shards)
+    assert_like_in_process(home / "killed", point, shards)
 
 
 def test_trials_that_differ_in_numbers_train_packed(home: Path, shards: Path) -> None:
     """As the trials alone, within 1e-5, and none of them twice."""
     rates = {"train.optimizer.lr": {"grid": [0.001 * n for n in range(1, 10)]}}
     heard = Heard()
-    packed = tune(job(shards, rates), home / "packed", heard)
-    alone = tune(job(shards, rates, pack="never"), home / "alone")
+    made = job(shards, rates)
+    packed = tune(made, home / "packed", heard)
     assert heard.notes == ["9 trials train packed, as 2 batched models"]
-    assert [e.values for e in packed.entries] == [e.values for e in alone.entries]
-    for one, other in zip(packed.entries, alone.entries, strict=True):
-        mine, expected = (
-            artifact.load(str(home / folder / "runs" / "grid" / "trials" / one.trial / "artifact"))
-            for folder in ("packed", "alone")
-        )
-        weights = expected.module.state_dict()
-        for name, value in mine.module.state_dict().items():
+    assert sorted(entry.trial for entry in packed.entries) == sorted(p.trial for p in points(made))
+    for point in points(made):
+        found, alone = artifact_of(home / "packed", point), in_process(point.job, shards)
+        alone.fit()
+        weights = alone.state.module.state_dict()
+        for name, value in found.module.state_dict().items():
             assert float((value - weights[name]).abs().max()) < 1e-5
-        assert mine.manifest.provenance["packed"] in (4, 5)
-        assert one.holdout_mse == pytest.approx(other.holdout_mse, abs=1e-6)
+        assert found.manifest.provenance["packed"] in (4, 5)
+        (entry,) = [entry for entry in packed.entries if entry.trial == point.trial]
+        least = min(record["holdout_mse"] for record in alone.records)
+        assert entry.holdout_mse == pytest.approx(least, abs=1e-6)
     again = Heard()
     assert tune(job(shards, rates), home / "packed", again) == packed
     assert again.endings == []

@@ -20,10 +20,11 @@ from hourglass.job_files import dump
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow
 from hourglass.tune_job import TuneJob
+from hourglass.tuning.space import points
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cluster_kit import processes
-from sweep_kit import Heard, job, tune, untimed
+from cluster_kit import in_process, processes
+from sweep_kit import Heard, assert_like_in_process, job, tune, untimed
 
 LR = "train.optimizer.lr"
 RATES = {LR: {"log_uniform": [1e-5, 0.1]}}
@@ -53,7 +54,7 @@ def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Pat
     assert (heard.endings, len(heard.before)) == ([], 8)
     alone = made.model_copy(update={"concurrency": 1})
     assert untimed(tune(alone, home / "asha-alone")) == untimed(board)
-    every = made.model_dump(by_alias=True) | {"scheduler": {"kind": "none"}}
+    every = made.model_dump(by_alias=True) | {"scheduler": {"kind": "none"}, "concurrency": 1}
     wider = type(made).model_validate(every)
     assert all(e.status == "finished" for e in tune(wider, home / "asha").entries)
 
@@ -94,7 +95,7 @@ def test_patience_ends_the_sweep_at_the_same_trial(home: Path, shards: Path) -> 
     made = job(shards, {LR: {"grid": [0.05, 1e-3, 1e-4, 1e-5, 0.06, 0.07]}}, stop={"patience": 3})
     board = tune(made, home / "patience")
     assert [entry.values[LR] for entry in board.entries] == [0.05, 1e-3, 1e-4, 1e-5]
-    without = job(shards, {LR: {"grid": [0.05, 1e-3, 1e-4, 1e-5, 0.06, 0.07]}})
+    without = job(shards, {LR: {"grid": [0.05, 1e-3, 1e-4, 1e-5, 0.06, 0.07]}}, concurrency=1)
     assert len(tune(without, home / "patience").entries) == 6  # the protection switched off
 
 
@@ -114,8 +115,9 @@ def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> N
         board = tune(made, home / "time")
         if all(entry.status == "finished" for entry in board.entries):
             break
-    straight = job(shards, rates, train=long)
-    assert untimed(board) == untimed(tune(straight, home / "straight"))
+    assert [entry.status for entry in board.entries] == ["finished"] * 2
+    for point in points(made):
+        assert_like_in_process(home / "time", point, shards)
 
 
 def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) -> None:
@@ -135,10 +137,14 @@ def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) ->
     assert ray.available_resources()["CPU"] == 2.0
     found = artifact.load(heard.artifacts[0])
     assert found.manifest.job["scale"]["workers"] == 2
-    alone = tune(job(shards, {LR: {"grid": [4e-3]}}, train=train), home / "alone").entries[0]
+    (point,) = [point for point in points(made) if point.values == {LR: 4e-3}]
+    assert point.job is not None
+    alone = in_process(point.job, shards)
+    alone.fit()
     (two,) = [entry for entry in board.entries if entry.values == {LR: 4e-3}]
-    assert two.trial != alone.trial
-    assert two.holdout_mse == pytest.approx(alone.holdout_mse, rel=0.2)  # noise is per worker
+    least = min(record["holdout_mse"] for record in alone.records)
+    assert two.holdout_mse == pytest.approx(least, rel=0.2)  # noise is per worker
+    assert two.holdout_mse != least
 
 
 def test_a_population_goes_on_from_its_best(home: Path, shards: Path) -> None:
@@ -233,9 +239,10 @@ def test_ray_11(home: Path, shards: Path, tmp_path: Path) -> None:
     assert killer.killed
     assert seen.items() <= artifacts(own).items()
     assert [entry.status for entry in board.entries] == ["finished"] * 8
-    undisturbed = tune(made, home / "undisturbed")
-    assert [e.trial for e in board.entries] == [e.trial for e in undisturbed.entries]
-    assert [e.holdout_mse for e in board.entries] == [e.holdout_mse for e in undisturbed.entries]
+    for point in points(made):
+        assert_like_in_process(own, point, shards)
+    errors = [entry.holdout_mse for entry in board.entries]
+    assert errors == sorted(errors)
     client = mlflow.client(settings)
     (experiment,) = client.search_experiments(filter_string="name = 'hourglass'")
     runs = client.search_runs([experiment.experiment_id])
