@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from hourglass import artifact, storage
 from hourglass.cluster.connect import connection
@@ -67,12 +68,12 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def cluster(home: Path, s3: str) -> Iterator[None]:
-    """Started where the S3 of the tests is known, for its workers to know it too."""
+def cluster(home: Path, s3: str) -> Iterator[str]:
+    """Its address; started where the S3 of the tests is known, for its workers to know it too."""
     before = dict(os.environ)
     settings = Settings(home=home / "home", temp_dir=str(home / "ray"))
     with connection(cpus=2, settings=settings):
-        yield
+        yield ray.get_runtime_context().gcs_address
     os.environ.clear()
     os.environ |= before
 
@@ -118,7 +119,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(uri: str, output: Path | str, **changes: Any) -> ScoreJob:
-    tree = {"kind": "score", "model": "tiny", "uri": uri, "output": str(output)}
+    tree = {"kind": "score", "model": "tiny", "uri": uri, "output": str(output), "workers": 1}
     tree |= {"passthrough": ["id", "word", "tags"], "outputs": list(EVERY)}
     return ScoreJob.model_validate(tree | changes)
 
@@ -145,12 +146,12 @@ def times(folder: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def scored(
-    cluster: None, home: Path, model: Model, shards: tuple[str, np.ndarray]
+    cluster: str, home: Path, model: Model, shards: tuple[str, np.ndarray]
 ) -> tuple[Path, batch.Scored]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hourglass.inference.parts.PART_BYTES", ROWS * 12 * 4)
         output = home / "scored"
-        return output, run(job(shards[0], output), model)
+        return output, run(job(shards[0], output, workers=2), model)
 
 
 def test_every_bit_is_the_predictors(
@@ -275,11 +276,11 @@ def test_parts_of_an_unfinished_job_do_not_mix(
     assert run(job(shards[0], output), model).written == 0
 
 
-def test_missing_cells(cluster: None, command: "Command", model: Model, tmp_path: Path) -> None:
+def test_missing_cells(cluster: str, command: "Command", model: Model, tmp_path: Path) -> None:
     rows = write_shards(tmp_path / "rows", holes={160: np.nan, 310: np.inf})
     uri = str(tmp_path / "rows")
     refused = tmp_path / "refused"
-    process = command.start(refused, "--set", f"uri={uri}")
+    process = command.start(refused, "--set", f"uri={uri}", address=cluster)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 2
     assert err.startswith(
@@ -352,12 +353,15 @@ def big(home: Path) -> Path:
 
 @dataclass
 class Command:
-    """`hourglass score` in a process of its own, with a cluster of its own."""
+    """`hourglass score` in a process of its own."""
 
     home: Path
     file: Path
 
-    def start(self, output: Path, *more: str) -> "subprocess.Popen[str]":
+    def start(
+        self, output: Path, *more: str, address: str | None = None
+    ) -> "subprocess.Popen[str]":
+        """On the cluster at `address`, or with one of its own."""
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -365,6 +369,7 @@ class Command:
         }
         environment |= {"HOURGLASS_HOME": str(self.home / "home"), "OMP_NUM_THREADS": "1"}
         environment |= {"HOURGLASS_TEMP_DIR": str(self.home / "c")}
+        environment |= {"HOURGLASS_ADDRESS": address} if address else {}
         return subprocess.Popen(
             [*SCORE, str(self.file), "--set", f"output={output}", *more],
             env=environment,
@@ -405,18 +410,15 @@ def wait_for(process: "subprocess.Popen[str]", output: Path, parts: int) -> None
         time.sleep(0.005)
 
 
-def end(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """SIGKILL to the driver alone; returns what it had started."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return family
+def pool() -> list[psutil.Process]:
+    """The processes that score, of whatever driver and cluster that this process started."""
+    family = psutil.Process().children(recursive=True)
+    return [child for child in family if child.name().startswith("ray::MapWorker")]
 
 
-def kill_an_actor(driver: int, chance: random.Random) -> None:
-    """SIGKILL to one process of the pool that `driver` runs."""
-    family = psutil.Process(driver).children(recursive=True)
-    alive = [child for child in family if child.name().startswith("ray::MapWorker")]
+def kill_an_actor(chance: random.Random) -> None:
+    """SIGKILL to one process of the pool."""
+    alive = pool()
     assert alive, "no actor to kill"
     chance.choice(alive).kill()
 
@@ -432,7 +434,7 @@ class Killer(Heard):
         super().scored(tally)
         if self.parts in self.after:
             time.sleep(self.chance.uniform(0.0, 0.05))
-            kill_an_actor(os.getpid(), self.chance)
+            kill_an_actor(self.chance)
             self.killed += 1
 
 
@@ -442,15 +444,19 @@ def score_here(command: Command, output: Path, listener: Heard) -> batch.Scored:
     return batch.score(a_job, resolve(a_job.model, Settings(home=command.home / "home")), listener)
 
 
-def kill_the_driver(command: Command, output: Path, chance: random.Random, actor: bool) -> None:
+def kill_the_driver(
+    command: Command, output: Path, chance: random.Random, actor: bool, address: str | None
+) -> None:
     """Start the command, kill an actor first if so asked, then the driver, at random points."""
-    process = command.start(output)
+    process = command.start(output, address=address)
     wait_for(process, output, part_count(output) + chance.randint(1, 3))
     time.sleep(chance.uniform(0.0, 0.05))
     if actor:
-        kill_an_actor(process.pid, chance)
+        kill_an_actor(chance)
         wait_for(process, output, part_count(output) + 1)
-    family = end(process)
+    family = [*psutil.Process(process.pid).children(recursive=True), *pool()]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert part_count(output) < 40, "killed too late to tell anything"
     assert not (output / batch.COMMIT).exists()
     _, alive = psutil.wait_procs(family, timeout=20)
@@ -458,11 +464,11 @@ def kill_the_driver(command: Command, output: Path, chance: random.Random, actor
         left.kill()
 
 
-def test_ray_10(cluster: None, command: Command, undisturbed: Path, tmp_path: Path) -> None:
+def test_ray_10(cluster: str, command: Command, undisturbed: Path, tmp_path: Path) -> None:
     """The driver three times, once right after an actor, and two more actors."""
     chance, output, found = random.Random(10), tmp_path / "scored", 0
-    for actor in (False, True, False):
-        kill_the_driver(command, output, chance, actor)
+    for actor, address in ((False, None), (True, cluster), (False, cluster)):
+        kill_the_driver(command, output, chance, actor, address)
         assert part_count(output) > found
         found = part_count(output)
     killer = Killer({found + chance.randint(1, 6), found + chance.randint(7, 12)}, chance)
@@ -490,7 +496,7 @@ def test_exactly_once_sees_a_row_too_many(undisturbed: Path, tmp_path: Path) -> 
 
 
 def test_a_damaged_model_is_refused(
-    cluster: None, model: Model, shards: tuple[str, np.ndarray], tmp_path: Path
+    cluster: str, model: Model, shards: tuple[str, np.ndarray], tmp_path: Path
 ) -> None:
     shutil.copytree(model.path, tmp_path / "model")
     weights = tmp_path / "model" / artifact.WEIGHTS
