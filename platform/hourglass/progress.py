@@ -3,14 +3,15 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hourglass.inference.parts import Tally
-from hourglass.spec import TrainJob
-from hourglass.training.state import Record
+if TYPE_CHECKING:  # they bring PyTorch, and looking at shards shows progress too
+    from hourglass.inference.parts import Tally
+    from hourglass.spec import TrainJob
+    from hourglass.training.state import Record
 
 
 def console(stderr: bool = False) -> Console:
@@ -63,7 +64,7 @@ class TrainProgress:
         self._bar = shown
         self._epochs = self._seeds = 0
 
-    def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
+    def prepared(self, job: "TrainJob", dataset: dict[str, Any]) -> None:
         """The rows that will be trained on, and what was done to them."""
         self._epochs, self._seeds = job.train.epochs, job.train.seeds
         self._bar.say(
@@ -81,7 +82,7 @@ class TrainProgress:
         """A sentence worth knowing."""
         self._bar.say(text)
 
-    def epoch(self, record: Record) -> None:
+    def epoch(self, record: "Record") -> None:
         """One epoch: whose it is among several members, loss, holdout error, speed."""
         whose = f"member {record['member']:g}/{self._seeds}  " if "member" in record else ""
         held = f"holdout {record['holdout_mse']:.5f}  " if "holdout_mse" in record else ""
@@ -104,7 +105,7 @@ class ScoreProgress:
         self._bar.say(f"{rows} rows in {parts} parts{already}")
         self._started = time.perf_counter()
 
-    def scored(self, tally: Tally) -> None:
+    def scored(self, tally: "Tally") -> None:
         """A part was written."""
         self._done += tally.rows + tally.dropped
         self._anomalies += tally.anomalies

@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hourglass import __version__, cli
@@ -37,6 +40,28 @@ def test_help_and_version_import_nothing_heavy(option: str, first: str) -> None:
     assert "\n".join(text).strip().startswith(first)
     assert json.loads(last) == [0, []]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["jobs", "list", "--address", "http://127.0.0.1:1"],
+        ["cluster", "status"],
+        ["data", "inspect", "{folder}"],
+        ["data", "manifest", "{folder}", "--out", "{folder}/manifest.json"],
+        ["leaderboard", "none"],
+    ],
+    ids=" ".join,
+)
+def test_commands_without_a_model_do_not_wait_for_pytorch(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOURGLASS_HOME", str(tmp_path / "home"))
+    pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "rows.parquet")
+    done = hourglass(*(word.format(folder=tmp_path) for word in command))
+    code, imported = json.loads(done.stdout.splitlines()[-1])
+    assert code == (0 if command[0] == "data" else 1 if command[0] == "cluster" else 2), done.stderr
+    assert not {"torch", "ray", "mlflow"} & {*imported}
 
 
 @pytest.mark.parametrize("wrong", ["--versoin", "no-such-command"])

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hourglass import cli, spec
-from hourglass.cluster.submit import plan
+from hourglass.cluster.plan import plan
 from hourglass.errors import SpecError
 from hourglass.job_files import dump, load, load_kind, parse
 from hourglass.settings import Settings

@@ -64,13 +64,14 @@ def submit(
     ] = None,
 ) -> None:
     """Run a job file on a cluster, follow its log and exit with its code."""
+    from hourglass.cluster import plan
     from hourglass.cluster import submit as jobs
     from hourglass.settings import Settings
 
     settings = Settings()
-    plan = jobs.plan(file, overrides or (), settings=settings, job=job)
+    sent = plan.plan(file, overrides or (), settings=settings, job=job)
     client = jobs.open_client(address, settings)
-    name = jobs.send(client, plan)
+    name = jobs.send(client, sent)
     typer.echo(name)
     if not no_wait:
         raise typer.Exit(jobs.follow(client, name))
