@@ -182,7 +182,7 @@ def test_a_lost_controller_keeps_no_cpu_and_the_same_command_resumes(
     home: Path, shards: Path
 ) -> None:
     """And what it finishes then is finished: for these shards, for good."""
-    made = job(shards, 1, epochs=200, checkpoint_every_steps=3)
+    made = job(shards, 1, epochs=100)
     with pytest.raises(TrainingError) as lost:
         train(made, home / "lost", KillingTheController())
     assert str(lost.value) == (

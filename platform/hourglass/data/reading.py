@@ -5,6 +5,7 @@ A chunk travels as bytes of one contiguous matrix, viewed on both sides without 
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ TASK_BYTES = 8 * 2**20
 
 RUN_BYTES = 128 * 2**20
 """Decoded features of one execution that streams; two of them are in the object store."""
+
+_THREADS = ("StreamingExecutor", "iter_threaded")
+"""Names of threads that Ray Data starts to read, and may leave behind when reading ends early."""
+
+THREAD_S = 10.0
+"""Seconds to wait for one of them; it looks for its end every 0.1 s."""
 
 _TRACEBACKS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 """Loggers that print every error of a task, with all of Ray's frames, before it is raised."""
@@ -302,10 +309,26 @@ def stream_features(
 
 
 @contextlib.contextmanager
+def threads_ended() -> Iterator[None]:
+    """For a block in which Ray Data reads: wait for those of its threads that would go on after it.
+
+    One that speaks to Ray after a shutdown ends the whole process, with code 1 and without our words.
+    """
+    before = {*threading.enumerate()}
+    try:
+        yield
+    finally:
+        for thread in {*threading.enumerate()} - before:
+            if thread.name.startswith(_THREADS):
+                thread.join(THREAD_S)
+
+
+@contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
     """Raise the DataError that a read task raised, without Ray's frames around it."""
     try:
-        yield
+        with threads_ended():
+            yield
     except ray.exceptions.RayTaskError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, DataError):

@@ -23,6 +23,7 @@ from hourglass import storage
 from hourglass.artifact import Artifact, load
 from hourglass.data.manifest import Manifest, describe
 from hourglass.data.prepare import open_dataset
+from hourglass.data.reading import threads_ended
 from hourglass.data.schema import check_column
 from hourglass.errors import ClusterError, DataError
 from hourglass.inference import parts
@@ -170,7 +171,7 @@ def _pool(
     )
     try:
         # Closed now and not when forgotten: after a shutdown that would start Ray anew.
-        with closing(iter(dataset.iter_rows())) as results:
+        with threads_ended(), closing(iter(dataset.iter_rows())) as results:
             with _native_stderr_aside():  # until the pool has started
                 head = list(islice(results, 1))
             for row in chain(head, results):
