@@ -25,8 +25,8 @@ COLUMNS = 12
 CLUSTERS = {"ray", "docs", "browser"}
 """Folders of tests that start clusters and servers, and mostly wait for them."""
 LONG = (
-    "test_train.py",
     "test_readme.py",
+    "test_train.py",
     "test_tune_ends.py",
     "test_batch.py",
     "test_tune.py",

@@ -1,18 +1,56 @@
 """PCA as the judge of a sweep: what a linear map with as many units makes of the same rows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from hourglass.data.feed import Features
 from hourglass.data.stats import Stats
+from hourglass.errors import DataError
 from hourglass.report.referee import pca_at
 from hourglass.spec import TrainJob
 from hourglass.training.build import fit_preprocessing
+from hourglass.tuning import leaderboard
+from hourglass.tuning.leaderboard import Entry
+from hourglass.tuning.rows import Rows
 
 MOST_CELLS = 2**26
 """Most numbers that PCA learns from (half a GiB); of more rows every second, third, ... is taken."""
+
+
+class Judge:
+    """Puts PCA beside the finished trials of the sweep in `folder`, and judges each of them once."""
+
+    def __init__(self, folder: str) -> None:
+        self._known = _known(folder)
+
+    def beside(
+        self, entries: Sequence[Entry], jobs: Mapping[str, TrainJob], rows: Rows
+    ) -> list[Entry]:
+        """The entries, each of a finished trial beside PCA with as many units."""
+        finished = [entry.trial for entry in entries if entry.status == "finished"]
+        new = {trial: jobs[trial] for trial in finished if trial not in self._known}
+        if new:
+            placed = rows.placed
+            self._known |= dict.fromkeys(new)
+            self._known |= pca_errors(
+                new, placed.measured.census.stats, placed.train, placed.holdout
+            )
+        return [
+            entry.having(pca_mse=self._known[entry.trial]) if entry.trial in finished else entry
+            for entry in entries
+        ]
+
+
+def _known(folder: str) -> dict[str, float | None]:
+    """What the leaderboard of an ended sitting says of PCA, for each finished trial."""
+    try:
+        earlier = leaderboard.load(folder)
+    except DataError:
+        return {}  # it is written anew
+    entries = earlier.entries if earlier and earlier.ended else ()
+    return {entry.trial: entry.pca_mse for entry in entries if entry.status == "finished"}
 
 
 def pca_errors(

@@ -6,23 +6,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hourglass import artifact, storage
+from hourglass import artifact
 from hourglass.artifact import Artifact
-from hourglass.errors import DataError
-from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
-from hourglass.tuning import leaderboard, pack, stopped, trials
+from hourglass.tuning import leaderboard, pack, trials
 from hourglass.tuning.deadline import Deadline
-from hourglass.tuning.judge import pca_errors
+from hourglass.tuning.judge import Judge
 from hourglass.tuning.leaderboard import METRICS, Entry, Leaderboard
 from hourglass.tuning.listener import Listener
+from hourglass.tuning.on_disk import OnDisk
 from hourglass.tuning.rows import Rows
 from hourglass.tuning.search import Searching
 from hourglass.tuning.space import Point
 from hourglass.tuning.stopped import Stopped
 from hourglass.tuning.stopping import Stopping, settled
-from hourglass.tuning.trial import artifact_of, checkpoints_of, trial_folder
 from hourglass.tuning.trials import Crew
 
 UNJUDGED = (
@@ -45,6 +43,7 @@ class Sitting:
         searching: Searching,
     ) -> None:
         self._sweep, self._folder, self._rows = sweep, folder, rows
+        self._disk = OnDisk(folder, rows.manifest.digest, crew.share.workers)
         self._crew, self._listener, self._searching = crew, listener, searching
         self._points: list[Point] = []
         self._batch: Sequence[Point] = ()
@@ -55,8 +54,8 @@ class Sitting:
         self._held: dict[str, tuple[Entry, Callable[[Entry], None]]] = {}  # ended, not judged yet
         self._kept: dict[str, Stopped] = {}  # stopped in an earlier sitting, not judged yet
         self.histories: dict[str, Sequence[Record]] = {}
-        self._judged = _judged(folder)
-        self._deadline = Deadline(sweep.max_time_s, self._on_disk)
+        self._judge = Judge(folder)
+        self._deadline = Deadline(sweep.max_time_s, self._progress)
         self._saved = time.monotonic()
 
     def next(self) -> Sequence[Point] | None:
@@ -105,19 +104,14 @@ class Sitting:
             self._entries[point.key] = entry
             self._listener.known(entry)
             return
-        trial, digest = point.trial, self._rows.manifest.digest
+        trial = point.trial
         self._stopping.enter(trial, point.job.train.epochs)
-        uri = artifact_of(self._uri(trial))
-        if storage.exists(storage.join(uri, artifact.MANIFEST)):
-            found = artifact.load(uri)
-            if found.manifest.provenance.get("dataset", {}).get("digest") != digest:
-                raise DataError(
-                    f"{uri}: trained on other shards; begin the sweep anew with --fresh"
-                )
-            storage.remove(checkpoints_of(self._uri(trial)))  # if it was killed before that
+        found = self._disk.artifact(trial)
+        if found is not None:
+            self._disk.forget_checkpoints(trial)  # if it was killed before that
             self._hold(self._finished(point, found), self._know)
             return
-        kept = stopped.load(self._uri(trial), digest)
+        kept = self._disk.stopped(trial)
         if kept is None:
             return
         self.histories[trial] = kept.history
@@ -146,7 +140,7 @@ class Sitting:
             return  # the same command tries it again, and others may then go on from others
         earlier = self._points[-2 * len(batch) : -len(batch)]
         for trial in [point.trial for point in earlier if point.until is not None]:
-            storage.remove(checkpoints_of(self._uri(trial)))
+            self._disk.forget_checkpoints(trial)
 
     def started(self, names: Sequence[str]) -> None:
         """Trials got their process."""
@@ -159,7 +153,7 @@ class Sitting:
         if reason:
             entry = Entry(trial=trial, status="failed", reason=reason, values=point.values)
         else:
-            entry = self._finished(point, artifact.load(artifact_of(self._uri(trial))))
+            entry = self._finished(point, artifact.load(self._disk.artifact_uri(trial)))
         self._hold(entry, self._end)
         self._go_on()
 
@@ -193,15 +187,8 @@ class Sitting:
         point = self._point(trial)
         last = point.until or self._stopping.last_epoch(trial)
         assert last is not None  # nobody else stops a trial
-        self._end(self._stopped_after(last, point, self._keep(trial, seconds)))
-
-    def _keep(self, trial: str, seconds: float) -> Stopped:
-        """Write down a trial that has no artifact."""
-        # Before it counts as stopped: killed in between, it goes on and comes here again.
-        self._checkpoints(trial).keep_newest()
-        kept = Stopped(self._rows.manifest.digest, self.histories[trial], seconds)
-        kept.save(self._uri(trial))
-        return kept
+        kept = self._disk.stop(trial, self.histories[trial], seconds)
+        self._end(self._stopped_after(last, point, kept))
 
     def _stopped_after(self, epoch: int, point: Point, kept: Stopped) -> Entry:
         """The leaderboard's line about a trial that was stopped, which has no later epochs."""
@@ -220,10 +207,10 @@ class Sitting:
             entry, tell = self._held.pop(trial)
             last = self._stopping.last_epoch(trial)
             if last is not None:  # it trained on after that, or failed there
-                digest, seconds = self._rows.manifest.digest, entry.seconds or 0.0
-                trained = Stopped(digest, self.histories[trial], seconds)
+                history, seconds = self.histories[trial], entry.seconds or 0.0
+                trained = Stopped(self._disk.data_digest, history, seconds)
                 if entry.status == "failed":
-                    trained = self._keep(trial, seconds)
+                    trained = self._disk.stop(trial, history, seconds)
                 entry = self._stopped_after(last, self._point(trial), trained)
             tell(entry)
         on = []
@@ -245,7 +232,7 @@ class Sitting:
 
     def _end(self, entry: Entry) -> None:
         self._entries[entry.trial] = entry
-        uri = artifact_of(self._uri(entry.trial)) if entry.status == "finished" else ""
+        uri = self._disk.artifact_uri(entry.trial) if entry.status == "finished" else ""
         self._listener.ended(entry, uri, self.histories.get(entry.trial, ()))
         if time.monotonic() - self._saved > SAVE_S:
             self.board(ended=False).save(self._folder)
@@ -297,7 +284,8 @@ class Sitting:
         unique = {point.key: point for point in points}.values()
         entries = [self._entries.get(point.key) or self._cut(point) for point in unique]
         if ended:
-            entries = self._beside_pca(entries)
+            jobs = {point.trial: point.job for point in self._points if point.job}
+            entries = self._judge.beside(entries, jobs, self._rows)
         name, metric, mode = self._sweep.name or "sweep", self._sweep.metric, self._sweep.mode
         return leaderboard.ranked(name, metric, entries, mode, ended)
 
@@ -329,45 +317,10 @@ class Sitting:
         reason = UNJUDGED if waits else self._deadline.reason(point.trial)
         return Entry(trial=point.trial, status="failed", reason=reason, values=point.values)
 
-    def _on_disk(self, trial: str) -> tuple[bool, list[list[str]]]:
-        """Is there an artifact of a trial, and the checkpoints, of each of its members."""
-        job, saved = self._point(trial).job, self._checkpoints(trial)
+    def _progress(self, trial: str) -> tuple[bool, list[list[str]]]:
+        job = self._point(trial).job
         assert job is not None  # it trains
-        finished = storage.exists(storage.join(artifact_of(self._uri(trial)), artifact.MANIFEST))
-        members = range(1, job.train.seeds + 1)
-        return finished, [saved.of(number).committed() for number in members]
-
-    def _checkpoints(self, trial: str) -> Checkpoints:
-        uri, digest = checkpoints_of(self._uri(trial)), self._rows.manifest.digest
-        return Checkpoints(uri, None, digest, self._crew.share.workers)
-
-    def _beside_pca(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Each finished trial beside PCA with as many units."""
-        jobs = {point.trial: point.job for point in self._points if point.job}
-        finished = [entry.trial for entry in entries if entry.status == "finished"]
-        new = {trial: jobs[trial] for trial in finished if trial not in self._judged}
-        if new:
-            placed = self._rows.placed
-            stats = placed.measured.census.stats
-            self._judged |= dict.fromkeys(new)
-            self._judged |= pca_errors(new, stats, placed.train, placed.holdout)
-        return [
-            entry.having(pca_mse=self._judged[entry.trial]) if entry.trial in finished else entry
-            for entry in entries
-        ]
+        return self._disk.progress(trial, job.train.seeds)
 
     def _point(self, trial: str) -> Point:
         return next(point for point in reversed(self._points) if point.trial == trial)
-
-    def _uri(self, trial: str) -> str:
-        return trial_folder(self._folder, trial)
-
-
-def _judged(folder: str) -> dict[str, float | None]:
-    """What the leaderboard of an ended sitting says of PCA, for each finished trial."""
-    try:
-        earlier = leaderboard.load(folder)
-    except DataError:
-        return {}  # it is written anew
-    entries = earlier.entries if earlier and earlier.ended else ()
-    return {entry.trial: entry.pca_mse for entry in entries if entry.status == "finished"}
