@@ -4,7 +4,7 @@ import math
 import secrets
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,9 +175,10 @@ def _freed(groups: list[str]) -> Iterator[None]:
 
 
 def free(groups: Iterable[str]) -> None:
-    """Free what workers reserved; what is free already stays free."""
+    """Free what workers reserved; what is free already stays free, and a lost cluster holds nothing."""
     for group in groups:
-        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+        with suppress(ray.exceptions.RayError):
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
 def _fit(task: Task, room: Room) -> None:
