@@ -19,7 +19,7 @@ from hourglass.tuning.trials import Crew
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from cluster_kit import in_process
-from training_kit import same_bits, timeless
+from training_kit import Run, same_bits, timeless
 
 
 @dataclass
@@ -98,13 +98,30 @@ def artifact_of(folder: Path, point: Point) -> Artifact:
     return artifact.load(str(folder / "runs" / "grid" / "trials" / point.trial / "artifact"))
 
 
-def assert_like_in_process(folder: Path, point: Point, shards: Path) -> None:
-    """The trial's artifact has the bits of the loop without Ray."""
-    found = artifact_of(folder, point)
+def fitted(point: Point, shards: Path) -> Run:
+    """The trial's run without Ray."""
     assert point.job is not None
     alone = in_process(point.job, shards)
     alone.fit()
+    return alone
+
+
+def least(alone: Run) -> float:
+    """The error that such a run has on the leaderboard."""
+    return min(record["holdout_mse"] for record in alone.records)
+
+
+def assert_like_in_process(folder: Path, point: Point, shards: Path) -> Run:
+    """The trial's artifact has the bits of the loop without Ray, whose run is returned."""
+    found, alone = artifact_of(folder, point), fitted(point, shards)
     mine = {name: value.numpy() for name, value in found.module.state_dict().items()}
     expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
     assert same_bits(mine, expected)
     assert timeless(found.manifest.provenance["history"]) == timeless(alone.records)
+    return alone
+
+
+def assert_ranked(board: Leaderboard, expected: dict[str, float]) -> None:
+    """The trials are those expected, with these errors to the bit, the lowest first."""
+    ranked = sorted(expected.items(), key=lambda item: item[1])
+    assert [(entry.trial, entry.holdout_mse) for entry in board.entries] == ranked

@@ -18,7 +18,7 @@ import ray
 import torch
 
 from hourglass import artifact, run, storage
-from hourglass.errors import DataError, SpecError, TrainingError
+from hourglass.errors import DataError, HourglassError, SpecError, TrainingError
 from hourglass.inference.predictor import Predictor
 from hourglass.job_files import parse
 from hourglass.report import report
@@ -26,6 +26,7 @@ from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.tracking import mlflow
 from hourglass.training import launch
+from hourglass.training.board import KINDS, Listening
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.launch import Outcome
 
@@ -236,12 +237,12 @@ def test_a_missing_cell_is_refused_with_file_row_group_and_column(home: Path, sh
     )
 
 
-ENSEMBLE = {"epochs": 40, "seeds": 2, "checkpoint_every_steps": 3}
+ENSEMBLE = {"epochs": 40, "seeds": 3, "checkpoint_every_steps": 3}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(home: Path) -> tuple[run.Trained, Settings]:
-    """An ensemble of two members on two workers, recorded; and where."""
+    """An ensemble of three members on two workers, recorded; and where."""
     rows = home / "undisturbed-rows"
     rows.mkdir()
     settings = Settings(home=home / "undisturbed")
@@ -249,18 +250,25 @@ def undisturbed(home: Path) -> tuple[run.Trained, Settings]:
 
 
 def test_an_ensemble_on_two_workers(home: Path, undisturbed: tuple[run.Trained, Settings]) -> None:
-    """Its members are counted, averaged, recorded and reported."""
+    """Its members are counted, averaged, recorded and reported; the second is the run of its own seed."""
     trained, settings = undisturbed
     loaded = artifact.load(trained.outcome.uri)
     found = loaded.manifest
     assert found.ensemble is not None
     records = found.provenance["history"]
     assert [(r["member"], r["epoch"]) for r in records] == [
-        (m, e) for m in (1, 2) for e in range(1, 41)
+        (m, e) for m in (1, 2, 3) for e in range(1, 41)
     ]
-    best = [min(r["holdout_mse"] for r in records if r["member"] == m) for m in (1, 2)]
+    best = [min(r["holdout_mse"] for r in records if r["member"] == m) for m in (1, 2, 3)]
     assert found.ensemble.lead == best.index(min(best)) + 1
     assert found.metrics["holdout_mse"] == min(best)
+
+    rows = home / "undisturbed-rows"
+    solo = train(job(rows, 2, **ENSEMBLE | {"seeds": 1, "seed": 4}), home / "solo")
+    by_number = dict(zip([found.ensemble.lead, *found.ensemble.others],
+                         [loaded.module, *loaded.others], strict=True))  # fmt: skip
+    mine = {name: value.numpy() for name, value in by_number[2].state_dict().items()}
+    assert same_bits(mine, weights(solo))
 
     predictor = Predictor(loaded)
     held = predictor.score(ROWS).score
@@ -272,11 +280,11 @@ def test_an_ensemble_on_two_workers(home: Path, undisturbed: tuple[run.Trained, 
     metrics = mlflow.client(settings).get_run(trained.record.run_id).data.metrics
     assert metrics["rank_agreement"] == found.metrics["rank_agreement"]
     assert metrics["holdout_mse"] == min(best)
-    assert [metrics[f"member_{m}/holdout_mse"] for m in (1, 2)] == [
+    assert [metrics[f"member_{m}/holdout_mse"] for m in (1, 2, 3)] == [
         record["holdout_mse"] for record in records[39::40]
     ]
     assert "member" not in metrics
-    page, rows = home / "ensemble.html", home / "undisturbed-rows"
+    page = home / "ensemble.html"
     done = report(trained.outcome.uri, settings, rows=str(rows), out=str(page))
     assert "Members" in done.sections
     assert f"correlation of {found.metrics['rank_agreement']:.3f}" in page.read_text()
@@ -316,6 +324,16 @@ def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) ->
     assert ": worker 0: " in words
     assert words.endswith("lower the learning rate or look at the rows")
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_an_error_comes_to_the_caller_as_what_it_is(home: Path, kind: type[HourglassError]) -> None:
+    with Listening(Heard()) as line:
+        assert line.failure() is None
+        line.fail(kind("words"))
+        line.fail(TrainingError("a later one"))
+        found = line.failure()
+    assert (type(found), str(found)) == (kind, "words")
 
 
 class Unlinking(Heard):
@@ -368,7 +386,7 @@ def test_three_kills_change_no_bit_and_a_run_lives_in_s3(
     assert resumed == ["member 1: resumed", "member 2: resumed", "member 2: resumed"]
     assert heard.notes.count("member 1: its 40 epochs were done before") == 2
     assert [(r["member"], r["epoch"]) for r in heard.records] == [
-        (member, epoch) for member in (1, 2) for epoch in range(1, 41)
+        (member, epoch) for member in (1, 2, 3) for epoch in range(1, 41)
     ]
     disturbed, whole = artifact.load(outcome.uri), artifact.load(undisturbed[0].outcome.uri)
     for mine, its in zip(

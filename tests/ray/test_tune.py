@@ -24,7 +24,7 @@ from hourglass.tuning.trials import Crew
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from cluster_kit import ROWS, in_process, processes, write
-from sweep_kit import Heard, artifact_of, assert_like_in_process, job, tune, untimed
+from sweep_kit import Heard, artifact_of, assert_like_in_process, fitted, job, least, tune, untimed
 
 WIDTHS = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 0], [6, 4]]}}
 
@@ -171,17 +171,17 @@ def test_trials_that_differ_in_numbers_train_packed(home: Path, shards: Path) ->
     made = job(shards, rates)
     packed = tune(made, home / "packed", heard)
     assert heard.notes == ["9 trials train packed, as 2 batched models"]
-    assert sorted(entry.trial for entry in packed.entries) == sorted(p.trial for p in points(made))
+    errors = {}
     for point in points(made):
-        found, alone = artifact_of(home / "packed", point), in_process(point.job, shards)
-        alone.fit()
+        found, alone = artifact_of(home / "packed", point), fitted(point, shards)
         weights = alone.state.module.state_dict()
         for name, value in found.module.state_dict().items():
             assert float((value - weights[name]).abs().max()) < 1e-5
         assert found.manifest.provenance["packed"] in (4, 5)
-        (entry,) = [entry for entry in packed.entries if entry.trial == point.trial]
-        least = min(record["holdout_mse"] for record in alone.records)
-        assert entry.holdout_mse == pytest.approx(least, abs=1e-6)
+        errors[point.trial] = least(alone)
+    assert [entry.trial for entry in packed.entries] == sorted(errors, key=errors.__getitem__)
+    for entry in packed.entries:
+        assert entry.holdout_mse == pytest.approx(errors[entry.trial], abs=1e-6)
     again = Heard()
     assert tune(job(shards, rates), home / "packed", again) == packed
     assert again.endings == []

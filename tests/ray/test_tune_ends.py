@@ -23,8 +23,17 @@ from hourglass.tune_job import TuneJob
 from hourglass.tuning.space import points
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cluster_kit import in_process, processes
-from sweep_kit import Heard, assert_like_in_process, job, tune, untimed
+from cluster_kit import processes
+from sweep_kit import (
+    Heard,
+    assert_like_in_process,
+    assert_ranked,
+    fitted,
+    job,
+    least,
+    tune,
+    untimed,
+)
 
 LR = "train.optimizer.lr"
 RATES = {LR: {"log_uniform": [1e-5, 0.1]}}
@@ -116,8 +125,10 @@ def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> N
         if all(entry.status == "finished" for entry in board.entries):
             break
     assert [entry.status for entry in board.entries] == ["finished"] * 2
-    for point in points(made):
-        assert_like_in_process(home / "time", point, shards)
+    assert_ranked(
+        board,
+        {p.trial: least(assert_like_in_process(home / "time", p, shards)) for p in points(made)},
+    )
 
 
 def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) -> None:
@@ -138,13 +149,10 @@ def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) ->
     found = artifact.load(heard.artifacts[0])
     assert found.manifest.job["scale"]["workers"] == 2
     (point,) = [point for point in points(made) if point.values == {LR: 4e-3}]
-    assert point.job is not None
-    alone = in_process(point.job, shards)
-    alone.fit()
     (two,) = [entry for entry in board.entries if entry.values == {LR: 4e-3}]
-    least = min(record["holdout_mse"] for record in alone.records)
-    assert two.holdout_mse == pytest.approx(least, rel=0.2)  # noise is per worker
-    assert two.holdout_mse != least
+    alone = least(fitted(point, shards))
+    assert two.holdout_mse == pytest.approx(alone, rel=0.2)  # noise is per worker
+    assert two.holdout_mse != alone
 
 
 def test_a_population_goes_on_from_its_best(home: Path, shards: Path) -> None:
@@ -239,10 +247,9 @@ def test_ray_11(home: Path, shards: Path, tmp_path: Path) -> None:
     assert killer.killed
     assert seen.items() <= artifacts(own).items()
     assert [entry.status for entry in board.entries] == ["finished"] * 8
-    for point in points(made):
-        assert_like_in_process(own, point, shards)
-    errors = [entry.holdout_mse for entry in board.entries]
-    assert errors == sorted(errors)
+    assert_ranked(
+        board, {p.trial: least(assert_like_in_process(own, p, shards)) for p in points(made)}
+    )
     client = mlflow.client(settings)
     (experiment,) = client.search_experiments(filter_string="name = 'hourglass'")
     runs = client.search_runs([experiment.experiment_id])
