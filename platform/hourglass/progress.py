@@ -76,7 +76,9 @@ class TrainProgress:
             verb = "dropped" if job.data.constant == "drop" else "kept"
             self._bar.say(f"{dataset['constant_columns']} constant columns, {verb}")
         where = "cached in memory" if dataset["cached"] else "streamed"
-        self._bar.say(f"{job.scale.workers} workers, rows {where}; they take some seconds to start")
+        number = job.scale.workers
+        workers = "1 worker takes" if number == 1 else f"{number} workers take"
+        self._bar.say(f"rows {where}; {workers} some seconds to start")
 
     def note(self, text: str) -> None:
         """A sentence worth knowing."""

@@ -1,5 +1,6 @@
 """YAML with line numbers, and validation errors as sentences: where, found, allowed, nearest name."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,15 @@ def _lines(path: str, node: yaml.Node, steps: Steps) -> Iterator[tuple[Steps, in
             yield from _lines(path, value, (*steps, index))
 
 
+@functools.cache
+def _schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
+    """What a file may say; making it takes longer than reading the file, and a sweep asks often."""
+    return adapter.json_schema()
+
+
 def explain(where: str, error: ValidationError, adapter: TypeAdapter[Any], lines: Lines) -> str:
     """Every mistake as one line: file:line, field, found beside allowed, nearest name."""
-    schema = adapter.json_schema()
+    schema = _schema(adapter)
     mistakes: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         steps = _without_tags(item["loc"], schema)
@@ -179,7 +186,7 @@ def _without_tags(loc: Steps, schema: dict[str, Any]) -> Steps:
 
 def unknown_step(steps: Sequence[str], adapter: TypeAdapter[Any]) -> str | None:
     """A sentence about the first step that is no field of any branch; None when all are known."""
-    schema = adapter.json_schema()
+    schema = _schema(adapter)
     nodes = list(_branches(schema, schema))
     for depth, step in enumerate(steps):
         lists = [node["items"] for node in nodes if "items" in node and step.isdecimal()]

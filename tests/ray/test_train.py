@@ -237,7 +237,7 @@ def test_a_missing_cell_is_refused_with_file_row_group_and_column(home: Path, sh
     )
 
 
-ENSEMBLE = {"epochs": 40, "seeds": 3, "checkpoint_every_steps": 3}
+ENSEMBLE = {"epochs": 24, "seeds": 3, "checkpoint_every_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_an_ensemble_on_two_workers(home: Path, undisturbed: tuple[run.Trained, 
     assert found.ensemble is not None
     records = found.provenance["history"]
     assert [(r["member"], r["epoch"]) for r in records] == [
-        (m, e) for m in (1, 2, 3) for e in range(1, 41)
+        (m, e) for m in (1, 2, 3) for e in range(1, 25)
     ]
     best = [min(r["holdout_mse"] for r in records if r["member"] == m) for m in (1, 2, 3)]
     assert found.ensemble.lead == best.index(min(best)) + 1
@@ -281,7 +281,7 @@ def test_an_ensemble_on_two_workers(home: Path, undisturbed: tuple[run.Trained, 
     assert metrics["rank_agreement"] == found.metrics["rank_agreement"]
     assert metrics["holdout_mse"] == min(best)
     assert [metrics[f"member_{m}/holdout_mse"] for m in (1, 2, 3)] == [
-        record["holdout_mse"] for record in records[39::40]
+        record["holdout_mse"] for record in records[23::24]
     ]
     assert "member" not in metrics
     page = home / "ensemble.html"
@@ -384,9 +384,9 @@ def test_three_kills_change_no_bit_and_a_run_lives_in_s3(
     assert len(heard.killed) == 3
     resumed = [note.partition(" at step ")[0] for note in heard.notes if " at step " in note]
     assert resumed == ["member 1: resumed", "member 2: resumed", "member 2: resumed"]
-    assert heard.notes.count("member 1: its 40 epochs were done before") == 2
+    assert heard.notes.count("member 1: its 24 epochs were done before") == 2
     assert [(r["member"], r["epoch"]) for r in heard.records] == [
-        (member, epoch) for member in (1, 2, 3) for epoch in range(1, 41)
+        (member, epoch) for member in (1, 2, 3) for epoch in range(1, 25)
     ]
     disturbed, whole = artifact.load(outcome.uri), artifact.load(undisturbed[0].outcome.uri)
     for mine, its in zip(

@@ -133,7 +133,7 @@ def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> N
 
 def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) -> None:
     """One of them loses its process, and what its workers held is free for the next."""
-    heard, train = Heard(), {"epochs": 60}
+    heard, train = Heard(), {"epochs": 30}
     rates = {LR: {"grid": [1e-3, 2e-3, 3e-3, 4e-3]}}
     made = job(shards, rates, workers_per_trial=2, train=train)
     killer = Killing(home / "workers" / "runs" / "grid" / "trials")
@@ -209,10 +209,11 @@ def kill_a_trial_then_the_driver(driver: "subprocess.Popen[str]", home: Path, do
     deadline = time.monotonic() + 120
     family, before = psutil.Process(driver.pid), {*processes("ray::ImplicitFunc")}
     while driver.poll() is None and time.monotonic() < deadline:
-        trial = {*processes("ray::ImplicitFunc")} - before
-        if trial and list(home.glob("runs/grid/trials/*/checkpoints/*/COMMIT.json")):
-            psutil.Process(trial.pop()).kill()
-            break
+        if list(home.glob("runs/grid/trials/*/checkpoints/*/COMMIT.json")):
+            trial = {*processes("ray::ImplicitFunc")} - before
+            if trial:
+                psutil.Process(trial.pop()).kill()
+                break
         time.sleep(0.02)
     while driver.poll() is None and len(artifacts(home)) < done and time.monotonic() < deadline:
         time.sleep(0.02)

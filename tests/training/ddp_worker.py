@@ -1,10 +1,11 @@
-"""One process of a real gloo group: gradients, sums, trained weights and a resume, for test_ddp.
+"""The processes of a real gloo group: gradients, sums, trained weights and a resume, for test_ddp.
 
-python ddp_worker.py RANK SIZE FOLDER
+python ddp_worker.py SIZE FOLDER
 """
 
 import contextlib
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch._dynamo  # DDP would in each process; this is before they fork
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -230,4 +232,12 @@ def main(rank: int, size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    size, fork = int(sys.argv[1]), multiprocessing.get_context("fork")
+    ranks = [
+        fork.Process(target=main, args=(rank, size, Path(sys.argv[2]))) for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(any(process.exitcode for process in ranks))

@@ -1,7 +1,9 @@
 """NUM-02, NUM-04: workers of a real process group compute what one process does with all the rows."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,18 +23,16 @@ WORKER = Path(__file__).with_name("ddp_worker.py")
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """The size of a finished group, and the folder with what its workers found."""
     folder = tmp_path_factory.mktemp(f"group{request.param}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(WORKER)]
-    workers = [
-        subprocess.Popen([*command, str(rank), str(request.param), str(folder)], env=environment)
-        for rank in range(request.param)
-    ]
+    workers = subprocess.Popen(
+        [sys.executable, str(WORKER), str(request.param), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
     try:
-        codes = [worker.wait(timeout=240) for worker in workers]
+        assert workers.wait(timeout=240) == 0
     finally:
-        for worker in workers:
-            worker.kill()
-    assert codes == [0] * request.param
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(workers.pid, signal.SIGKILL)
     return request.param, folder
 
 
