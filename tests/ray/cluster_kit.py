@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -103,3 +104,25 @@ def processes(title: str) -> set[int]:
             if "".join(child.cmdline()[:1]).startswith(title):
                 found.add(child.pid)
     return found
+
+
+class Counting(threading.Thread):
+    """The processes with a title that ever were, during a block."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+
+    def __enter__(self) -> set[int]:
+        self.seen: set[int] = set()
+        self.over = threading.Event()
+        self.start()
+        return self.seen
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.over.wait(0.2):
+            self.seen |= processes(self.title)

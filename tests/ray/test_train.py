@@ -4,7 +4,6 @@ import random
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from hourglass.training.launch import Outcome
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from cluster_kit import ROWS, in_process, processes, project, write, write_shards
+from cluster_kit import ROWS, Counting, in_process, processes, project, write, write_shards
 from training_kit import same_bits, timeless
 
 
@@ -296,28 +295,10 @@ def train_workers() -> set[int]:
     return processes("ray::RayTrainWorker")
 
 
-class Counting(threading.Thread):
-    """Counts the train worker processes that ever were, during a block."""
-
-    def __enter__(self) -> set[int]:
-        self.seen: set[int] = set()
-        self.over = threading.Event()
-        self.start()
-        return self.seen
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self.over.wait(0.1):
-            self.seen |= train_workers()
-
-
 def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) -> None:
     """NUM-05: the sentence reaches the caller, and Ray Train does not try it again."""
     made = job(shards, 2, optimizer={"kind": "sgd", "lr": 1e30})
-    with Counting() as seen, pytest.raises(TrainingError) as error:
+    with Counting("ray::RayTrainWorker") as seen, pytest.raises(TrainingError) as error:
         train(made, home / "diverges")
     words = str(error.value)
     assert words.startswith("stopped at step ")

@@ -23,7 +23,7 @@ from hourglass.tune_job import TuneJob
 from hourglass.tuning.space import points
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cluster_kit import processes
+from cluster_kit import Counting, processes
 from sweep_kit import (
     Heard,
     assert_like_in_process,
@@ -138,9 +138,11 @@ def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) ->
     made = job(shards, rates, workers_per_trial=2, train=train)
     killer = Killing(home / "workers" / "runs" / "grid" / "trials")
     killer.start()
-    board = tune(made, home / "workers", heard)
+    with Counting("ray::ImplicitFunc") as seen:
+        board = tune(made, home / "workers", heard)
     killer.join()
     assert killer.killed == 1
+    assert len(seen) == 2  # the lost one, and one that is used again
     assert heard.crew is not None
     assert (heard.crew.at_once, heard.crew.share.workers) == (1, 2)
     assert [entry.status for entry in board.entries] == ["finished"] * 4

@@ -139,7 +139,8 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
             num_samples=-1,  # until the desk has no more
             search_alg=_Asking(desk, folder),
             max_concurrent_trials=crew.at_once,
-            reuse_actors=crew.share.workers == 1,
+            # A trial that waits for its workers hears too late that it is stopped.
+            reuse_actors=crew.share.workers == 1 or not watched(sweep),
         ),
         run_config=tune.RunConfig(
             name=attempt,
