@@ -1,7 +1,10 @@
 """Placement groups of trials that are gone are given back, each once, and not before."""
 
 import pytest
+import ray
+from ray.util.placement_group import PlacementGroup
 
+from hourglass.training import launch
 from hourglass.tuning import groups
 from hourglass.tuning.groups import GONE_S, Groups
 
@@ -25,3 +28,21 @@ def test_what_lost_trials_held_is_given_back(monkeypatch: pytest.MonkeyPatch) ->
     assert freed == ids[:1]
     held.give_back_all()
     assert sorted(freed) == ids
+
+
+def test_what_a_lost_cluster_held_is_not_asked_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every group is tried; an error that is not Ray's is told."""
+    asked: list[str] = []
+    failure: Exception = ray.exceptions.RaySystemError("the cluster is gone")
+
+    def remove(group: PlacementGroup) -> None:
+        asked.append(group.id.hex())
+        raise failure
+
+    monkeypatch.setattr(launch, "remove_placement_group", remove)
+    held = ["0a" * 18, "0b" * 18]
+    launch.free(held)
+    assert asked == held
+    failure = TypeError("a mistake of ours")
+    with pytest.raises(TypeError):
+        launch.free(held)
