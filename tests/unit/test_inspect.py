@@ -79,7 +79,7 @@ def test_a_damaged_page_stops_it(folder: Path) -> None:
         inspect(str(folder), lambda *_: None)
 
 
-@pytest.mark.skipif(not MNIST.exists(), reason="../shared/data/mnist is not here")
+@pytest.mark.skipif(not MNIST.exists(), reason="MNIST's shards are not beside the repository")
 def test_mnist_is_as_known() -> None:
     report = inspect(str(MNIST), lambda *_: None)
     image, label = report.columns
