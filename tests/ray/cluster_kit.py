@@ -124,5 +124,5 @@ class Counting(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        while not self.over.wait(0.2):
+        while not self.over.wait(0.1):
             self.seen |= processes(self.title)
