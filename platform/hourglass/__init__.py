@@ -1,6 +1,11 @@
 """Distributed autoencoders on Ray. Public names load lazily, so `import hourglass` costs nothing."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# MKL, which PyTorch multiplies with on x86, else rounds a row by its place in a batch on some CPUs. It
+# looks when it first computes, so every process that imports hourglass must have said so before that.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.1.0"
 __all__ = ["Autoencoder", "Predictor", "__version__", "load"]

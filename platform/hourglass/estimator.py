@@ -6,6 +6,8 @@ Shapes: B rows, C columns, K code units.
 """
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -21,6 +23,7 @@ from torch import Tensor
 from hourglass import artifact, in_memory, job_files, parameters, storage
 from hourglass.data import arrays
 from hourglass.data.arrays import VECTOR, Rows
+from hourglass.data.decode import FLOAT32_MAX, bounded
 from hourglass.errors import ArtifactError, DataError, SpecError
 from hourglass.inference import generate
 from hourglass.inference.layers import deep_features
@@ -60,7 +63,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Attributes: `predictor_` (what answers), `history_` (one record for each epoch, naming the member
     where there are several `seeds`), `dataset_`
     (rows trained on, held out, dropped; cells imputed; constant columns), `threshold_` (score above
-    which a row is an anomaly), `n_features_in_`, `feature_names_in_` where columns have names.
+    which a row is an anomaly; may be set), `n_features_in_`, `feature_names_in_` where columns have
+    names.
     """
 
     def __init__(
@@ -142,12 +146,19 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Raises: SpecError for wrong parameters, InputError (a ValueError) for rows that do not fit,
         TrainingError when a value becomes non-finite.
         """
-        rows, vector = self._rows(X, reset=True)
-        names = None if vector else getattr(self, "feature_names_in_", None)
-        usual = {name: what.default for name, what in signature(type(self)).parameters.items()}
-        vector = vector or VECTOR
-        job = parameters.job_of(self.get_params(deep=False), usual, vector, names)
-        fitted = in_memory.fit(job, rows, vector, names, print if self.verbose else _silent)
+        before = dict(vars(self))
+        try:
+            rows, vector = self._rows(X, reset=True)
+            names = None if vector else getattr(self, "feature_names_in_", None)
+            usual = {name: what.default for name, what in signature(type(self)).parameters.items()}
+            vector = vector or VECTOR
+            job = parameters.job_of(self.get_params(deep=False), usual, vector, names)
+            with _about_arguments():
+                say = print if self.verbose else _silent
+                fitted = in_memory.fit(job, rows, vector, names, say)
+        except BaseException:  # what was fitted before stays whole
+            self.__dict__ = before
+            raise
         self.dataset_ = fitted.dataset
         return self._adopt(Predictor(fitted.artifact, str(fitted.device)), fitted.golden)
 
@@ -171,7 +182,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def feature_errors(self, X: Any) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Each feature's part of `anomaly`, which add up to it, and its error in the units of the rows.
 
-        (B, F) each, of the F features kept: row minus reconstruction, of an ensemble the lead's.
+        (B, F) each, of the F features kept: row minus reconstruction, of an ensemble the lead's; NaN
+        for a missing cell, whose part is that of the column's mean in its place.
         """
         rows, _ = self._rows(X)
         with _about_arguments():
@@ -179,8 +191,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         kept = self.predictor_.kept
         assert found.reconstruction is not None
         assert found.feature_errors is not None
+        assert found.imputed is not None
         errors = np.asarray(rows[:, kept], np.float64) - found.reconstruction[:, kept]
-        return found.feature_errors, errors
+        return found.feature_errors, np.where(found.imputed, np.nan, errors)
 
     def reconstruct(self, X: Any) -> NDArray[np.float32]:
         """Reconstructions (B, C), in the units of the rows."""
@@ -233,20 +246,66 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Minus the mean score of the rows: higher is better, as model selection expects."""
         return -float(self.anomaly(X).mean())
 
+    @property
+    def threshold_(self) -> float:
+        """The score above which a row is an anomaly: `quantile` of the held-out rows' until it is set."""
+        return self._fitted.threshold
+
+    @threshold_.setter
+    def threshold_(self, score: float) -> None:
+        if not math.isfinite(score):
+            raise InputError(f"threshold_: found {score}, allowed are finite numbers")
+        self._fitted.threshold = float(score)
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, as scikit-learn does; of a fitted model `quantile` moves `threshold_` at once.
+
+        Where the held-out rows' score at that quantile is not kept, a warning says that it does not.
+        """
+        super().set_params(**params)
+        if "quantile" in params and "predictor_" in vars(self):
+            self._move_threshold()
+        return self
+
+    def _move_threshold(self) -> None:
+        kept, found = self.predictor_.artifact.manifest.calibration, self.quantile
+        name = f"{found:g}" if isinstance(found, int | float) else ""
+        if found == kept.quantile:
+            score = kept.threshold
+        elif name in kept.quantiles and float(name) == found:
+            score = kept.quantiles[name]
+        else:
+            warnings.warn(
+                f"quantile={found!r} takes effect with the next fit: threshold_ stays "
+                f"{self.threshold_:.6g}. Without one, set threshold_, or a quantile of those kept: "
+                f"{', '.join(kept.quantiles)}",
+                stacklevel=3,
+            )
+            return
+        self.threshold_ = score
+        self._quantile = float(found)
+
     def save(self, path: str, name: str = "autoencoder") -> str:
-        """Write the artifact, as a run does, to a folder or s3:// URI; returns its digest."""
+        """Write the artifact, as a run does, to a folder or s3:// URI; returns its digest.
+
+        It has `threshold_` as it is now.
+        """
         predictor = self._fitted
         manifest = predictor.artifact.manifest
+        moved = {"quantile": self._quantile}
+        calibration = artifact.Calibration.model_validate(
+            manifest.calibration.model_dump() | moved | {"threshold": predictor.threshold}
+        )
         lead, *others = copy.deepcopy(predictor.members)
         return artifact.save(
             str(path),
             module=lead,
             features=manifest.features,
-            calibration=manifest.calibration,
+            calibration=calibration,
             golden_rows=self._golden,
             name=name,
             metrics=manifest.metrics,
-            job=manifest.job,
+            job=manifest.job | moved,
             provenance=manifest.provenance,
             ensemble=manifest.ensemble,
             others=others,
@@ -295,7 +354,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _adopt(self, predictor: Predictor, golden: Tensor) -> Self:
         manifest = predictor.artifact.manifest
         self.predictor_ = predictor
-        self.threshold_ = predictor.threshold
+        self._quantile = manifest.calibration.quantile
         self.history_: list[Record] = manifest.provenance.get("history", [])
         self.n_features_in_ = manifest.features.width
         if manifest.features.columns:
@@ -309,20 +368,38 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if not reset:
             check_is_fitted(self, "predictor_")
         with _about_arguments():
-            X, vector = arrays.matrix(X)
-        rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+            rows, vector = self._numbers(X, reset)
         policy = self.missing if reset else self.predictor_.missing
-        bad = np.empty(0) if policy == "mean" or rows.dtype.kind != "f" else ~np.isfinite(rows)
-        if bad.any() and not (reset and policy == "drop_row"):
-            row, column = np.argwhere(bad)[0]
+        if policy == "mean" or (reset and policy == "drop_row"):
+            return rows, vector
+        exact, bad = bounded(rows)
+        if bad.any():
+            row, column = np.argwhere(~np.isfinite(exact))[0]
             names = getattr(self, "feature_names_in_", None)
             where = f"{vector or VECTOR}[{column}]" if names is None or vector else names[column]
+            found = rows[row, column]
+            beyond = f", which is beyond ±{FLOAT32_MAX:.2g}" if np.isfinite(found) else ""
             raise InputError(
-                f"row {row}, '{where}': found {rows[row, column]} "
-                f"({int(bad.any(axis=1).sum())} such rows); missing='{policy}' allows no NaN or "
-                "infinity here: fit with missing='mean', or clean the rows"
+                f"row {row}, '{where}': found {found}{beyond} ({int(bad.sum())} such rows); "
+                f"missing='{policy}' allows no NaN or infinity here: fit with missing='mean', or "
+                "clean the rows"
             )
         return rows, vector
+
+    def _numbers(self, X: Any, reset: bool) -> tuple[Rows, str | None]:
+        """The numbers of `X` (B, C); with `reset` its names and width are those to come."""
+        X = arrays.tabular(X)
+        found = arrays.vectors(X)
+        columns = arrays.table_columns(X) if found is None else None
+        if columns:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return check_array(arrays.from_columns(columns), ensure_all_finite=False), None
+        rows, vector = found or (X, None)
+        if found is None:
+            arrays.refuse_words(X)
+            rows = arrays.unmasked(X) if arrays.is_masked(X) else X
+        checked = validate_data(self, rows, reset=reset, dtype="numeric", ensure_all_finite=False)
+        return checked, vector
 
 
 def _silent(text: str) -> None:

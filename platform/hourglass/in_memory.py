@@ -3,6 +3,7 @@
 Shapes: B rows, C columns.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from hourglass.data.stats import Stats
 from hourglass.errors import SpecError
 from hourglass.spec import TrainJob
 from hourglass.training import members, provenance
-from hourglass.training.build import build, feature_record
+from hourglass.training.build import build, feature_record, require_values
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
 from hourglass.training.knobs import certify
@@ -65,6 +66,12 @@ def fit(
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         certificate = certify(build(job, stats).to(device), feed, device)
         trained = members.train(job, stats, feed, Alone(), device, tell)
+    if trained.members[-1].interrupted:
+        last = trained.history[-1]
+        warnings.warn(
+            f"interrupted after {_line(last, job)}: the fit ends with the best weights so far",
+            stacklevel=4,
+        )
     lead, *others = trained.modules
     calibration, golden, agreement = calibrate(
         [lead, *others], job.train.combine, feed, Alone(), job.quantile, device
@@ -98,6 +105,7 @@ def _measured(
     """The features, which of them are held out, the figures of the others, and what was counted."""
     features, held, dropped = arrays.split(rows, schema, job.data.missing, job.data.holdout)
     stats = arrays.figures(features[~held], schema)
+    require_values(stats, schema.feature_names)
     counted = provenance.account(
         job,
         stats,

@@ -327,6 +327,7 @@ def test_trim_hides_no_row_that_is_not_a_number() -> None:
     rows[11] = 3e38
     state = fresh(job({"trim": 0.5}), ROWS)
     state.module.preprocessing.scale_F.fill_(1e-3)
+    state.module.preprocessing.derive()
     rng = torch.Generator().manual_seed(0)
     with pytest.raises(TrainingError, match="rows in model space is NaN or infinite"):
         train_step(state.module, state, Batch(rows, len(rows)), rng, Alone(), None)

@@ -192,7 +192,7 @@ def test_more_members_than_an_artifact_holds_are_refused_before_the_first_step()
     with pytest.raises(SpecError) as caught:
         trained(job(widths, seeds=100))
     assert str(caught.value) == (
-        "train.seeds: 100 members of 55 tensors each, an artifact holds 4096; use 74 seeds or fewer"
+        "train.seeds: 100 members of 58 tensors each, an artifact holds 4096; use 70 seeds or fewer"
     )
 
 

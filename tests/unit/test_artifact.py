@@ -360,7 +360,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "key twice": (reword("{", '{"format": 2, '), "manifest.json: not JSON (a key is given twice)"),
     "NaN in the manifest": (reword("0.99,", "NaN,"), "manifest.json: not JSON (NaN is not JSON)"),
     "infinite threshold": (reword('"threshold": 0.5', '"threshold": 1e999'), "finite number"),
-    "next format": (claim("format", 2), "manifest.json: format 2, this version reads format 1"),
+    "next format": (
+        claim("format", 3),
+        "manifest.json: format 3, this version reads formats 1 and 2",
+    ),
     "loader in the manifest": (claim("loader_module", "evil"), "loader_module: extra inputs are"),
     "unknown part": (claim("model/loss", {"kind": "evil"}), "manifest.json: model.loss: "),
     "parts that do not fit": (

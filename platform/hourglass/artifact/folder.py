@@ -27,7 +27,7 @@ from hourglass.artifact.manifest import (
 )
 from hourglass.errors import ArtifactError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.preprocessing import Preprocessing
+from hourglass.model.preprocessing import Preprocessing, upgraded
 
 FILES = (MANIFEST, WEIGHTS, GOLDEN)
 MANIFEST_BYTES = 16 * 2**20
@@ -141,6 +141,8 @@ def load(uri: str, digest: str | None = None) -> Artifact:
     manifest = parse_manifest(path, text)
     _no_other_files(uri)
     weights = _tensors(uri, WEIGHTS, manifest)
+    if manifest.format == 1:
+        weights = upgraded(weights, SHARED)
     recorded = _tensors(uri, GOLDEN, manifest)
     members = _build(uri, manifest, weights)
     golden.check(storage.join(uri, GOLDEN), members, recorded)

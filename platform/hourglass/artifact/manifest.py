@@ -12,7 +12,9 @@ from hourglass.model.ensemble import MOST_MEMBERS, Combine
 from hourglass.model.spec import ModelSpec
 from hourglass.strict import Strict
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)
+"""Those that this version reads; see `hourglass.model.preprocessing.upgraded`."""
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 GOLDEN = "golden.safetensors"
@@ -81,7 +83,7 @@ class Ensemble(Strict):
 class Manifest(Strict):
     """Everything about the model but its numbers."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     name: str
     model: ModelSpec
     unit_data: bool
@@ -108,8 +110,9 @@ def parse_manifest(path: str, text: bytes) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not JSON ({error})") from None
     version = tree.get("format") if isinstance(tree, dict) else None
-    if version != FORMAT:
-        raise ArtifactError(f"{path}: format {version!r}, this version reads format {FORMAT}")
+    if version not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise ArtifactError(f"{path}: format {version!r}, this version reads formats {known}")
     return validated(path, tree)
 
 

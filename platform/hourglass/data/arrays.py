@@ -3,7 +3,8 @@
 Neither pandas nor polars is imported. Shapes: B rows, C columns.
 """
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hourglass.data import plan
-from hourglass.data.decode import chunk_rows, to_matrix
-from hourglass.data.schema import FeatureSchema, Missing, is_list
+from hourglass.data.decode import bounded, cells, chunk_rows
+from hourglass.data.schema import FEATURE_TYPES, FeatureSchema, Missing, feature_dtype, is_list
 from hourglass.data.stats import Stats, measure, merge_all
+from hourglass.errors import DataError
 
 Rows = NDArray[Any]
 VECTOR = "x"
 """Name of the vector column that rows without column names are."""
+NUMBERS = "numbers or booleans"
+WORDS = (
+    *(str, bytes, datetime.date, datetime.time, datetime.timedelta),
+    *(np.datetime64, np.timedelta64),
+)
+"""Types of cells that are no numbers, even where Python would make a number of them."""
 
 
-def matrix(table: Any) -> tuple[Any, str | None]:
-    """The matrix (B, C) in a table's only column, when that holds lists, or in an Arrow array; its name.
+def vectors(table: Any) -> tuple[Rows, str] | None:
+    """The rows (B, C) in a table's only column, when that holds lists, or in an Arrow array; its name.
 
-    Anything else comes back as it is. Raises DataError for vectors of unequal lengths.
+    None for anything else. Raises DataError for vectors of unequal lengths.
     """
-    if isinstance(table, pa.RecordBatch):
-        table = pa.Table.from_batches([table])
     column, name = table, VECTOR
     if hasattr(table, "columns") and len(table.columns) == 1:
         name = str(getattr(table, "column_names", table.columns)[0])
@@ -34,17 +40,149 @@ def matrix(table: Any) -> tuple[Any, str | None]:
     if hasattr(column, "to_arrow") and not hasattr(column, "columns"):  # a polars Series
         column = column.to_arrow()
     elif getattr(column, "ndim", 0) == 1 and column.dtype == object:  # a pandas Series
-        column = pa.array(column)
+        column = _arrow(column)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if not isinstance(column, pa.Array) or not is_list(column.type):
-        return table, None
+        return None
     values = column.flatten()
     width = len(values) // max(1, len(column) - column.null_count)
     whole = column.null_count + values.null_count == 0
+    if values.type not in FEATURE_TYPES:
+        raise DataError(f"column '{name}' holds lists of {values.type}, allowed are {NUMBERS}")
     kind = np.dtype(values.type.to_pandas_dtype()).str if whole else "float64"
     schema = FeatureSchema(name, (), width, "uint8" if kind == "|b1" else kind)
-    return to_matrix(pa.table({name: column}), schema, "X")[0], name
+    return cells(pa.table({name: column}), schema, "X"), name
+
+
+def table_columns(table: Any) -> dict[str, Any] | None:
+    """The columns of a pandas, polars or Arrow table by name; None for anything else."""
+    if isinstance(table, pa.Table):
+        return _named(table.column_names, table.columns)
+    if not hasattr(table, "columns") or not hasattr(table, "shape"):
+        return None
+    if hasattr(table, "iloc"):
+        names = list(table.columns)
+        return _named(names, [table.iloc[:, index] for index in range(len(names))])
+    return _named(table.columns, [table[name] for name in table.columns])
+
+
+def tabular(X: Any) -> Any:
+    """`X`, an Arrow record batch as a table."""
+    return pa.Table.from_batches([X]) if isinstance(X, pa.RecordBatch) else X
+
+
+def _named(names: Sequence[Any], columns: Sequence[Any]) -> dict[str, Any]:
+    words = [str(name) for name in names]
+    twice = next((word for word in words if words.count(word) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"column '{twice}' is there {words.count(twice)} times; names must be unique"
+        )
+    return dict(zip(words, columns, strict=True))
+
+
+def from_columns(columns: Mapping[str, Any]) -> Rows:
+    """The rows (B, C) of numeric columns, one value each, as their shards would be read.
+
+    Raises: DataError naming every column that is no numbers, with its type; for unequal lengths.
+    """
+    arrays = {name: _arrow(column) for name, column in columns.items()}
+    wrong = [
+        f"'{name}' is {array if isinstance(array, str) else array.type}"
+        for name, array in arrays.items()
+        if isinstance(array, str) or array.type not in FEATURE_TYPES
+    ]
+    if wrong:
+        raise _refused(wrong)
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"rows of unequal lengths in {', '.join(list(lengths)[:12])}")
+    kinds = [array.type for array in arrays.values()]
+    whole = not any(array.null_count for array in arrays.values())
+    names = tuple(arrays)
+    schema = FeatureSchema(None, names, len(names), feature_dtype(kinds, whole))
+    return cells(pa.table(arrays), schema, "X")
+
+
+def _refused(wrong: Sequence[str]) -> DataError:
+    """`wrong` names columns with their types."""
+    more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+    noun, they = ("column", "it") if len(wrong) == 1 else ("columns", "them")
+    return DataError(
+        f"{noun} {', '.join(wrong[:20])}{more}: a feature needs {NUMBERS}; leave {they} out, or make "
+        f"numbers of {they}"
+    )
+
+
+def _arrow(column: Any) -> Any:
+    """A column as an Arrow array, decimals as float64; the name of its type where Arrow has none.
+
+    Text that looks like numbers stays text.
+    """
+    if hasattr(column, "to_arrow"):  # polars
+        try:
+            column = column.to_arrow()
+        except Exception:  # polars panics on Python objects
+            return str(getattr(column, "dtype", type(column).__name__))
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if not isinstance(column, pa.Array):
+        if isinstance(column, np.ma.MaskedArray):
+            column = unmasked(column)
+        kind = getattr(column, "dtype", None)
+        plain = isinstance(kind, np.dtype) and kind.kind in "buif"
+        try:
+            column = pa.array(np.asarray(column)) if plain else pa.array(column, from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError):
+            return str(kind) if kind is not None else type(column).__name__
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+    if pa.types.is_decimal(column.type) or pa.types.is_null(column.type):
+        column = column.cast(pa.float64())
+    return column
+
+
+def is_masked(rows: Any) -> bool:
+    """True for NumPy's masked arrays, and for lists of them."""
+    if isinstance(rows, list | tuple):
+        return any(isinstance(row, np.ma.MaskedArray) for row in rows)
+    return isinstance(rows, np.ma.MaskedArray)
+
+
+def unmasked(rows: Any) -> Rows:
+    """`rows` as an array in which masked cells are NaN, that is missing."""
+    if is_masked(rows):
+        rows = np.ma.asarray(rows) if hasattr(rows, "mask") else np.ma.stack(rows)
+    if not np.ma.is_masked(rows):
+        return np.asarray(rows)
+    small = np.can_cast(rows.dtype, np.float32)
+    return np.asarray(rows.astype(np.float32 if small else np.float64).filled(np.nan))
+
+
+def refuse_words(rows: Any) -> None:
+    """Raise DataError for text, dates and durations in rows (B, C) that have no column names."""
+    array = rows if isinstance(rows, np.ndarray) else None
+    if array is None and isinstance(rows, list | tuple):
+        try:
+            array = np.array(rows, dtype=object)
+        except ValueError:  # ragged, which is said elsewhere
+            return
+    if array is None or array.dtype.kind in "buifcV" or array.ndim != 2:
+        return
+    wrong = [f"{VECTOR}[{at}] is {kind}" for at, kind in _words(array)]
+    if wrong:
+        raise _refused(wrong)
+
+
+def _words(array: Rows) -> Iterator[tuple[int, str]]:
+    for at in range(array.shape[1]):
+        if array.dtype.kind != "O":
+            yield at, str(array.dtype)
+            continue
+        found = next((c for c in array[:, at] if isinstance(c, WORDS)), None)
+        if found is not None:
+            yield at, type(found).__name__
 
 
 def schema(rows: Rows, vector: str, names: Sequence[str] | None, missing: Missing) -> FeatureSchema:
@@ -61,11 +199,12 @@ def split(
     rows: Rows, schema: FeatureSchema, missing: Missing, holdout: float
 ) -> tuple[Rows, NDArray[np.bool_], int]:
     """Features, which of them are held out (by row number, whatever the seed), and rows dropped."""
-    features = rows.astype(schema.dtype, copy=False)
+    with np.errstate(over="ignore"):
+        features, missed = bounded(rows.astype(schema.dtype, copy=False))
     held = plan.holdout_mask("", 0, 0, len(rows), holdout)
     if missing != "drop_row":
         return features, held, 0
-    whole = np.isfinite(features).all(axis=1)
+    whole = ~missed
     return features[whole], held[whole], int((~whole).sum())
 
 

@@ -130,14 +130,22 @@ def _damaged_column(shard: pq.ParquetFile, group: int, columns: list[str], rows:
 def to_matrix(
     table: pa.Table, schema: FeatureSchema, where: str, start: int = 0
 ) -> tuple[Matrix, NDArray[np.bool_]]:
-    """Features (B, C) with NaN for missing cells, and which rows have one. Raises DataError.
+    """Features (B, C), missing cells NaN or infinite, and which rows have one. Raises DataError."""
+    return bounded(cells(table, schema, where, start))
 
-    The model computes in float32: a number beyond its range is infinite, which counts as missing.
-    """
+
+def cells(table: pa.Table, schema: FeatureSchema, where: str, start: int = 0) -> Matrix:
+    """The numbers (B, C) in `table`, NaN for nulls. Raises DataError."""
     if schema.vector is not None:
-        features = _vectors(_array(table.column(schema.vector)), schema, where, start)
-    else:
-        features = _columns([_array(table.column(name)) for name in schema.columns], schema, where)
+        return _vectors(_array(table.column(schema.vector)), schema, where, start)
+    return _columns([_array(table.column(name)) for name in schema.columns], schema, where)
+
+
+def bounded(features: Matrix) -> tuple[Matrix, NDArray[np.bool_]]:
+    """Features (B, C) in which what float32 does not hold is infinite, and which rows miss a cell.
+
+    The one place that says which cells are missing, for shards, notebooks and endpoints alike.
+    """
     if features.dtype.kind != "f":
         return features, np.zeros(len(features), dtype=np.bool_)
     good = np.abs(features) <= FLOAT32_MAX

@@ -5,7 +5,7 @@ Shapes: B rows, C columns.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 from typing import Any
 
@@ -19,59 +19,78 @@ Float64s = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of rows, each (C,): cells present, mean, squared deviations, min, max, missing."""
+    """Figures of rows, each (C,): cells present, min, max, missing, and mean and spread from the min.
+
+    `excess` is mean - low and `root` the root of the summed squared deviations: both keep their digits
+    however far from zero a column lies, and however small it is. `step` is the distance of neighbouring
+    values at the largest: what rounding may add; 0 for whole numbers, which are exact.
+    """
 
     count: Float64s
-    mean: Float64s
-    m2: Float64s
     low: Float64s
     high: Float64s
+    excess: Float64s
+    root: Float64s
+    step: Float64s
     missing: Float64s
+
+    @property
+    def mean(self) -> Float64s:
+        """The mean; 0 for a column without a value."""
+        return np.where(self.count > 0, self.low + self.excess, 0.0)
+
+    @property
+    def m2(self) -> Float64s:
+        """Sum of the squared deviations from the mean."""
+        return np.square(self.root)
 
     @property
     def sd(self) -> Float64s:
         """Standard deviation of the population."""
-        return np.sqrt(self.m2 / np.maximum(self.count, 1.0))
+        return self.root / np.sqrt(np.maximum(self.count, 1.0))
 
     @property
     def constant(self) -> NDArray[np.bool_]:
-        """Columns with a single value (or none at all)."""
-        return np.asarray(self.high <= self.low)
+        """Columns with a single value, or several that differ by rounding only, or none at all."""
+        return np.asarray(self.high - self.low <= 2.0 * self.step)
 
     def merge(self, other: "Stats") -> "Stats":
         """Figures of both sets of rows together."""
         count = self.count + other.count
         share = np.divide(other.count, count, out=np.zeros_like(count), where=count > 0)
-        delta = np.where(other.count > 0, other.mean, 0.0) - np.where(
-            self.count > 0, self.mean, 0.0
-        )
-        delta = np.where((self.count > 0) & (other.count > 0), delta, 0.0)
-        base = np.where(self.count > 0, self.mean, other.mean)
+        low = np.minimum(self.low, other.low)
+        mine, its = self._above(low), other._above(low)
+        delta = np.where((self.count > 0) & (other.count > 0), its - mine, 0.0)
+        apart = np.abs(delta) * np.sqrt(self.count * share)
         return Stats(
-            count,
-            base + delta * share,
-            self.m2 + other.m2 + delta**2 * self.count * share,
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
-            self.missing + other.missing,
+            count=count,
+            low=low,
+            high=np.maximum(self.high, other.high),
+            excess=np.where(self.count > 0, mine, its) + delta * share,
+            root=np.hypot(np.hypot(self.root, other.root), apart),
+            step=np.maximum(self.step, other.step),
+            missing=self.missing + other.missing,
         )
+
+    def _above(self, low: Float64s) -> Float64s:
+        """How far the mean lies above `low`; 0 without a value."""
+        known = self.count > 0
+        return np.subtract(self.low, low, out=np.zeros_like(low), where=known) + self.excess
 
     def arrays(self) -> dict[str, Float64s]:
         """The figures by name, for a table row or a file."""
-        return {
-            name: getattr(self, name) for name in ("count", "mean", "m2", "low", "high", "missing")
-        }
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def measure(features: NDArray[Any]) -> Stats:
     """Figures of the rows `features` (B, C); NaN and infinite cells count as missing.
 
-    Two passes, from the lowest value: a constant column has exactly its value as mean, and m2 = 0.
+    Two passes, from the lowest value: a constant column has exactly its value as mean, and no spread.
     """
     columns = features.shape[1]
     if not len(features):
         zero = np.zeros(columns)
-        return Stats(zero, zero, zero, zero + np.inf, zero - np.inf, zero)
+        return Stats(zero, zero + np.inf, zero - np.inf, zero, zero, zero, zero)
     if features.dtype == np.uint8:
         return _measure_bytes(features)
     values = features.astype(np.float64)
@@ -82,16 +101,36 @@ def measure(features: NDArray[Any]) -> Stats:
     present: Any = ~gone if holes else True
     low = values.min(axis=0, initial=np.inf, where=present)
     high = values.max(axis=0, initial=-np.inf, where=present)
-    pivot = np.where(count > 0, low, 0.0)
-    values -= pivot
+    values -= np.where(count > 0, low, 0.0)
     if holes:
         values[gone] = 0.0
-    shift = values.sum(axis=0) / np.maximum(count, 1.0)
-    values -= shift
+    excess = values.sum(axis=0) / np.maximum(count, 1.0)
+    values -= excess
     if holes:
         values[gone] = 0.0
-    m2 = np.einsum("bc,bc->c", values, values)
-    return Stats(count, pivot + shift, m2, low, high, missing)
+    unit = _unit(low, high)
+    if (unit != 1.0).any():
+        values /= unit
+    root = unit * np.sqrt(np.einsum("bc,bc->c", values, values))
+    return Stats(count, low, high, excess, root, _step(low, high, features.dtype), missing)
+
+
+def _unit(low: Float64s, high: Float64s) -> Float64s:
+    """What to divide deviations by before they are squared, so that the squares are numbers."""
+    spread = np.where(high > low, high - low, 1.0)
+    return np.where((spread < 1e-100) | (spread > 1e100), spread, 1.0)
+
+
+def _step(low: Float64s, high: Float64s, dtype: "np.dtype[Any]") -> Float64s:
+    """The distance from the largest value to the next in `dtype`; 0 where whole numbers are exact."""
+    some = high >= low
+    largest = np.where(some, np.maximum(np.abs(low), np.abs(high)), 0.0)
+    if dtype.kind != "f":
+        dtype = np.dtype(np.float64)
+    whole = some & (np.trunc(low) == low) & (np.trunc(high) == high)
+    exact = whole & (largest <= 2.0 ** (np.finfo(dtype).nmant + 1))
+    step = np.spacing(largest.astype(dtype)).astype(np.float64)
+    return np.where(exact | ~some, 0.0, step)
 
 
 def _measure_bytes(features: NDArray[np.uint8]) -> Stats:
@@ -102,13 +141,15 @@ def _measure_bytes(features: NDArray[np.uint8]) -> Stats:
         wide = features[start : start + 256].astype(np.float32)
         total += wide.sum(axis=0)
         squares += np.einsum("bc,bc->c", wide, wide)
+    low, zero = features.min(axis=0).astype(np.float64), np.zeros(columns)
     return Stats(
-        np.full(columns, float(rows)),
-        total / rows,
-        (rows * squares - total**2) / rows,
-        features.min(axis=0).astype(np.float64),
-        features.max(axis=0).astype(np.float64),
-        np.zeros(columns),
+        count=np.full(columns, float(rows)),
+        low=low,
+        high=features.max(axis=0).astype(np.float64),
+        excess=(total - rows * low) / rows,
+        root=np.sqrt((rows * squares - total**2) / rows),
+        step=zero,
+        missing=zero,
     )
 
 

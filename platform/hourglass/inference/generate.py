@@ -4,6 +4,7 @@ Shapes: B rows, C raw columns, K code units.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from hourglass.errors import DataError
 from hourglass.inference.predictor import Array, Predictor
 
-Rows = NDArray[np.float32]
+Rows = NDArray[Any]
+Codes = NDArray[np.float32]
 
 
 def prior(predictor: Predictor, count: int, seed: int) -> Rows:
@@ -24,7 +26,7 @@ def prior(predictor: Predictor, count: int, seed: int) -> Rows:
     return predictor.decode(prior_codes(predictor, count, seed))
 
 
-def prior_codes(predictor: Predictor, count: int, seed: int) -> Rows:
+def prior_codes(predictor: Predictor, count: int, seed: int) -> Codes:
     """`count` codes (B, K) from the adversary's prior or N(0, 1); the same on every machine.
 
     Raises: DataError for a model without a prior.
@@ -74,9 +76,9 @@ def require_unit(predictor: Predictor, unit: int) -> None:
         )
 
 
-def _code(predictor: Predictor, row: Array) -> Rows:
+def _code(predictor: Predictor, row: Array) -> Codes:
     """The code (K,) of one raw row (C,)."""
-    code_K: Rows = predictor.encode(np.asarray(row)[None])[0]
+    code_K: Codes = predictor.encode(np.asarray(row)[None])[0]
     return code_K
 
 
@@ -93,7 +95,7 @@ def denoise(predictor: Predictor, rows: Array, seed: int) -> tuple[Rows, Rows]:
     low_F, high_F = preprocessing.low_F.cpu(), preprocessing.high_F.cpu()
     rng = torch.Generator().manual_seed(seed)
     seen_BF = spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
-    noisy: Rows = preprocessing.inverse(seen_BF.to(predictor.device)).cpu().numpy()
+    noisy = predictor.raw(seen_BF.to(predictor.device)).cpu().numpy()
     return noisy, predictor.reconstruct(noisy)
 
 

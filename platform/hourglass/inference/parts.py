@@ -219,6 +219,8 @@ def _scored(
         columns["reconstruction"] = _lists(scores.reconstruction)
     if scores.feature_errors is not None:
         columns["feature_errors"] = _lists(scores.feature_errors)
+        if options.missing == "mean":
+            columns["imputed"] = _lists(scores.imputed)
     lineage = {
         "shard": item.shard.name,
         "model": options.model,
@@ -260,4 +262,5 @@ def _constant(value: str, rows: int) -> pa.Array:
 def reserved(outputs: Sequence[str]) -> set[str]:
     """Column names that passthrough columns may not take."""
     lineage = {"shard", "row_group", "row", "model", "model_version", "model_digest"}
-    return {*outputs, *lineage, *(["is_anomaly"] if "score" in outputs else [])}
+    beside = {"score": "is_anomaly", "feature_errors": "imputed"}
+    return {*outputs, *lineage, *(beside[name] for name in outputs if name in beside)}

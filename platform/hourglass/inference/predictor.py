@@ -6,6 +6,7 @@ or in a shard of a million, gives the same bits.
 Shapes: B rows, C raw columns, K code units.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from hourglass.artifact import Artifact, load
+from hourglass.data import arrays
+from hourglass.data.decode import bounded
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import DataError
 from hourglass.model.ensemble import Combine, combined, score_parts, scores, squared_error
 
 Array = NDArray[Any]
 TILE = 64
+PLACES = (
+    "on this {} the model rounds a row by its place among the others, so that the last bits of its "
+    "answers may differ between a notebook, a batch job and an endpoint. With Intel's MKL, set "
+    "MKL_CBWR=AUTO in the environment, or import hourglass before PyTorch computes anything"
+)
+"""What a model is loaded with where the promise of the module's first lines cannot be kept."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,9 @@ class Scores:
     """Everything one pass tells about B rows; higher `score` = more abnormal.
 
     `score` is the mean squared error in model space, over an ensemble's members their mean or
-    maximum, and `feature_errors` (B, F) its additive parts. All else is the lead's: `range_mse` is
-    its error in h2o's range space, over all C columns.
+    maximum, and `feature_errors` (B, F) its additive parts, of which those `imputed` (B, F) are of
+    missing cells, the column's mean in their place. All else is the lead's: `range_mse` is its error
+    in h2o's range space, over all C columns.
     """
 
     code: NDArray[np.float32]
@@ -39,8 +49,9 @@ class Scores:
     score: NDArray[np.float64]
     is_anomaly: NDArray[np.bool_]
     range_mse: NDArray[np.float64]
-    reconstruction: NDArray[np.float32] | None
+    reconstruction: Array | None
     feature_errors: NDArray[np.float32] | None
+    imputed: NDArray[np.bool_] | None
 
 
 class Predictor:
@@ -59,9 +70,27 @@ class Predictor:
         manifest = artifact.manifest
         self.combine: Combine = manifest.ensemble.combine if manifest.ensemble else "mean"
         self.features: FeatureSchema = manifest.features.schema_
+        self.raw_dtype = torch.float64 if self.features.dtype == "float64" else torch.float32
         self.missing = missing or manifest.features.missing
         self.threshold = manifest.calibration.threshold
         self.hash_threshold = torch.tensor(manifest.calibration.hash_threshold, device=self.device)
+        self._warn_of_places()
+
+    @torch.inference_mode()
+    def _warn_of_places(self) -> None:
+        """Warn where a row's bits depend on its place in a tile: equal rows must give equal answers."""
+        preprocessing = self.module.preprocessing
+        rng = torch.Generator().manual_seed(0)
+        share_F = torch.rand(len(preprocessing.kept_F), generator=rng).to(self.device)
+        low_F, high_F = preprocessing.low_F, preprocessing.high_F
+        row_C = preprocessing.inverse((low_F + share_F * (high_F - low_F))[None])
+        tile = row_C.to(self.raw_dtype).repeat(TILE, 1)
+        for member in self.members:
+            result = member(tile)
+            for answer in (result.code_BK, result.output_BF):
+                if not torch.equal(answer, answer[:1].expand_as(answer)):
+                    warnings.warn(PLACES.format(self.device.type), stacklevel=4)
+                    return
 
     @classmethod
     def load(cls, uri: str, digest: str | None = None, device: str = "cpu") -> "Predictor":
@@ -99,23 +128,24 @@ class Predictor:
         """Codes (B, K) to hashes (B, ceil(K / 8))."""
         return np.packbits(code > self.hash_threshold.cpu().numpy(), axis=1)
 
-    def decode(self, code: Array) -> NDArray[np.float32]:
+    def decode(self, code: Array) -> Array:
         """Raw rows (B, C) from codes (B, K). Raises DataError on a wrong width."""
         code = np.ascontiguousarray(code, dtype=np.float32)
         if code.ndim != 2 or code.shape[1] != self.code_width:
             raise DataError(
                 f"codes of shape {code.shape}, the model needs (rows, {self.code_width})"
             )
-        rows: NDArray[np.float32]
-        (rows,) = self._tiles(code, lambda tile: (self.module.decode(tile),))
-        return rows
+        (rows,) = self._tiles(code, lambda tile: [self.module.decode(tile).to(self.raw_dtype)])
+        return np.asarray(rows)
 
-    def reconstruct(self, rows: Array) -> NDArray[np.float32]:
-        """Reconstructions (B, C) of raw rows (B, C), in their units."""
-        inverse = self.module.preprocessing.inverse
-        made: NDArray[np.float32]
-        (made,) = self.map_tiles(rows, lambda tile: [inverse(self.module(tile).output_BF)])
+    def reconstruct(self, rows: Array) -> Array:
+        """Reconstructions (B, C) of raw rows (B, C), in their units; dtype as `raw` says."""
+        (made,) = self.map_tiles(rows, lambda tile: [self.raw(self.module(tile).output_BF)])
         return made
+
+    def raw(self, x_BF: Tensor) -> Tensor:
+        """Model space (B, F) to raw rows (B, C), float64 where the rows of training were, else float32."""
+        return self.module.preprocessing.inverse(x_BF).to(self.raw_dtype)
 
     def anomaly(self, rows: Array) -> NDArray[np.float64]:
         """Scores (B,) of raw rows: mean squared error in model space; higher = more abnormal."""
@@ -147,11 +177,12 @@ class Predictor:
             yield combined(scores(errors), self.combine)
             yield (errors[0] @ ratio_F1)[:, 0]
             if reconstruction:
-                yield preprocessing.inverse(lead.output_BF)
+                yield self.raw(lead.output_BF)
             if feature_errors:
                 yield score_parts(errors, self.combine)
 
-        code, score, range_mse, *more = self.map_tiles(rows, forward)
+        exact = self._rows(rows)
+        code, score, range_mse, *more = self._tiles(exact, forward)
         limit = self.threshold if threshold is None else threshold
         return Scores(
             code=code,
@@ -161,6 +192,7 @@ class Predictor:
             range_mse=range_mse.astype(np.float64),
             reconstruction=more.pop(0) if reconstruction else None,
             feature_errors=more.pop(0) if feature_errors else None,
+            imputed=~np.isfinite(exact[:, self.kept]) if feature_errors else None,
         )
 
     def from_columns(self, columns: Mapping[str, Any]) -> Array:
@@ -171,12 +203,12 @@ class Predictor:
             raise DataError(
                 f"column '{absent[0]}' is missing; the model needs {', '.join(names[:12])}"
             )
+        if self.features.vector is None:
+            return arrays.from_columns({name: columns[name] for name in names})
         try:
-            if self.features.vector is not None:
-                return np.asarray(columns[self.features.vector])
-            return np.column_stack([np.asarray(columns[name]) for name in names])
+            return np.asarray(columns[self.features.vector])
         except ValueError:
-            raise DataError(f"rows of unequal lengths in {', '.join(names[:12])}") from None
+            raise DataError(f"rows of unequal lengths in {names[0]}") from None
 
     def map_tiles(
         self, rows: Array, forward: Callable[[Tensor], Iterable[Tensor]]
@@ -187,7 +219,7 @@ class Predictor:
     def _rows(self, rows: Array) -> Array:
         """Raw rows in the dtype of training, checked. Raises DataError."""
         try:
-            rows = np.asarray(rows)
+            rows = arrays.unmasked(rows)
         except ValueError:
             width = self.features.width
             raise DataError(f"rows of unequal lengths, the model needs (rows, {width})") from None
@@ -201,16 +233,14 @@ class Predictor:
         if rows.dtype == np.uint8 and not wide:
             return rows
         with np.errstate(over="ignore"):  # the dtype of training: no consumer rounds differently
-            exact = rows.astype("float64" if wide else "float32", copy=False)
-        if self.missing != "mean":
-            bad = np.argwhere(~np.isfinite(exact))
-            if len(bad):
-                row, column = bad[0]
-                name = self.features.feature_names[column]
-                raise DataError(
-                    f"row {row}, '{name}': found {rows[row, column]}; the model was trained with "
-                    f"`missing: {self.missing}`, so every cell must be a finite number"
-                )
+            exact, bad = bounded(rows.astype("float64" if wide else "float32", copy=False))
+        if self.missing != "mean" and bad.any():
+            row, column = np.argwhere(~np.isfinite(exact))[0]
+            name = self.features.feature_names[column]
+            raise DataError(
+                f"row {row}, '{name}': found {rows[row, column]}; the model was trained with "
+                f"`missing: {self.missing}`, so every cell must be a finite number"
+            )
         return exact
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ Shapes: B rows, C columns of the raw row, F features kept (constant columns may 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +16,54 @@ from torch import Tensor, nn
 from hourglass.strict import Strict
 
 Float64s = NDArray[np.float64]
+SMALL, LARGE = 1e-30, 1e30
+"""Scales between which float32 takes a column to model space without loss."""
+FORMAT_1 = ("shift_F", "scale_F", "span_C", "mean_C")
+"""Buffers, float32 all of them, of which artifacts of format 1 have the first instead of ours."""
 
 
 @dataclass(frozen=True)
 class ColumnStats:
-    """Per-column figures of the training rows, each of shape (C,), missing cells left out."""
+    """Per-column figures of the training rows, each of shape (C,), missing cells left out.
+
+    `excess` is mean - low, given where it is known with more digits than the mean has; `constant` are
+    columns without spread, or with no more than rounding makes.
+    """
 
     mean: Float64s
     sd: Float64s
     low: Float64s
     high: Float64s
+    excess: Float64s | None = None
+    constant: NDArray[np.bool_] | None = None
+
+    @property
+    def flat(self) -> NDArray[np.bool_]:
+        """Columns that count as constant."""
+        return self.high <= self.low if self.constant is None else self.constant
+
+    @property
+    def centre(self) -> tuple[Float64s, Float64s]:
+        """The mean as the nearest number and the rest of it; the value of a constant column."""
+        shift = np.where(self.flat, self.low, self.mean)
+        rest = 0.0 if self.excess is None else (self.low - shift) + self.excess
+        return shift, np.where(self.flat, 0.0, rest)
+
+    def divisor(self, spread: Float64s) -> Float64s:
+        """`spread`, or 1 where a column has none."""
+        return np.where(self.flat | (spread <= 0.0), 1.0, spread)
+
+
+class Affine(NamedTuple):
+    """What scales a column: x becomes (x - shift - rest) / scale, each (C,).
+
+    In two steps: taking off a number close to x is exact, however far from zero both are, and what is
+    left is as small as the column's spread.
+    """
+
+    shift: Float64s
+    rest: Float64s
+    scale: Float64s
 
 
 class NoScaling(Strict):
@@ -33,9 +71,10 @@ class NoScaling(Strict):
 
     kind: Literal["none"] = "none"
 
-    def shift_and_scale(self, stats: ColumnStats) -> tuple[Float64s, Float64s]:
-        """0 and 1."""
-        return np.zeros_like(stats.mean), np.ones_like(stats.mean)
+    def affine(self, stats: ColumnStats) -> Affine:
+        """x."""
+        zero = np.zeros_like(stats.low)
+        return Affine(zero, zero, zero + 1.0)
 
 
 class Range(Strict):
@@ -43,9 +82,9 @@ class Range(Strict):
 
     kind: Literal["range"] = "range"
 
-    def shift_and_scale(self, stats: ColumnStats) -> tuple[Float64s, Float64s]:
-        """mean and max - min."""
-        return stats.mean, stats.high - stats.low
+    def affine(self, stats: ColumnStats) -> Affine:
+        """(x - mean) / (max - min)."""
+        return Affine(*stats.centre, stats.divisor(stats.high - stats.low))
 
 
 class Unit(Strict):
@@ -53,9 +92,10 @@ class Unit(Strict):
 
     kind: Literal["unit"] = "unit"
 
-    def shift_and_scale(self, stats: ColumnStats) -> tuple[Float64s, Float64s]:
-        """min and max - min."""
-        return stats.low, stats.high - stats.low
+    def affine(self, stats: ColumnStats) -> Affine:
+        """(x - min) / (max - min)."""
+        spread = stats.divisor(stats.high - stats.low)
+        return Affine(stats.low, np.zeros_like(stats.low), spread)
 
 
 class Standard(Strict):
@@ -63,9 +103,9 @@ class Standard(Strict):
 
     kind: Literal["standard"] = "standard"
 
-    def shift_and_scale(self, stats: ColumnStats) -> tuple[Float64s, Float64s]:
-        """mean and standard deviation (of the population)."""
-        return stats.mean, stats.sd
+    def affine(self, stats: ColumnStats) -> Affine:
+        """(x - mean) / standard deviation (of the population)."""
+        return Affine(*stats.centre, stats.divisor(stats.sd))
 
 
 class Divide(Strict):
@@ -74,71 +114,113 @@ class Divide(Strict):
     kind: Literal["divide"] = "divide"
     by: float = Field(gt=0.0, description="The divisor.")
 
-    def shift_and_scale(self, stats: ColumnStats) -> tuple[Float64s, Float64s]:
-        """0 and `by`."""
-        return np.zeros_like(stats.mean), np.full_like(stats.mean, self.by)
+    def affine(self, stats: ColumnStats) -> Affine:
+        """x / by."""
+        zero = np.zeros_like(stats.low)
+        return Affine(zero, zero, np.full_like(zero, self.by))
 
 
 Scaling = Annotated[NoScaling | Range | Unit | Standard | Divide, Field(discriminator="kind")]
 
 
 class Preprocessing(nn.Module):
-    """Column selection, imputation by the mean and scaling, as buffers saved with the weights."""
+    """Column selection, imputation by the mean and scaling, as buffers saved with the weights.
+
+    The buffers that touch raw values are float64: a column far from zero, or very small, keeps its
+    digits up to model space, which is float32.
+    """
 
     kept_F: Tensor
     shift_F: Tensor
+    rest_F: Tensor
     scale_F: Tensor
+    same_F: Tensor
     low_F: Tensor
     high_F: Tensor
+    mean_F: Tensor
     span_C: Tensor
     mean_C: Tensor
+    narrow_3F: Tensor
 
     def __init__(self, columns: int, kept: int) -> None:
         super().__init__()
         self.columns = columns
         self.all_kept = columns == kept
         self.register_buffer("kept_F", torch.arange(kept))
-        for name in ("shift_F", "scale_F", "low_F", "high_F"):
+        for name in ("shift_F", "rest_F", "scale_F", "same_F"):
+            self.register_buffer(name, torch.zeros(kept, dtype=torch.float64))
+        for name in ("low_F", "high_F", "mean_F"):
             self.register_buffer(name, torch.zeros(kept))
         for name in ("span_C", "mean_C"):
-            self.register_buffer(name, torch.zeros(columns))
+            self.register_buffer(name, torch.zeros(columns, dtype=torch.float64))
+        self.register_buffer("narrow_3F", torch.zeros(3, kept), persistent=False)
+        self._wide = self._rest = self._rounded = False
+        self.register_load_state_dict_post_hook(_derived)  # type: ignore[no-untyped-call]
 
     @classmethod
     def fit(cls, scaling: Scaling, stats: ColumnStats, drop_constant: bool) -> "Preprocessing":
-        """Buffers from the training rows' figures; a column without spread is divided by 1."""
-        constant_C = stats.high <= stats.low
-        kept = np.flatnonzero(~constant_C) if drop_constant else np.arange(len(constant_C))
-        shift_C, scale_C = scaling.shift_and_scale(stats)
-        scale_C = np.where(scale_C > 0, scale_C, 1.0)
-        module = cls(len(constant_C), len(kept))
-        span_C = np.where(constant_C, 1.0, stats.high - stats.low)
+        """Buffers from the training rows' figures; a column without spread is divided by 1.
+
+        Where rounding made a constant column's values, all of them are the same one in model space.
+        """
+        kept = np.flatnonzero(~stats.flat) if drop_constant else np.arange(len(stats.flat))
+        shift_C, rest_C, scale_C = scaling.affine(stats)
+        rounded_C = stats.flat & (stats.high > stats.low) & (shift_C == stats.low)
+        module = cls(len(stats.flat), len(kept))
+
+        def scaled(raw_C: Float64s, more_C: Float64s | float = 0.0) -> Float64s:
+            far_C = (raw_C - shift_C) + (more_C - rest_C)
+            return (np.where(rounded_C, 0.0, far_C) / scale_C)[kept]
+
         values = {
+            "kept_F": kept,
             "shift_F": shift_C[kept],
+            "rest_F": rest_C[kept],
             "scale_F": scale_C[kept],
-            "low_F": ((stats.low - shift_C) / scale_C)[kept],
-            "high_F": ((stats.high - shift_C) / scale_C)[kept],
-            "span_C": span_C,
-            "mean_C": stats.mean,
+            "same_F": np.where(rounded_C, stats.high - stats.low, 0.0)[kept],
+            "low_F": scaled(stats.low),
+            "high_F": scaled(stats.high),
+            "mean_F": scaled(*stats.centre),
+            "span_C": stats.divisor(stats.high - stats.low),
+            "mean_C": stats.centre[0],
         }
-        module.kept_F.copy_(torch.from_numpy(kept))
         for name, value in values.items():
             getattr(module, name).copy_(torch.from_numpy(value))
+        module.derive()
         return module
+
+    def derive(self) -> None:
+        """Derive from the buffers what every pass needs of them; called whenever they change."""
+        shift_F = self.shift_F.float()
+        rest_F = (self.shift_F - shift_F) + self.rest_F
+        self.narrow_3F.copy_(torch.stack([shift_F.double(), rest_F, self.scale_F]))
+        # float32 holds a spread's square and its reciprocal in this range; beyond it, float64 works.
+        extreme = (self.scale_F < SMALL) | (self.scale_F > LARGE) | (self.shift_F.abs() > LARGE)
+        self._wide = bool(extreme.any())
+        self._rest = bool(rest_F.any())
+        self._rounded = bool((self.same_F > 0).any())
 
     def forward(self, rows_BC: Tensor) -> Tensor:
         """Raw rows (B, C), any dtype, NaN where missing, to model space (B, F)."""
         rows = rows_BC if self.all_kept else rows_BC.index_select(1, self.kept_F)
-        if rows.is_floating_point():
-            rows = rows.to(self.shift_F.dtype) if rows.dtype != torch.float64 else rows
-            filled = torch.where(
-                torch.isfinite(rows), rows, self.mean_C[self.kept_F].to(rows.dtype)
-            )
-            return (filled - self.shift_F).div_(self.scale_F).to(self.shift_F.dtype)
-        return rows.to(self.shift_F.dtype).sub_(self.shift_F).div_(self.scale_F)
+        if self._wide or rows.dtype == torch.float64:
+            shift_F, rest_F, scale_F = self.shift_F, self.rest_F, self.scale_F
+        else:
+            shift_F, rest_F, scale_F = self.narrow_3F.unbind()
+        x = rows.to(shift_F.dtype)
+        far = x - shift_F if x is rows else x.sub_(shift_F)
+        if self._rest:
+            far.sub_(rest_F)
+        if self._rounded:
+            far = torch.where(far.abs() <= self.same_F.to(far.dtype), 0.0, far)
+        x_BF = far.div_(scale_F).to(self.mean_F.dtype)
+        if not rows.is_floating_point():
+            return x_BF
+        return torch.where(torch.isfinite(rows), x_BF, self.mean_F)
 
     def inverse(self, x_BF: Tensor) -> Tensor:
-        """Model space (B, F) to raw rows (B, C); dropped columns return at their constant."""
-        raw_BF = x_BF * self.scale_F + self.shift_F
+        """Model space (B, F) to raw rows (B, C), float64; dropped columns return at their constant."""
+        raw_BF = x_BF.double().mul_(self.scale_F).add_(self.rest_F).add_(self.shift_F)
         if self.all_kept:
             return raw_BF
         rows_BC = self.mean_C.repeat(len(x_BF), 1)
@@ -148,4 +230,30 @@ class Preprocessing(nn.Module):
     @property
     def range_ratio_F(self) -> Tensor:
         """scale / (max - min): turns an error in model space into one in h2o's range space."""
-        return self.scale_F / self.span_C[self.kept_F]
+        return (self.scale_F / self.span_C[self.kept_F]).to(self.mean_F.dtype)
+
+
+def _derived(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, Preprocessing)
+    module.derive()
+
+
+def upgraded(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors with the buffers of an artifact of format 1 as today's, which give the same bits."""
+    old = {name: tensors[prefix + name] for name in FORMAT_1 if prefix + name in tensors}
+    if len(old) < len(FORMAT_1):
+        return tensors
+    kept_F, shift_F, scale_F = tensors[prefix + "kept_F"], old["shift_F"], old["scale_F"]
+    inside = bool(((kept_F >= 0) & (kept_F < len(old["mean_C"]))).all())
+    mean_F = (old["mean_C"][kept_F] - shift_F) / scale_F if inside else shift_F
+    new = {
+        "shift_F": shift_F.double(),
+        "rest_F": torch.zeros_like(shift_F, dtype=torch.float64),
+        "scale_F": scale_F.double(),
+        "same_F": torch.zeros_like(shift_F, dtype=torch.float64),
+        "mean_F": mean_F,
+        "span_C": old["span_C"].double(),
+        "mean_C": old["mean_C"].double(),
+    }
+    others = {name: value for name, value in tensors.items() if name != prefix + "shift_F"}
+    return others | {prefix + name: value for name, value in new.items()}

@@ -44,6 +44,7 @@ def _worst(look: Look) -> Iterator[list[Any]]:
     found = look.predictor.score(rows, reconstruction=True, feature_errors=True)
     assert found.feature_errors is not None
     assert found.reconstruction is not None
+    assert found.imputed is not None
     kept = look.predictor.module.preprocessing.kept_F.tolist()
     names = look.predictor.feature_names
     judged = look.sight.judged
@@ -51,10 +52,11 @@ def _worst(look: Look) -> Iterator[list[Any]]:
         total = float(errors.sum()) or 1.0
         cells = []
         for feature in figures.worst(errors, FEATURES).tolist():
-            value = float(rows[index, kept[feature]])
+            missing = bool(found.imputed[index, feature])
+            value = "missing, its mean taken" if missing else f"{rows[index, kept[feature]]:.4g}"
             made = float(found.reconstruction[index, kept[feature]])
             share = errors[feature] / total
-            cells.append(f"{names[feature]} {share:.1%}: {value:.4g}, then {made:.4g}")
+            cells.append(f"{names[feature]} {share:.1%}: {value}, then {made:.4g}")
         label = [] if judged.labels is None else [judged.labels[at[index]]]
         yield [judged.places[at[index]], *label, f"{found.score[index]:.4g}", *cells]
 
@@ -87,7 +89,7 @@ def _parted(look: Look) -> tuple[Floats, Floats, Floats, slice]:
     Last, which rows of the page are judged.
     """
     scale = look.predictor.module.preprocessing
-    mean = ((scale.mean_C[scale.kept_F] - scale.shift_F) / scale.scale_F).double().numpy()
+    mean = scale.mean_F.double().numpy()
     if len(look.sight.fitted):
         return model_space(look.predictor, look.sight.fitted), look.space_BF, mean, slice(None)
     return look.space_BF[::2], look.space_BF[1::2], mean, slice(1, None, 2)

@@ -107,11 +107,13 @@ def _forward(predictor: Predictor, verb: Verb, with_errors: bool, rows: NDArray[
     scores = predictor.score(rows, reconstruction=True, feature_errors=True)
     assert scores.reconstruction is not None
     assert scores.feature_errors is not None
+    assert scores.imputed is not None
     return {
         "scores": scores.score,
         "is_anomaly": scores.is_anomaly,
         "errors": scores.feature_errors,
         "expected": scores.reconstruction[:, predictor.kept],
+        "imputed": scores.imputed,
     }
 
 
@@ -120,7 +122,7 @@ def _named(part: Arrays, most: int) -> Arrays:
     if "errors" not in part:
         return part
     worst = np.argsort(-part["errors"], axis=1, kind="stable")[:, :most]
-    cut = {name: np.take_along_axis(part[name], worst, axis=1) for name in ("errors", "expected")}
+    cut = {name: np.take_along_axis(part[name], worst, axis=1) for name in NAMED[1:]}
     return part | {"features": worst} | cut
 
 
@@ -139,7 +141,7 @@ def check_finite(arrays: Arrays) -> None:
             )
 
 
-NAMED = ("features", "errors", "expected")
+NAMED = ("features", "errors", "expected", "imputed")
 """What is said of the worst features of each row."""
 
 
@@ -156,7 +158,10 @@ def to_json(card: Card, arrays: Arrays) -> bytes:
     if "errors" in arrays:
         names = card.feature_names
         answer["feature_errors"] = [
-            [{"feature": names[f], "error": e, "expected": x} for f, e, x in zip(*row, strict=True)]
+            [
+                {"feature": names[f], "error": e, "expected": x, "imputed": i}
+                for f, e, x, i in zip(*row, strict=True)
+            ]
             for row in zip(*(arrays[name].tolist() for name in NAMED), strict=True)
         ]
     return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
@@ -181,8 +186,8 @@ def to_arrow(card: Card, arrays: Arrays) -> bytes:
             columns["features"] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         elif name == "errors":
             columns["feature_errors"] = fixed_lists(values)
-        elif name == "expected":
-            columns["expected"] = fixed_lists(values)
+        elif name in ("expected", "imputed"):
+            columns[name] = fixed_lists(values)
         else:
             columns[name] = pa.array(values)
     metadata = dict(card.identity)
@@ -221,11 +226,15 @@ class Hashes(ModelId):
 
 
 class FeatureError(Strict):
-    """One feature's part of a row's score, and what was expected of it, in the units of the row sent."""
+    """One feature's part of a row's score, and what was expected of it, in the units of the row sent.
+
+    `imputed`: the row misses that cell, and the part is that of the column's mean in its place.
+    """
 
     feature: str
     error: float
     expected: float
+    imputed: bool
 
 
 class Scores(ModelId):

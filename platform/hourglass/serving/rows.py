@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hourglass.data.decode import FLOAT32_MAX, bounded
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import nearest
 from hourglass.serving.limits import RequestError, check_shape
@@ -201,10 +202,12 @@ def fit(matrix: Matrix, expected: Expected) -> Matrix:
     features, dtype = expected.features, np.dtype(expected.features.dtype)
     if matrix.dtype == dtype and dtype.kind != "f":
         return matrix
+    if dtype.kind == "f" and expected.imputes:  # what float32 does not hold is missing, as in shards
+        with np.errstate(over="ignore"):
+            return bounded(matrix.astype(dtype, copy=False))[0]
     finite = np.isfinite(matrix)
-    allowed = finite if dtype.kind != "f" or not expected.imputes else np.ones_like(finite)
-    if not allowed.all():
-        row, column = np.argwhere(~allowed)[0]
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
         found = matrix[row, column]
         problem = null_problem(expected) if np.isnan(found) else f"found {found}"
         raise refuse_cell((row, column), features, problem)
@@ -212,8 +215,8 @@ def fit(matrix: Matrix, expected: Expected) -> Matrix:
         fits = (matrix >= 0) & (matrix <= 255) & (matrix == np.floor(matrix))
         limits = "whole numbers from 0 to 255"
     else:
-        fits = ~finite | (np.abs(matrix) <= np.finfo(dtype).max)
-        limits = f"numbers up to {np.finfo(dtype).max:.3g} ({dtype})"
+        fits = np.abs(matrix) <= FLOAT32_MAX
+        limits = f"numbers up to {FLOAT32_MAX:.3g}"
     if not fits.all():
         row, column = np.argwhere(~fits)[0]
         problem = f"found {matrix[row, column]:.15g}, allowed are {limits}"

@@ -1,18 +1,18 @@
 """From a job and the figures of its rows to the seeded module, and the record of its features."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from hourglass.artifact import FeatureRecord
+from hourglass.data.decode import FLOAT32_MAX
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
 from hourglass.errors import DataError, SpecError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import ColumnStats, Preprocessing
 from hourglass.spec import TrainJob
-
-LARGEST = float(np.finfo(np.float32).max)
-
 
 def build(job: TrainJob, stats: Stats) -> AutoencoderModule:
     """The module before training: the same job and rows give the same bits.
@@ -36,22 +36,21 @@ def require_width(job: TrainJob, features: int) -> None:
 def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
     """The part of the module that the rows decide.
 
-    Raises: DataError when a column is empty, too large or none is left, SpecError when the loss
-    or a phase does not fit the rows.
+    Raises: DataError when there are no rows or no column is left, SpecError when the loss or a phase
+    does not fit the rows.
     """
     if not stats.count.any():
         raise DataError("every training row was dropped or held out; nothing is left to train on")
-    empty = np.flatnonzero(stats.count == 0)
-    if len(empty):
-        raise DataError(f"feature {empty[0]} has no value in any training row; exclude that column")
-    large = np.flatnonzero(np.maximum(stats.high, stats.high - stats.low) > LARGEST)
-    if len(large):
+    large = np.flatnonzero(np.maximum(np.abs(stats.low), np.abs(stats.high)) > FLOAT32_MAX)
+    if len(large) and stats.count[large].any():
         low, high = stats.low[large[0]], stats.high[large[0]]
         raise DataError(
             f"feature {large[0]} has values from {low:g} to {high:g}, which float32 does not hold; "
             "exclude that column"
         )
-    figures = ColumnStats(stats.mean, stats.sd, stats.low, stats.high)
+    figures = ColumnStats(
+        stats.mean, stats.sd, stats.low, stats.high, stats.excess, stats.constant
+    )
     drop = job.data.constant == "drop"
     if drop and stats.constant.all():
         raise DataError("every column is constant; `constant: drop` leaves none")
@@ -65,6 +64,18 @@ def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
             f"[{low:g}, {high:g}]; use `scaling: {{kind: unit}}`"
         )
     return preprocessing
+
+
+def require_values(stats: Stats, names: Sequence[str]) -> None:
+    """Raise DataError naming the features that have no value in any training row."""
+    empty = [names[index] for index in np.flatnonzero(stats.count == 0).tolist()]
+    if empty and stats.count.any():
+        shown = ", ".join(f"'{name}'" for name in empty[:20])
+        more = f" and {len(empty) - 20} more" if len(empty) > 20 else ""
+        raise DataError(
+            f"column {shown}{more}: no value in any training row (NaN, infinity and numbers beyond "
+            f"±{FLOAT32_MAX:.2g} are missing); exclude {'it' if len(empty) == 1 else 'them'}"
+        )
 
 
 def feature_record(

@@ -24,7 +24,7 @@ from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening
-from hourglass.training.build import fit_preprocessing, require_width
+from hourglass.training.build import fit_preprocessing, require_values, require_width
 from hourglass.training.complete import Run
 from hourglass.training.trainer import Trainer
 from hourglass.training.worker import Task, train_worker
@@ -115,6 +115,7 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
     rows = reading.of(manifest, columns, job.data.missing, job.data.holdout)
     cached = _cached(job, manifest.rows * columns.row_bytes)
     census, refs = reading.load(rows, keep_features=cached)
+    require_values(census.stats, columns.feature_names)
     fit_preprocessing(job, census.stats)
     dataset = {
         **describe(manifest),

@@ -6,7 +6,7 @@ it was in, and takes the finished ones as they are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class Member:
     module: AutoencoderModule
     history: list[Record]
     best: Record
+    interrupted: bool = False
 
     @property
     def error(self) -> float:
@@ -100,7 +101,8 @@ def train(
 ) -> Trained:
     """Train every member of `job` to its end, each from its newest checkpoint in `saved`.
 
-    With `until`, a job of one seed trains only to the end of that epoch.
+    With `until`, a job of one seed trains only to the end of that epoch. Interrupted without `saved`,
+    what was trained so far is all there is: it ends with that, once an epoch is done.
     Raises: SpecError when an artifact cannot hold them, TrainingError naming the member.
     """
     if job.train.seeds == 1:
@@ -115,6 +117,12 @@ def train(
             members.append(_train(own, stats, order, peers, device, say, kept))
         except TrainingError as error:
             raise TrainingError(f"member {number}: {error}") from None
+        except KeyboardInterrupt:
+            if saved or not members:
+                raise
+            members[-1] = replace(members[-1], interrupted=True)
+        if members[-1].interrupted:
+            break
     return Trained(members, job)
 
 
@@ -131,19 +139,26 @@ def _train(
     """One run, from its newest checkpoint, if there is one, to its end."""
     now = state.fresh(build(job, stats).to(device), job.train)
     begin(now, job.train, feed, saved, peers, tell, device)
-    loop.fit(
-        now,
-        parallel(now.module, peers),
-        feed,
-        job.train,
-        peers,
-        report=partial(tell, "epoch"),
-        commit=partial(saved.save, peers=peers) if saved else _nothing,
-        device=device,
-        until=until,
-    )
+    interrupted = False
+    try:
+        loop.fit(
+            now,
+            parallel(now.module, peers),
+            feed,
+            job.train,
+            peers,
+            report=partial(tell, "epoch"),
+            commit=partial(saved.save, peers=peers) if saved else _nothing,
+            device=device,
+            until=until,
+        )
+    except KeyboardInterrupt:
+        if saved or not now.history:
+            raise
+        interrupted = True
+        loop.keep_best(now)
     best = now.history[now.best_epoch if now.best_weights else -1]
-    return Member(now.module, now.history, best)
+    return Member(now.module, now.history, best, interrupted)
 
 
 def begin(

@@ -170,10 +170,7 @@ def non_finite(state: State, batch: Batch, rng: torch.Generator, peers: Peers) -
 def evaluate_batch(module: AutoencoderModule, rows: Tensor) -> Sums:
     """Sums over held-out rows (B, C): squared error, squared distance from the mean, code, rows."""
     result = module(rows)
-    preprocessing = module.preprocessing
-    mean_F = (
-        preprocessing.mean_C[preprocessing.kept_F] - preprocessing.shift_F
-    ) / preprocessing.scale_F
+    mean_F = module.preprocessing.mean_F
     at_widths = {
         f"error_at_{width}": (module.output_at(result.code_BK, width) - result.clean_BF)
         .square()

@@ -79,7 +79,7 @@ def pca_errors(
             scale(torch.from_numpy(rows.copy())).double().numpy()
             for rows in (train[::every], holdout)
         )
-        mean = ((scale.mean_C[scale.kept_F] - scale.shift_F) / scale.scale_F).double().numpy()
+        mean = scale.mean_F.double().numpy()
         verdicts = pca_at(fitted, judged, mean, widths)
         error = {width: verdict.mse for width, verdict in zip(widths, verdicts, strict=True)}
         found |= {t: error[width] for t, width in units.items() if width in error}
