@@ -203,6 +203,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Rows (B, C) from codes (B, K). Raises InputError on a wrong width."""
         predictor = self._fitted
         with _about_arguments():
+            code = arrays.unmasked(code) if arrays.is_masked(code) else code
             return predictor.decode(check_array(code, dtype=np.float32, input_name="code"))
 
     def generate(self, count: int, seed: int = 0) -> NDArray[np.float32]:

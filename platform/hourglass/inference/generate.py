@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hourglass.data.arrays import unmasked
 from hourglass.errors import DataError
 from hourglass.inference.predictor import Array, Predictor
 
@@ -78,7 +79,7 @@ def require_unit(predictor: Predictor, unit: int) -> None:
 
 def _code(predictor: Predictor, row: Array) -> Codes:
     """The code (K,) of one raw row (C,)."""
-    code_K: Codes = predictor.encode(np.asarray(row)[None])[0]
+    code_K: Codes = predictor.encode(unmasked(row)[None])[0]
     return code_K
 
 

@@ -219,8 +219,8 @@ def _scored(
         columns["reconstruction"] = _lists(scores.reconstruction)
     if scores.feature_errors is not None:
         columns["feature_errors"] = _lists(scores.feature_errors)
-        if options.missing == "mean":
-            columns["imputed"] = _lists(scores.imputed)
+    if scores.imputed is not None and options.missing == "mean":
+        columns["imputed"] = _lists(scores.imputed)
     lineage = {
         "shard": item.shard.name,
         "model": options.model,

@@ -7,7 +7,7 @@ Shapes: B rows, C raw columns, K code units.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ class Predictor:
 
     def decode(self, code: Array) -> Array:
         """Raw rows (B, C) from codes (B, K). Raises DataError on a wrong width."""
-        code = np.ascontiguousarray(code, dtype=np.float32)
+        code = np.ascontiguousarray(arrays.unmasked(code), dtype=np.float32)
         if code.ndim != 2 or code.shape[1] != self.code_width:
             raise DataError(
                 f"codes of shape {code.shape}, the model needs (rows, {self.code_width})"
@@ -195,8 +195,12 @@ class Predictor:
             imputed=~np.isfinite(exact[:, self.kept]) if feature_errors else None,
         )
 
-    def from_columns(self, columns: Mapping[str, Any]) -> Array:
-        """Raw rows (B, C) from named columns. Raises DataError for missing columns, ragged rows."""
+    def from_columns(self, columns: Any) -> Array:
+        """Raw rows (B, C) from a table, or from a mapping of columns by name.
+
+        Raises: DataError for missing columns, columns that are no numbers, ragged rows.
+        """
+        columns = arrays.table_columns(arrays.tabular(columns)) or columns
         names = self.features.source_columns
         absent = [name for name in names if name not in columns]
         if absent:

@@ -6,8 +6,7 @@ MLflow imports this module by its name in the model's `MLmodel`; it needs nothin
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from hourglass.data.arrays import unmasked
 from hourglass.errors import DataError, nearest
 from hourglass.inference.predictor import Array, Predictor
 
@@ -36,7 +35,7 @@ class Pyfunc:
 
     def _rows(self, data: Any) -> Array:
         named = isinstance(data, Mapping) or hasattr(data, "columns")
-        return self.predictor.from_columns(data) if named else np.asarray(data)
+        return self.predictor.from_columns(data) if named else unmasked(data)
 
 
 def _load_pyfunc(path: str) -> Pyfunc:

@@ -14,6 +14,7 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import ColumnStats, Preprocessing
 from hourglass.spec import TrainJob
 
+
 def build(job: TrainJob, stats: Stats) -> AutoencoderModule:
     """The module before training: the same job and rows give the same bits.
 
