@@ -86,7 +86,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         trim: float | None = None,
         penalties: Any = None,
         adversary: Any = None,
-        scaling: Any = "range",
+        scaling: Any = None,
         constant: str = "keep",
         missing: str = "error",
         holdout: float = 0.1,

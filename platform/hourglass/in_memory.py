@@ -21,6 +21,7 @@ from hourglass.data.feed import MemoryFeed
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
 from hourglass.errors import SpecError
+from hourglass.model.preprocessing import counts_levels
 from hourglass.spec import TrainJob
 from hourglass.training import members, provenance
 from hourglass.training.build import build, feature_record, require_values
@@ -104,7 +105,7 @@ def _measured(
 ) -> tuple[Rows, NDArray[np.bool_], Stats, dict[str, Any]]:
     """The features, which of them are held out, the figures of the others, and what was counted."""
     features, held, dropped = arrays.split(rows, schema, job.data.missing, job.data.holdout)
-    stats = arrays.figures(features[~held], schema)
+    stats = arrays.figures(features[~held], schema, counts_levels(job.data.scaling))
     require_values(stats, schema.feature_names)
     counted = provenance.account(
         job,

@@ -38,7 +38,7 @@ def job_of(
         "data": {
             "uri": "in memory",
             "features": features,
-            "scaling": _part(given["scaling"]),
+            **_chosen(scaling=_part(given["scaling"])),
             **{name: given[name] for name in DATA},
         },
         "model": _chosen(

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, model_valid
 
 from hourglass.data.schema import Features, Missing
 from hourglass.model.ensemble import MOST_MEMBERS, Combine
-from hourglass.model.preprocessing import Range, Scaling
+from hourglass.model.preprocessing import Range, Scaling, counts_levels
 from hourglass.model.presets import expand_job
 from hourglass.model.spec import ModelSpec
 from hourglass.optimizers import Adam, Constant, Optimizer, Schedule
@@ -180,6 +180,7 @@ class TrainJob(Strict):
                 "train": {"checkpoint_every_steps", *silent},
                 "model": {name for name in YOUNGER_PARTS if not getattr(self.model, name)},
                 "scale": {"max_failures"},
+                "data": {} if counts_levels(self.data.scaling) else {"scaling": {"levels"}},
             },
         )
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hourglass.data.stats import Stats, measure, merge_all
+from hourglass.data.stats import HEAD_ROWS, MOST_LEVELS, Stats, measure, merge_all
 from hourglass.errors import DataError
 
 CELLS = {
@@ -70,6 +70,30 @@ def test_a_distant_mean_keeps_its_digits() -> None:
     np.testing.assert_allclose(measure(rows).sd, rows.std(0), rtol=1e-12)
     naive = np.sqrt((rows**2).mean(0) - rows.mean(0) ** 2)
     assert abs(naive - rows.std(0)) > 0.1  # the control: the textbook formula loses them all
+
+
+@given(split_matrix())
+def test_few_distinct_values_are_counted_whatever_the_split(
+    given: tuple[np.ndarray, list[np.ndarray]],
+) -> None:
+    rows, parts = given
+    rounded = [np.round(part.astype(float) / 1e5) for part in (rows, *parts)]
+    for stats in (
+        measure(rounded[0], True),
+        merge_all(measure(part, True) for part in rounded[1:]),
+    ):
+        expected = [len(np.unique(column[np.isfinite(column)])) for column in rounded[0].T]
+        assert stats.distinct.tolist() == [min(found, MOST_LEVELS + 1) for found in expected]
+
+
+def test_many_distinct_values_are_seen_behind_the_first_rows() -> None:
+    """A column of one value in its head, and one that has too many there."""
+    late = np.zeros((HEAD_ROWS + 40, 3), np.uint8)
+    late[HEAD_ROWS:, 0] = np.arange(40)
+    late[:, 1] = np.arange(len(late)) % 50
+    assert measure(late, True).distinct.tolist() == [MOST_LEVELS + 1, MOST_LEVELS + 1, 1]
+    assert measure(late[:, 2:], True).merge(measure(late[:0, 2:], True)).distinct.tolist() == [1]
+    assert measure(late).values.size == 0
 
 
 def test_nothing_to_merge() -> None:

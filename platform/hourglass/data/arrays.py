@@ -208,8 +208,8 @@ def split(
     return features[whole], held[whole], int((~whole).sum())
 
 
-def figures(features: Rows, schema: FeatureSchema) -> Stats:
+def figures(features: Rows, schema: FeatureSchema, levels: bool = False) -> Stats:
     """Figures of the features, chunk by chunk as a shard's are measured."""
     size = chunk_rows(schema)
     starts = range(0, max(1, len(features)), size)
-    return merge_all(measure(features[start : start + size]) for start in starts)
+    return merge_all(measure(features[start : start + size], levels) for start in starts)

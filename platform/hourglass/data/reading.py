@@ -46,12 +46,13 @@ _TRACEBACKS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_ex
 
 @dataclass(frozen=True)
 class Rows:
-    """How rows are read: which shards, which features, what becomes of missing cells."""
+    """How rows are read: which shards, which features, what becomes of missing cells, what is counted."""
 
     shards: tuple[Shard, ...]
     schema: FeatureSchema
     missing: Missing
     holdout: float
+    levels: bool = False
 
     def chunks(
         self, shard: int, group: int
@@ -206,7 +207,7 @@ class _ReadAll:
     def __call__(self, items: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
         for shard, group in items:
             for _, features, held, dropped in self.rows.chunks(shard, group):
-                stats = measure(features[~held] if held.any() else features)
+                stats = measure(features[~held] if held.any() else features, self.rows.levels)
                 imputed = int(stats.missing.sum() + (~np.isfinite(features[held])).sum())
                 content = features if self.keep_features else features[:0]
                 mask = held if self.keep_features else held[:0]
@@ -336,6 +337,12 @@ def _plain_errors() -> Iterator[None]:
         raise DataError(f"reading failed: {error}") from error
 
 
-def of(manifest: Manifest, schema: FeatureSchema, missing: Missing, holdout: float) -> Rows:
-    """The rows of a dataset."""
-    return Rows(manifest.shards, schema, missing, holdout)
+def of(
+    manifest: Manifest,
+    schema: FeatureSchema,
+    missing: Missing,
+    holdout: float,
+    levels: bool = False,
+) -> Rows:
+    """The rows of a dataset; with `levels` distinct values are counted as they are measured."""
+    return Rows(manifest.shards, schema, missing, holdout, levels)

@@ -5,7 +5,7 @@ Shapes: B rows, C columns.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any
 
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from hourglass.errors import DataError
 
 Float64s = NDArray[np.float64]
+HEAD_ROWS = 512
+"""Rows that tell most columns with many values from those with few."""
+MOST_LEVELS = 32
+"""Distinct values of a column that are told apart, where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Stats:
 
     `excess` is mean - low and `root` the root of the summed squared deviations: both keep their digits
     however far from zero a column lies, and however small it is. `step` is the distance of neighbouring
-    values at the largest: what rounding may add; 0 for whole numbers, which are exact.
+    values at the largest: what rounding may add; 0 for whole numbers, which are exact. `values` are the
+    first distinct values of each column, MOST_LEVELS + 1 at most, flat; empty where nobody asked.
     """
 
     count: Float64s
@@ -33,6 +38,7 @@ class Stats:
     root: Float64s
     step: Float64s
     missing: Float64s
+    values: Float64s
 
     @property
     def mean(self) -> Float64s:
@@ -54,6 +60,12 @@ class Stats:
         """Columns with a single value, or several that differ by rounding only, or none at all."""
         return np.asarray(self.high - self.low <= 2.0 * self.step)
 
+    @property
+    def distinct(self) -> NDArray[np.int64]:
+        """Distinct values of each column, MOST_LEVELS + 1 for more. Raises ValueError if not asked for."""
+        known = self.values.reshape(len(self.count), MOST_LEVELS + 1)
+        return np.asarray((~np.isnan(known)).sum(axis=1))
+
     def merge(self, other: "Stats") -> "Stats":
         """Figures of both sets of rows together."""
         count = self.count + other.count
@@ -70,6 +82,7 @@ class Stats:
             root=np.hypot(np.hypot(self.root, other.root), apart),
             step=np.maximum(self.step, other.step),
             missing=self.missing + other.missing,
+            values=_both(self.values, other.values, len(low)),
         )
 
     def _above(self, low: Float64s) -> Float64s:
@@ -82,17 +95,49 @@ class Stats:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def measure(features: NDArray[Any]) -> Stats:
+def measure(features: NDArray[Any], levels: bool = False) -> Stats:
     """Figures of the rows `features` (B, C); NaN and infinite cells count as missing.
 
     Two passes, from the lowest value: a constant column has exactly its value as mean, and no spread.
+    With `levels` also the first distinct values of each column.
     """
     columns = features.shape[1]
+    values = _first_values(features) if levels else np.empty(0)
     if not len(features):
         zero = np.zeros(columns)
-        return Stats(zero, zero + np.inf, zero - np.inf, zero, zero, zero, zero)
+        return Stats(zero, zero + np.inf, zero - np.inf, zero, zero, zero, zero, values)
     if features.dtype == np.uint8:
-        return _measure_bytes(features)
+        return replace(_measure_bytes(features), values=values)
+    return replace(_measure_numbers(features), values=values)
+
+
+def _first_values(features: NDArray[Any]) -> Float64s:
+    """The lowest distinct values of each column, flat; of one with more than that, any of them."""
+    cells = np.where(np.isfinite(features), features, np.nan).astype(np.float64)
+    found = _distinct(np.ascontiguousarray(cells[:HEAD_ROWS].T))
+    for column in np.flatnonzero(np.isnan(found[:, -1])):  # the others have too many already
+        some = np.unique(cells[:, column])[: MOST_LEVELS + 1]
+        found[column] = np.nan
+        found[column, : len(some)] = some
+    return found.ravel()
+
+
+def _distinct(cells: Float64s) -> Float64s:
+    """Of each row of `cells` the lowest distinct values, MOST_LEVELS + 1 of them, then NaN."""
+    cells = np.sort(np.pad(cells, ((0, 0), (0, MOST_LEVELS + 1)), constant_values=np.nan), axis=1)
+    again = cells[:, 1:] == cells[:, :-1]
+    cells[:, 1:][again] = np.nan
+    return np.sort(cells, axis=1)[:, : MOST_LEVELS + 1]
+
+
+def _both(first: Float64s, second: Float64s, columns: int) -> Float64s:
+    if not first.size or not second.size:
+        return first[:0]
+    parts = [values.reshape(columns, -1) for values in (first, second)]
+    return _distinct(np.concatenate(parts, axis=1)).ravel()
+
+
+def _measure_numbers(features: NDArray[Any]) -> Stats:
     values = features.astype(np.float64)
     gone = ~np.isfinite(values)
     holes = bool(gone.any())
@@ -112,7 +157,8 @@ def measure(features: NDArray[Any]) -> Stats:
     if (unit != 1.0).any():
         values /= unit
     root = unit * np.sqrt(np.einsum("bc,bc->c", values, values))
-    return Stats(count, low, high, excess, root, _step(low, high, features.dtype), missing)
+    step = _step(low, high, features.dtype)
+    return Stats(count, low, high, excess, root, step, missing, np.empty(0))
 
 
 def _unit(low: Float64s, high: Float64s) -> Float64s:
@@ -150,6 +196,7 @@ def _measure_bytes(features: NDArray[np.uint8]) -> Stats:
         root=np.sqrt((rows * squares - total**2) / rows),
         step=zero,
         missing=zero,
+        values=np.empty(0),
     )
 
 

@@ -27,7 +27,8 @@ class ColumnStats:
     """Per-column figures of the training rows, each of shape (C,), missing cells left out.
 
     `excess` is mean - low, given where it is known with more digits than the mean has; `constant` are
-    columns without spread, or with no more than rounding makes.
+    columns without spread, or with no more than rounding makes; `distinct` counts the values of each
+    column, where a scaling asks for it.
     """
 
     mean: Float64s
@@ -36,6 +37,7 @@ class ColumnStats:
     high: Float64s
     excess: Float64s | None = None
     constant: NDArray[np.bool_] | None = None
+    distinct: NDArray[np.int64] | None = None
 
     @property
     def flat(self) -> NDArray[np.bool_]:
@@ -81,10 +83,33 @@ class Range(Strict):
     """(x - mean) / (max - min) per column: what h2o calls standardising an autoencoder's input."""
 
     kind: Literal["range"] = "range"
+    levels: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="Columns of at most so many distinct values, where most columns have more, are "
+        "levels: their range becomes a quarter of the others' typical standard deviation.",
+    )
 
     def affine(self, stats: ColumnStats) -> Affine:
-        """(x - mean) / (max - min)."""
-        return Affine(*stats.centre, stats.divisor(stats.high - stats.low))
+        """(x - mean) / (max - min), and less for levels."""
+        spread = stats.divisor(stats.high - stats.low)
+        return Affine(*stats.centre, spread * self._damping(stats, spread))
+
+    def _damping(self, stats: ColumnStats, spread: Float64s) -> Float64s:
+        """What to divide levels by besides: a rare level is no outlier merely by being rare.
+
+        Its range beside that of a column of measures is many standard deviations, so that rows of a
+        minority have the largest errors, and `trim` keeps the model from learning them.
+        """
+        if not self.levels or stats.distinct is None:
+            return np.ones_like(spread)
+        level = (stats.distinct <= self.levels) & ~stats.flat
+        measure = (stats.distinct > self.levels) & ~stats.flat
+        if level.sum() >= measure.sum():
+            return np.ones_like(spread)
+        typical = float(np.median((stats.sd / spread)[measure]))
+        return np.where(level, 4.0 / typical, 1.0)
 
 
 class Unit(Strict):
@@ -121,6 +146,11 @@ class Divide(Strict):
 
 
 Scaling = Annotated[NoScaling | Range | Unit | Standard | Divide, Field(discriminator="kind")]
+
+
+def counts_levels(scaling: Scaling) -> bool:
+    """True where the scaling asks for the number of distinct values of each column."""
+    return scaling.kind == "range" and scaling.levels > 0
 
 
 class Preprocessing(nn.Module):

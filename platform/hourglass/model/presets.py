@@ -58,7 +58,10 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 WHOLE = [name for name, parts in PRESETS.items() if "widths" in parts.get("network", {})]
 """Presets that leave nothing to say."""
 BESIDE: dict[Preset, dict[str, Any]] = {
-    "anomaly": {"train": {"epochs": 30, "schedule": {"kind": "cosine"}, "seeds": 5}},
+    "anomaly": {
+        "data": {"scaling": {"kind": "range", "levels": 12}},
+        "train": {"epochs": 30, "schedule": {"kind": "cosine"}, "seeds": 5},
+    },
 }
 """What a preset asks of the job around its model."""
 

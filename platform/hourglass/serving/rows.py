@@ -202,7 +202,9 @@ def fit(matrix: Matrix, expected: Expected) -> Matrix:
     features, dtype = expected.features, np.dtype(expected.features.dtype)
     if matrix.dtype == dtype and dtype.kind != "f":
         return matrix
-    if dtype.kind == "f" and expected.imputes:  # what float32 does not hold is missing, as in shards
+    if (
+        dtype.kind == "f" and expected.imputes
+    ):  # what float32 does not hold is missing, as in shards
         with np.errstate(over="ignore"):
             return bounded(matrix.astype(dtype, copy=False))[0]
     finite = np.isfinite(matrix)

@@ -50,7 +50,13 @@ def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
             "exclude that column"
         )
     figures = ColumnStats(
-        stats.mean, stats.sd, stats.low, stats.high, stats.excess, stats.constant
+        mean=stats.mean,
+        sd=stats.sd,
+        low=stats.low,
+        high=stats.high,
+        excess=stats.excess,
+        constant=stats.constant,
+        distinct=stats.distinct if stats.values.size else None,
     )
     drop = job.data.constant == "drop"
     if drop and stats.constant.all():

@@ -20,6 +20,7 @@ from hourglass.data.manifest import Manifest, describe
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import Census, Rows
 from hourglass.errors import ClusterError, DataError, SpecError, TrainingError
+from hourglass.model.preprocessing import counts_levels
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.training import provenance
@@ -112,7 +113,8 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
     """
     columns = feature_schema(manifest, schema, job.data.features, job.data.missing)
     require_width(job, columns.width)
-    rows = reading.of(manifest, columns, job.data.missing, job.data.holdout)
+    data = job.data
+    rows = reading.of(manifest, columns, data.missing, data.holdout, counts_levels(data.scaling))
     cached = _cached(job, manifest.rows * columns.row_bytes)
     census, refs = reading.load(rows, keep_features=cached)
     require_values(census.stats, columns.feature_names)
