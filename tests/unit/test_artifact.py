@@ -909,3 +909,46 @@ def test_loading_executes_nothing(tmp_path: Path, save_artifact: Save) -> None:
     seen = {event[0] for event in attacked}
     assert {"pickle.find_class", "exec", "compile", "os.system", "import"} <= seen
     assert (tmp_path / "marker").exists()
+
+
+def format_1(folder: Path) -> None:
+    """The artifact as format 1 had it: float32 buffers, a shift in one part, no mean in model space."""
+
+    def older(held: dict[str, torch.Tensor]) -> None:
+        for name in ("shift_F", "scale_F", "span_C", "mean_C"):
+            held[f"preprocessing.{name}"] = held[f"preprocessing.{name}"].float()
+        for name in ("rest_F", "same_F", "mean_F"):
+            del held[f"preprocessing.{name}"]
+
+    tensors(folder, WEIGHTS, older)
+    claim("format", 1)(folder)
+
+
+def test_an_artifact_of_format_1_gives_the_bits_it_gave(tmp_path: Path, save_artifact: Any) -> None:
+    save_artifact(tmp_path / "old", drop_constant=True)
+    format_1(tmp_path / "old")
+    module = artifact.load(str(tmp_path / "old")).module
+    held = load_tensors((tmp_path / "old" / WEIGHTS).read_bytes())
+    shift, scale, mean, kept = (
+        held[f"preprocessing.{name}"] for name in ("shift_F", "scale_F", "mean_C", "kept_F")
+    )
+    rows = torch.randn(50, 12) * 3
+    rows[3, 2], rows[4, 7] = torch.nan, torch.inf
+    for raw in (rows, rows.double()):
+        seen = raw[:, kept]
+        filled = torch.where(torch.isfinite(seen), seen, mean[kept].to(seen.dtype))
+        assert torch.equal(module.preprocessing(raw), ((filled - shift) / scale).float())
+    whole = (torch.rand(50, 12) * 255).to(torch.uint8)
+    expected = whole[:, kept].float().sub(shift).div(scale)
+    assert torch.equal(module.preprocessing(whole), expected)
+
+
+@pytest.mark.parametrize("missing", ["shift_F", "kept_F"])
+def test_a_damaged_artifact_of_format_1_is_refused(
+    missing: str, tmp_path: Path, save_artifact: Any
+) -> None:
+    save_artifact(tmp_path / "old")
+    format_1(tmp_path / "old")
+    tensors(tmp_path / "old", WEIGHTS, lambda held: held.pop(f"preprocessing.{missing}"))
+    with pytest.raises(ArtifactError, match=r"tensor '.*' does not fit the spec"):
+        artifact.load(str(tmp_path / "old"))

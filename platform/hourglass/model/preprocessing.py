@@ -19,7 +19,7 @@ Float64s = NDArray[np.float64]
 SMALL, LARGE = 1e-30, 1e30
 """Scales between which float32 takes a column to model space without loss."""
 FORMAT_1 = ("shift_F", "scale_F", "span_C", "mean_C")
-"""Buffers, float32 all of them, of which artifacts of format 1 have the first instead of ours."""
+"""Buffers that an artifact of format 1 has in float32."""
 
 
 @dataclass(frozen=True)
@@ -269,21 +269,27 @@ def _derived(module: nn.Module, _: Any) -> None:
 
 
 def upgraded(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors with the buffers of an artifact of format 1 as today's, which give the same bits."""
+    """Tensors with the buffers of an artifact of format 1 as today's, which give the same bits.
+
+    What is not such an artifact comes back as it is.
+    """
     old = {name: tensors[prefix + name] for name in FORMAT_1 if prefix + name in tensors}
-    if len(old) < len(FORMAT_1):
+    kept_F = tensors.get(prefix + "kept_F")
+    if len(old) < len(FORMAT_1) or kept_F is None or kept_F.dtype != torch.int64:
         return tensors
-    kept_F, shift_F, scale_F = tensors[prefix + "kept_F"], old["shift_F"], old["scale_F"]
-    inside = bool(((kept_F >= 0) & (kept_F < len(old["mean_C"]))).all())
-    mean_F = (old["mean_C"][kept_F] - shift_F) / scale_F if inside else shift_F
+    shift_F, scale_F, mean_C = old["shift_F"], old["scale_F"], old["mean_C"]
+    shapes = {kept_F.shape, shift_F.shape, scale_F.shape}
+    inside = len(kept_F) and int(kept_F.min()) >= 0 and int(kept_F.max()) < len(mean_C)
+    if len(shapes) > 1 or not inside or {value.dtype for value in old.values()} != {torch.float32}:
+        return tensors
+    zero_F = torch.zeros_like(shift_F, dtype=torch.float64)
     new = {
         "shift_F": shift_F.double(),
-        "rest_F": torch.zeros_like(shift_F, dtype=torch.float64),
+        "rest_F": zero_F,
         "scale_F": scale_F.double(),
-        "same_F": torch.zeros_like(shift_F, dtype=torch.float64),
-        "mean_F": mean_F,
+        "same_F": zero_F.clone(),
+        "mean_F": (mean_C[kept_F] - shift_F) / scale_F,
         "span_C": old["span_C"].double(),
-        "mean_C": old["mean_C"].double(),
+        "mean_C": mean_C.double(),
     }
-    others = {name: value for name, value in tensors.items() if name != prefix + "shift_F"}
-    return others | {prefix + name: value for name, value in new.items()}
+    return tensors | {prefix + name: value for name, value in new.items()}
