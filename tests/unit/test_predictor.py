@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hourglass.artifact import Artifact, Manifest
 from hourglass.errors import DataError
@@ -215,6 +216,23 @@ def test_hash_packs_the_first_unit_into_the_highest_bit(predictor: Predictor) ->
     assert predictor.pack(code)[2, -1] == last
     assert predictor.pack(code).shape == (3, -(-width // 8))
     assert predictor.pack(np.zeros((1, width))).max() == 0  # at the threshold: 0
+
+
+def test_a_row_too_far_for_float32_is_an_anomaly(loaded: Callable[..., Predictor]) -> None:
+    """Its errors overflow to NaN, which is above no threshold: the control is the error itself."""
+    rows = np.random.default_rng(0).normal(size=(300, 12)) * 1e-9
+    predictor = loaded(
+        of=rows,
+        model={"network": {"widths": [7, 5], "activation": "relu"}},
+        features={"vector": None, "columns": tuple("abcdefghijkl")},
+    )
+    rows[7, 2] = 3e38
+    with torch.inference_mode():
+        module = predictor.module(torch.from_numpy(rows[:64]))
+    assert torch.isnan(module.output_BF[7]).any()
+    found = predictor.score(rows, threshold=1e9)
+    assert (found.score[7], predictor.anomaly(rows)[7]) == (np.inf, np.inf)
+    assert np.flatnonzero(found.is_anomaly).tolist() == [7]
 
 
 def test_feature_names_and_columns(loaded: Callable[..., Predictor], rows: Array) -> None:

@@ -152,11 +152,15 @@ class Predictor:
 
         def forward(tile: Tensor) -> Iterable[Tensor]:
             errors = [squared_error(member(tile)) for member in self.members]
-            yield combined(scores(errors), self.combine)
+            yield self._combined(errors)
 
         score: NDArray[np.float64]
         (score,) = self.map_tiles(rows, forward)
         return score
+
+    def _combined(self, errors: list[Tensor]) -> Tensor:
+        """The scores (B,) of errors (B, F); infinite, which is above every threshold, where they overflow."""
+        return combined(scores(errors), self.combine).nan_to_num(torch.inf, torch.inf)
 
     def score(
         self,
@@ -174,7 +178,7 @@ class Predictor:
             lead, *others = (member(tile) for member in self.members)
             errors = [squared_error(result) for result in (lead, *others)]
             yield lead.code_BK
-            yield combined(scores(errors), self.combine)
+            yield self._combined(errors)
             yield (errors[0] @ ratio_F1)[:, 0]
             if reconstruction:
                 yield self.raw(lead.output_BF)
