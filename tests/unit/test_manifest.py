@@ -15,6 +15,7 @@ from hourglass.data.manifest import (
     Manifest,
     list_shards,
     load_manifest,
+    locate,
     require_pinned,
     save_manifest,
     scan,
@@ -223,3 +224,36 @@ def test_shards_without_rows(tmp_path: Path, groups: int) -> None:
     manifest, _ = open_dataset(str(tmp_path))
     assert manifest.rows == 10
     assert json.loads(manifest.model_dump_json())["shards"][1]["rows"] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("/data/digits", "digits"),
+        ("/data/digits/", "digits"),
+        ("file:///data/digits", "digits"),
+        ("/data/digits/*.parquet", "digits"),
+        ("/data/digits/year=*/part-[0-9].parquet", "digits"),
+        ("/data/digits/part-0.parquet", "part-0.parquet"),
+        ("s3://bucket/some/digits", "digits"),
+        ("s3://bucket/me@home/", "me@home"),
+        ("s3://bucket", "bucket"),
+        ("s3://key:secret@bucket", "bucket"),
+        ("s3://key:secret@bucket/*.parquet", "bucket"),
+        ("digits/../cars/.", "cars"),
+        (("/data/train", "s3://b/extra/*", "/other/train"), "train, extra"),
+    ],
+)
+def test_a_dataset_is_known_by_the_last_part_of_its_path(
+    uri: str | tuple[str, ...], name: str
+) -> None:
+    said = list(uri) if isinstance(uri, tuple) else uri
+    assert locate(uri) == {"name": name, "uri": said}
+
+
+def test_a_dataset_that_is_the_folder_it_is_asked_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path / "digits")
+    assert locate(".") == {"name": "digits", "uri": "."}

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -227,8 +228,27 @@ def unchecked(manifest: Manifest) -> str | None:
     )
 
 
+def locate(uri: str | Sequence[str]) -> dict[str, Any]:
+    """What the tracker records of where a dataset is: a `name` to know it by, the `uri` as given.
+
+    The name is the last part of the path that is no pattern, of several URIs that of each.
+    """
+    uris = [uri] if isinstance(uri, str) else list(uri)
+    names = dict.fromkeys(_last_part(item) for item in uris)
+    return {"name": ", ".join(names), "uri": uri if isinstance(uri, str) else uris}
+
+
+def _last_part(uri: str) -> str:
+    if storage.is_local(uri):
+        uri = os.path.abspath(uri.removeprefix("file://"))
+    bucket, _, key = uri.rpartition("://")[2].partition("/")
+    parts = [bucket.rpartition("@")[2], *key.split("/")]  # without user and password
+    plain = [part for part in parts if part and not any(mark in part for mark in "*?[")]
+    return plain[-1] if plain else "/"
+
+
 def describe(manifest: Manifest) -> dict[str, Any]:
-    """What the tracker records of a dataset."""
+    """What the tracker records of a dataset's content."""
     return {
         "digest": manifest.digest,
         "schema_hash": manifest.schema_hash,

@@ -8,6 +8,8 @@ from typing import Any
 from hourglass.tracking.shown import redact
 
 PARAM_CHARS = 6000
+NAME_CHARS, DIGEST_CHARS, SOURCE_CHARS = 500, 36, 65_535
+"""What MLflow takes of a dataset's name, digest and source."""
 MAY_CHANGE = {
     "train": ("quantile",),
     "tune": ("concurrency", "gpus_per_worker", "max_time_s", "pack", "promote_if"),
@@ -48,18 +50,20 @@ def named(record: dict[str, float]) -> dict[str, float]:
 
 
 def dataset_input(dataset: dict[str, Any]) -> Any:
-    """The rows as MLflow's dataset input."""
+    """The rows as MLflow's dataset input; of very many URIs the source has the first, the profile all."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     text = redact(json.dumps(dataset, sort_keys=True))
     digest = str(dataset.get("digest") or hashlib.sha256(text.encode()).hexdigest())
-    source = {"uri": json.loads(text).get("uri")}
+    uri = json.loads(text).get("uri")
+    while len(source := json.dumps({"uri": uri})) > SOURCE_CHARS and isinstance(uri, list):
+        uri = uri[: len(uri) // 2]
     return DatasetInput(
         Dataset(
-            name=str(dataset.get("name") or "rows"),
-            digest=digest[:36],
+            name=str(dataset.get("name") or "rows")[:NAME_CHARS],
+            digest=digest[:DIGEST_CHARS],
             source_type="parquet",
-            source=json.dumps(source),
+            source=source,
             profile=text,
         ),
         tags=[InputTag("mlflow.data.context", "training")],

@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hourglass import artifact, storage
 from hourglass.data import reading
-from hourglass.data.manifest import Manifest, describe
+from hourglass.data.manifest import Manifest, describe, locate
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import Census, Rows
 from hourglass.errors import ClusterError, DataError, SpecError, TrainingError
@@ -120,6 +120,7 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
     require_values(census.stats, columns.feature_names)
     fit_preprocessing(job, census.stats)
     dataset = {
+        **locate(job.data.uri),
         **describe(manifest),
         **provenance.account(
             job,

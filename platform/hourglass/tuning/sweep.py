@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hourglass import storage
 from hourglass.data.feed import Features
-from hourglass.data.manifest import describe
+from hourglass.data.manifest import describe, locate
 from hourglass.data.prepare import open_dataset
 from hourglass.errors import DataError
 from hourglass.settings import Settings
@@ -55,7 +55,8 @@ def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = Fa
     searching = search(sweep)
     if fresh:
         storage.remove(folder)
-    listener.sweeping(searching.most, crew, describe(manifest))
+    dataset = {**locate(base.data.uri), **describe(manifest)}
+    listener.sweeping(searching.most, crew, dataset)
     rows = Rows(sweep, manifest, schema)
     sitting = Sitting(sweep, folder, rows, crew, listener, searching)
     if sitting.advance():
