@@ -200,19 +200,25 @@ def _versions(settings: Settings, mlflow: Any, name: str) -> list[Version]:
 
 
 def _version(stored: Any, aliases: dict[str, Any]) -> Version:
-    try:
-        metrics = json.loads(stored.tags.get(METRICS_TAG, "{}"))
-    except ValueError:
-        metrics = {}
     return Version(
         name=stored.name,
         version=str(stored.version),
         digest=stored.tags.get(DIGEST_TAG),
         aliases=tuple(sorted(a for a, v in aliases.items() if str(v) == str(stored.version))),
-        metrics=metrics,
+        metrics=_metrics(stored.tags.get(METRICS_TAG, "{}")),
         run_id=stored.run_id or None,
         created_ms=int(stored.creation_timestamp),
     )
+
+
+def _metrics(text: str) -> dict[str, float]:
+    """The metrics in a version's tag; none where somebody wrote something else there."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    known = found.items() if isinstance(found, dict) else ()
+    return {name: float(value) for name, value in known if type(value) in (int, float)}
 
 
 def _stored(mlflow: Any, name: str) -> list[Any]:
@@ -279,8 +285,8 @@ def _fetch(settings: Settings, mlflow: Any, version: Version) -> tuple[Path, str
     with locked(cache / ".lock"):  # many replicas start at once; one of them downloads
         if artifact_problem(folder, version.digest) is None:
             return folder, version.digest
-        fresh = Path(tempfile.mkdtemp(prefix=".", dir=cache))
-        try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=cache) as own:
+            fresh = private_folder(Path(own) / "artifact")
             _download(settings, mlflow, version, fresh)
             problem = artifact_problem(fresh, version.digest)
             if problem:
@@ -288,10 +294,9 @@ def _fetch(settings: Settings, mlflow: Any, version: Version) -> tuple[Path, str
                     f"{where}: {problem}; registered is {version.digest[:12]}, the stored files "
                     "were changed"
                 )
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
             fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
     return folder, version.digest
 
 

@@ -93,6 +93,7 @@ class Outbox:
         self._lost = 0
         self._unwritten = ""
         self._problem = ""
+        self._elsewhere: list[str] = []
         self._failures = 0
         self._delivered = False
         self._until: float | None = None
@@ -105,10 +106,10 @@ class Outbox:
         """Append an event; returns at once."""
         try:
             self._spool.append(kind, **fields)
-        except Exception as error:  # a full disk must not stop a training run
+        except OSError as error:  # a full disk must not stop a training run
             with self._changed:
                 self._lost += 1
-                self._unwritten = getattr(error, "strerror", None) or explain(error)
+                self._unwritten = error.strerror or explain(error)
             return
         with self._changed:
             self._delivered = False
@@ -147,8 +148,11 @@ class Outbox:
             ]
         if self._lost:
             events = "1 event is" if self._lost == 1 else f"{self._lost} events are"
-            said.append(f"{events} lost, {self._spool.path} cannot be written: {self._unwritten}")
-        return "; ".join(said)
+            said.append(
+                f"{events} lost, {self._spool.path} cannot be written: {self._unwritten}; the same "
+                "command tells MLflow what is missing"
+            )
+        return "; ".join([*said, *self._elsewhere])
 
     def _work(self) -> None:
         others: list[Spool] | None = None
@@ -158,18 +162,29 @@ class Outbox:
                 if others is None:
                     others = [s for s in spools(self._settings) if s.path != self._spool.path]
                 while others and self._idle():
-                    drain(others.pop(0), self._settings)
+                    self._deliver_other(others.pop(0))
                 with self._changed:
                     self._changed.wait_for(lambda: not self._idle())
             except Exception as error:  # whatever MLflow does, training goes on
                 self._pause(explain(error))
 
     def _deliver(self) -> None:
-        self.delivery = drain(self._spool, self._settings, self.delivery)
+        if self.delivery is None:
+            self.delivery = _delivery(self._spool, self._settings)
+        drain(self._spool, self._settings, self.delivery)
         with self._changed:
             self._failures, self._problem = 0, ""
             self._delivered = next(self._spool.pending(), None) is None
             self._changed.notify_all()
+
+    def _deliver_other(self, spool: Spool) -> None:
+        """Deliver what an earlier run left; what MLflow refuses of it is said at the end of this one."""
+        delivery = _delivery(spool, self._settings)
+        try:
+            drain(spool, self._settings, delivery)
+        finally:
+            with self._changed:
+                self._elsewhere += [f"{spool.run_name}: {said}" for said in delivery.refused]
 
     def _idle(self) -> bool:
         return self._delivered and not self._stopping
@@ -190,26 +205,28 @@ def spools(settings: Settings) -> list[Spool]:
     return [spool for spool in waiting if next(spool.pending(), None) is not None]
 
 
-def drain(
-    spool: Spool, settings: Settings, delivery: "Delivery | None" = None
-) -> "Delivery | None":
-    """Deliver all pending events of `spool`, in order; returns the delivery, to go on with later.
+def drain(spool: Spool, settings: Settings, delivery: "Delivery | None" = None) -> None:
+    """Deliver all pending events of `spool`, in order, with the delivery that went on so far.
 
     Raises whatever MLflow raises, with the position of the last delivered event recorded.
     """
-    from hourglass.tracking.mlflow import Delivery
-
     private_folder(spool.path.parent)
     with try_locked(spool.lock) as ours:
         if not ours:
             raise BlockingIOError(f"another process delivers {spool.path}")
         for position, event in spool.pending():
-            if delivery is None:
-                delivery = Delivery(settings, spool.begin())
+            delivery = delivery or _delivery(spool, settings)
             delivery.deliver(event)
             spool.mark(position)
         spool.clear()
-    return delivery
+
+
+def _delivery(spool: Spool, settings: Settings) -> "Delivery":
+    """A delivery that goes on where the spool is; who has it knows what MLflow refused, also when
+    another event fails."""
+    from hourglass.tracking.mlflow import Delivery
+
+    return Delivery(settings, spool.begin())
 
 
 @dataclass(frozen=True)
@@ -224,14 +241,16 @@ def sync(settings: Settings) -> Synced:
     """Deliver every spool. Does not raise for what MLflow does."""
     said, left = [], 0
     for spool in spools(settings):
+        refused: list[str] = []
         try:
-            delivery = drain(spool, settings)
+            delivery = _delivery(spool, settings)
+            refused = delivery.refused
+            drain(spool, settings, delivery)
+            what = "delivered"
         except Exception as error:
             left += 1
-            said.append(f"{spool.run_name}: {explain(error)}; the rest stays in {spool.path}")
-            continue
-        refused = delivery.refused if delivery else []
-        said.append("; ".join([f"{spool.run_name}: delivered", *refused]))
+            what = f"{explain(error)}; the rest stays in {spool.path}"
+        said.append("; ".join([f"{spool.run_name}: {what}", *refused]))
     return Synced(said, left)
 
 
