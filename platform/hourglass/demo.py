@@ -63,10 +63,9 @@ def demo(settings: Settings) -> None:
     with connection(settings=settings):
         say(f"[bold]2 train[/]     hourglass train {TRAIN}")
         trained = run.train(train, settings, fresh=True)
-        version = trained.record.version if trained.record else None
+        version = trained.record.version
         if version is None:
-            note = trained.record.note if trained.record else "nothing was recorded"
-            raise RegistryError(f"the model was not registered: {note}")
+            raise RegistryError(f"the model was not registered: {trained.record.note}")
         say(f"[bold]3 promote[/]   hourglass models promote digits {version}")
         registry.promote(settings, "digits", version)
         say(f"[bold]4 score[/]     hourglass score {SCORE}")

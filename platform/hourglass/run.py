@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: its artifact, and where it is recorded (None when it had finished before)."""
+    """A finished run: its artifact, and where it is recorded."""
 
     outcome: Outcome
-    record: Finished | None
+    record: Finished
 
 
 def train(job: TrainJob, settings: Settings, fresh: bool = False, stderr: bool = False) -> Trained:
     """Train, record and register `job` on the connected cluster; shows progress.
 
+    Of a run that finished before, what is not recorded or registered yet is.
     Raises: DataError, SpecError, ClusterError, TrainingError.
     """
     with bar("epoch", stderr) as shown:
@@ -38,10 +39,11 @@ def train(job: TrainJob, settings: Settings, fresh: bool = False, stderr: bool =
         try:
             outcome = launch.train(job, settings, listener, fresh)
         except BaseException:
-            listener.finish("failed", None)
+            if listener.tracker is not None:
+                listener.tracker.finish("failed", None)
             raise
-        listener.concluded(outcome)
-    return Trained(outcome, listener.finish("finished", outcome.uri))
+    tracker = listener.tracker or tracking.again(settings, job, outcome.uri, outcome.manifest)
+    return Trained(outcome, tracker.finish("finished", outcome.uri))
 
 
 def score(job: ScoreJob, settings: Settings, fresh: bool = False) -> tuple[Resolved, Scored]:
@@ -73,29 +75,20 @@ def tune(
 
 
 class _Recording:
-    """A listener that shows progress and tells the tracker."""
+    """A listener that shows progress and tells the tracker, which there is once a run begins."""
 
     def __init__(self, progress: TrainProgress, settings: Settings) -> None:
         self._progress, self._settings = progress, settings
-        self._tracker: Tracker | None = None
+        self.tracker: Tracker | None = None
 
     def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
-        self._tracker = tracking.start(self._settings, job, dataset)
+        self.tracker = tracking.start(self._settings, job, dataset)
         self._progress.prepared(job, dataset)
 
     def note(self, text: str) -> None:
         self._progress.note(text)
 
     def epoch(self, record: Record) -> None:
-        if self._tracker is not None:
-            self._tracker.log(record, int(record["epoch"]))
+        if self.tracker is not None:
+            self.tracker.log(record, int(record["epoch"]))
         self._progress.epoch(record)
-
-    def concluded(self, outcome: Outcome) -> None:
-        """An ensemble as a whole has the lead's best record and the agreement of all members."""
-        metrics = outcome.manifest.metrics
-        if self._tracker is not None and outcome.manifest.ensemble is not None:
-            self._tracker.log(metrics, int(metrics["epoch"]))
-
-    def finish(self, status: Any, uri: str | None) -> Finished | None:
-        return self._tracker.finish(status, uri) if self._tracker is not None else None

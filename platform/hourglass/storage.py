@@ -101,6 +101,12 @@ def size(uri: str) -> int:
     return int(fs.size(path))
 
 
+def modified_ms(uri: str) -> int:
+    """When the file at `uri` was written, in ms since 1970. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    return round(1000 * float(fs.modified(path).timestamp()))
+
+
 def irregular(path: str) -> str | None:
     """What is wrong with a local file that must be a plain one: a link, a device, a second name."""
     try:

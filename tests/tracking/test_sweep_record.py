@@ -21,13 +21,15 @@ from hourglass.tracking import mlflow as store
 from hourglass.tracking import registry, tracker, trials
 from hourglass.tracking.spool import Spool
 from hourglass.tune_job import TuneJob
-from hourglass.tuning import leaderboard, record
+from hourglass.tuning import conclude, leaderboard, record
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
+from hourglass.tuning.sweep import Swept
+from hourglass.tuning.trial import Share
+from hourglass.tuning.trials import Crew
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tracking_kit import at
+from tracking_kit import DATASET, at
 
-DATASET = {"name": "digits", "uri": "/data/digits", "digest": "d" * 64, "rows": 300}
 EPOCHS = 3
 Save = Callable[..., str]
 
@@ -436,6 +438,151 @@ def test_what_another_file_says_is_told(settings: Settings, tmp_path: Path) -> N
     other = record.start(settings, sweep("changed"), {**DATASET, "digest": "e" * 64})
     other.finish(None, "finished", str(tmp_path), None)
     assert len(runs(settings, "changed")[0]) == 2  # other shards: nothing compares
+
+
+def everything(settings: Settings, name: str) -> Any:
+    """All that MLflow has of a sweep, and of the model of that name."""
+    parents, below = runs(settings, name)
+    every = [*parents, *(run for found in below.values() for run in found)]
+    client = store.client(settings)
+    return (
+        [run.to_dictionary() for run in every],
+        [dict(version) for version in client.search_model_versions(f"name = '{name}'")],
+        dict(client.get_registered_model(name).aliases),
+    )
+
+
+def test_a_sweep_that_ended_whole_is_left_as_it_is(
+    settings: Settings, trained: Callable[..., str], tmp_path: Path
+) -> None:
+    """Nothing is left to train: the same command says where it is recorded, and changes nothing."""
+    folder, space = str(tmp_path / "sweep"), sweep("ended", "ended")
+    trained("aaaa")
+    last = board("ended", finished("aaaa"))
+    heard = record.start(settings, space, DATASET)
+    heard.ended(finished("aaaa"), f"{folder}/trials/aaaa/artifact")
+    first = heard.finish(last, "finished", folder, "ended")
+    before = everything(settings, "ended")
+    again = record.start(settings, space, DATASET, ended=True)
+    second = again.finish(last, "finished", folder, "ended")
+    assert second == first
+    assert everything(settings, "ended") == before
+    # Negative control: as a sitting that trains, it is shown as running, and ends another time.
+    third = record.start(settings, space, DATASET).finish(last, "finished", folder, "ended")
+    assert third == first
+    assert everything(settings, "ended") != before
+
+
+def test_the_challenger_is_the_best_of_the_latest_sitting(
+    settings: Settings, trained: Callable[..., str], tmp_path: Path
+) -> None:
+    """A trial that was best, then was not, then is again: the sweep's alias goes back to it."""
+    folder, space = str(tmp_path / "sweep"), sweep("back", "back")
+    trained("aaaa")
+    trained("bbbb", seed=1)
+    aliases = []
+    for first, second in (("aaaa", "bbbb"), ("bbbb", "aaaa"), ("aaaa", "bbbb")):
+        last = board("back", finished(first, 0.25), finished(second, 0.5))
+        heard = record.start(settings, space, DATASET)
+        done = heard.finish(last, "finished", folder, "back")
+        assert done.registered is not None
+        aliases.append((done.registered.version, done.registered.challenger))
+    assert aliases == [("1", "1"), ("2", "2"), ("1", "1")]
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_trials_run_is_on_the_sweeps_rows_and_shows_its_kept_weights(
+    settings: Settings,
+    trained: Callable[..., str],
+    tmp_path: Path,
+    guard: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It kept its second epoch; trained anew, it kept its last one."""
+    if not guard:  # negative control: MLflow shows the last epoch
+        monkeypatch.setattr(trials, "step_to_show", lambda *_: None)
+    name, folder = f"shown-{guard}", tmp_path / "sweep"
+    shown = []
+    for seed, kept in ((1, {"epoch": 2.0, "loss": 0.5}), (2, {"epoch": 3.0, "loss": 0.125})):
+        trained("aaaa", seed)
+        manifest = folder / "trials/aaaa/artifact/manifest.json"
+        tree = json.loads(manifest.read_text()) | {"metrics": kept}
+        tree["provenance"]["history"][2]["loss"] = kept["loss"] if seed == 2 else 0.625
+        manifest.write_text(json.dumps(tree))
+        heard = record.start(settings, sweep(name), DATASET)
+        entry = finished("aaaa", seconds=float(seed))
+        heard.ended(entry, f"{folder}/trials/aaaa/artifact")
+        heard.finish(board(name, entry), "finished", str(folder), None)
+        run = one(runs(settings, name)[1]["aaaa"])
+        shown.append((run.data.metrics["loss"], run.data.metrics.get("epoch")))
+        (dataset,) = run.inputs.dataset_inputs
+        assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "d" * 36)
+        assert json.loads(dataset.dataset.source) == {"uri": "/data/digits"}
+    assert shown == ([(0.5, 2.0), (0.125, 3.0)] if guard else [(0.625, None), (0.125, None)])
+
+
+def concluded(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    space: TuneJob,
+    *entries: Entry,
+    register: bool = True,
+) -> tuple[str, ...]:
+    """The last words of a sweep that found its trials on the disk, but the first two lines."""
+    ended = board(space.name or "", *entries)
+
+    def found(made: TuneJob, at: Settings, listener: Any, fresh: bool) -> Swept:
+        crew = Crew(Share(1.0, 0.0, 1), 1, 1)
+        listener.sweeping(len(entries), crew, DATASET)
+        return Swept(ended, conclude.sweep.folder_of(made, at), {}, {}, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(conclude.sweep, "run", found)
+    monkeypatch.setattr(conclude.plots, "save", lambda *_: None)
+    return conclude.tune(space, settings, register=register).said[1:]
+
+
+def test_a_sweep_says_which_version_is_challenger_or_why_none(
+    settings: Settings, save_artifact: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = f"{settings.runs_uri}/words/trials/aaaa/artifact"
+    save_artifact(trial)
+    best, told = finished("aaaa"), sweep("words", "words")
+    of = "trial aaaa, the best by holdout_mse"
+    said = concluded(settings, monkeypatch, told, best)
+    assert said == (f"words version 1 is challenger: {of}",)
+    assert concluded(settings, monkeypatch, told, best) == said
+    assert concluded(settings, monkeypatch, told, best, register=False) == (
+        "no trial is registered: --refit registers the run on all rows",
+    )
+    assert concluded(settings, monkeypatch, sweep("words"), best) == (
+        "no trial is registered: base.track.register names no model",
+    )
+    assert concluded(settings, monkeypatch, told, lost("bbbb", reason="lost")) == (
+        "no trial is registered as words: none finished",
+    )
+
+
+def test_a_sweep_that_mlflow_missed_is_registered_by_the_same_command(
+    settings: Settings, save_artifact: Save, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    """Also after the spool was lost."""
+    save_artifact(f"{settings.runs_uri}/missed/trials/aaaa/artifact")
+    best, told = finished("aaaa"), sweep("missed", "missed")
+    down = at(settings.root, f"http://127.0.0.1:{closed_port}")
+    assert concluded(down, monkeypatch, told, best) == (
+        "no trial is registered as missed: MLflow has not taken the model of trial aaaa; the same "
+        "command registers it once it does",
+    )
+    (settings.root / "spool" / f"missed@{'d' * 8}.jsonl").unlink()
+    (said,) = concluded(settings, monkeypatch, told, best)
+    assert said.startswith("missed version 1 is challenger: trial aaaa")
+    parents, below = runs(settings, "missed")
+    assert one(parents).info.status == one(below["aaaa"]).info.status == "FINISHED"
+    (version,) = registry.versions(settings, "missed")
+    assert version.aliases == ("challenger",)
+    before = everything(settings, "missed")
+    assert concluded(settings, monkeypatch, told, best) == (said,)
+    assert everything(settings, "missed") == before
 
 
 # -- MLflow down, slow, refusing --------------------------------------------------------------

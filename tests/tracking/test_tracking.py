@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -24,7 +25,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from hourglass import artifact, cli, job_files, run, spec, tracking
+from hourglass import cli, run, tracking
 from hourglass.errors import ArtifactError, RegistryError
 from hourglass.inference.predictor import Predictor
 from hourglass.progress import TrainProgress
@@ -33,46 +34,16 @@ from hourglass.tracking import mlflow as store
 from hourglass.tracking import model, registry, tracker, ui
 from hourglass.tracking.shown import redact
 from hourglass.tracking.spool import Spool
-from hourglass.training.launch import Outcome
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tracking_kit import at
+from tracking_kit import DATASET, at, history, job, run_of, trained
 
-DATASET = {"name": "digits", "uri": "/data/digits", "digest": "d" * 64, "rows": 300}
 Save = Callable[..., str]
-
-
-def job(name: str, register: str | None = None, **train: Any) -> spec.TrainJob:
-    made = job_files.parse(
-        {
-            "kind": "train",
-            "name": name,
-            "data": {"uri": "/data/digits", "features": {"vector": "image"}},
-            "model": {"network": {"widths": [7, 5]}},
-            "train": train,
-            "track": {"experiment": "digits"} | ({"register": register} if register else {}),
-        }
-    )
-    assert isinstance(made, spec.TrainJob)
-    return made
 
 
 def forked(settings: Settings) -> Settings:
     """The same store under another name: a forked child must not use its parent's connections."""
     return at(settings.root, f"sqlite:///{settings.root}/./mlflow.db")
-
-
-def run_of(settings: Settings, run_name: str) -> Any:
-    client = store.client(settings)
-    experiment = client.get_experiment_by_name("digits")
-    found = client.search_runs([experiment.experiment_id], f"tags.`hourglass.run` = '{run_name}'")
-    assert len(found) == 1
-    return found[0]
-
-
-def history(settings: Settings, run_id: str, name: str) -> list[tuple[int, float]]:
-    found = store.client(settings).get_metric_history(run_id, name)
-    return sorted((metric.step, metric.value) for metric in found)
 
 
 def events(spool: Spool) -> list[dict[str, Any]]:
@@ -125,26 +96,24 @@ def test_an_ensembles_members_have_metrics_of_their_own(
 ) -> None:
     """What run.train does: epochs of each member, then the ensemble's figures; said twice, kept once."""
     made = job("ensemble", epochs=2, seeds=3)
-    save_artifact(tmp_path / "model", ensemble={"members": 3, "lead": 2, "combine": "mean"})
-    manifest = artifact.load(str(tmp_path / "model")).manifest
-    whole = manifest.model_dump() | {"metrics": {"epoch": 2, "loss": 0.21, "rank_agreement": 0.9}}
-    outcome = Outcome("", artifact.Manifest.model_validate(whole), "", already=False)
+    records = [
+        {"member": member, "epoch": epoch, "loss": 10 * member + epoch, "rows_per_s": 5.0}
+        for member in (1.0, 2.0, 3.0)
+        for epoch in (1.0, 2.0)
+    ]
+    model = tmp_path / "model"
+    save_artifact(model, ensemble={"members": 3, "lead": 2, "combine": "mean"})
+    trained(model, records, {"epoch": 2, "loss": 0.21, "rank_agreement": 0.9})
     heard: list[str] = []
     shown = SimpleNamespace(to=lambda done, total, text: heard.append(text), say=heard.append)
     listener = run._Recording(TrainProgress(shown), settings)  # type: ignore[arg-type]
     counted = {"rows": 9, "shards": 1, "train_rows": 8, "holdout_rows": 1, "dropped_rows": 0}
     told = {"imputed_cells": 0, "constant_columns": 0, "cached": True}
     listener.prepared(made, DATASET | counted | told)
-    records = [
-        {"member": member, "epoch": epoch, "loss": 10 * member + epoch, "rows_per_s": 5.0}
-        for member in (1.0, 2.0, 3.0)
-        for epoch in (1.0, 2.0)
-    ]
     for record in [*records, *records[2:]]:
         listener.epoch(record)
-    listener.concluded(outcome)
-    done = listener.finish("finished", None)
-    assert done is not None
+    assert listener.tracker is not None
+    done = listener.tracker.finish("finished", str(model))
     assert done.run_id is not None
     assert history(settings, done.run_id, "member_1/loss") == [(1, 11.0), (2, 12.0)]
     assert history(settings, done.run_id, "member_3/loss") == [(1, 31.0), (2, 32.0)]
@@ -189,7 +158,7 @@ def test_a_full_disk_stops_nothing_and_is_counted(
         run.log({"loss": 0.5}, 0)
     done = run.finish("finished", None)
     assert "1 event is lost" in done.note
-    assert "cannot be written: No space left on device" in done.note
+    assert "cannot be written: No space left on device; the same command tells" in done.note
 
 
 def test_a_metric_that_mlflow_refuses_does_not_block_the_rest(settings: Settings) -> None:
@@ -202,6 +171,48 @@ def test_a_metric_that_mlflow_refuses_does_not_block_the_rest(settings: Settings
     assert run_of(settings, job("refused").run_name).info.status == "FAILED"
 
 
+def test_what_mlflow_took_and_refused_is_known_after_a_failure(
+    settings: Settings, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end fails once, after an epoch was refused and the model was registered."""
+    client = store.client(settings).__class__
+    ends, faults = client.set_terminated, iter([ConnectionError("gone")])
+
+    def fail_once(self: Any, *args: Any, **kwargs: Any) -> None:
+        for error in faults:
+            raise error
+        ends(self, *args, **kwargs)
+
+    monkeypatch.setattr(client, "set_terminated", fail_once)
+    run = tracking.start(settings, job("failing", "fails"), DATASET)
+    run.log({"loss?!": 0.5}, 0)
+    done = run.finish("finished", str(tiny_artifact))
+    assert next(faults, None) is None
+    assert done.registered == registry.Registered("fails", "1", challenger="1")
+    assert 'epoch refused by MLflow: Invalid value "loss?!"' in done.note
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_sync_says_what_was_refused_also_where_the_rest_fails(
+    settings: Settings, tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = spooled(settings, f"sync-{fails}")
+    spool.append("artifact", uri=str(tmp_path / "nowhere"), register_as=None)
+    spool.append("end", status="finished")
+    monkeypatch.setattr(Spool, "all", lambda _: [spool])
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise ConnectionError("gone")
+
+    if fails:
+        monkeypatch.setattr(store.client(settings).__class__, "set_terminated", gone)
+    synced = tracker.sync(settings)
+    (said,) = synced.said
+    assert f"artifact refused: {tmp_path}/nowhere" in said
+    assert synced.left == fails
+    assert ("ConnectionError: gone; the rest stays in" in said) is fails
+
+
 def test_a_damaged_artifact_is_not_logged(settings: Settings, tiny_artifact: Path) -> None:
     weights = tiny_artifact / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
@@ -210,6 +221,46 @@ def test_a_damaged_artifact_is_not_logged(settings: Settings, tiny_artifact: Pat
     assert done.version is None
     assert "artifact refused:" in done.note
     assert "damaged" not in registry.names(settings)
+
+
+def test_a_datasets_source_says_every_uri_without_passwords(settings: Settings) -> None:
+    uris = ["s3://key:secret@bucket/train", "/data/extra"]
+    run = tracking.start(settings, job("uris"), {**DATASET, "name": "train, extra", "uri": uris})
+    run.finish("finished", None)
+    dataset = run_of(settings, job("uris").run_name).inputs.dataset_inputs[0].dataset
+    assert dataset.name == "train, extra"
+    assert json.loads(dataset.source) == {"uri": ["s3://***@bucket/train", "/data/extra"]}
+    assert "secret" not in str(dataset.to_dictionary())
+
+
+def test_a_dataset_of_more_uris_than_mlflow_takes(settings: Settings) -> None:
+    """What is too long for its place is cut there; the profile has all of it."""
+    uris = [f"/data/{number:04d}/{'x' * 90}" for number in range(2_000)]
+    told = {**DATASET, "name": ", ".join(uris), "uri": uris}
+    run = tracking.start(settings, job("many-uris"), told)
+    done = run.finish("finished", None)
+    assert done.note.endswith(f"as run {done.run_id}")  # nothing was refused
+    dataset = run_of(settings, job("many-uris").run_name).inputs.dataset_inputs[0].dataset
+    first = json.loads(dataset.source)["uri"]
+    assert 100 < len(first) < 2_000
+    assert first == uris[: len(first)]
+    assert json.loads(dataset.profile)["uri"] == uris
+    assert dataset.name == ", ".join(uris)[:500]
+
+
+def test_what_an_earlier_run_was_refused_is_said(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever delivers for another says what MLflow did not take, and nobody else would."""
+    spool = spooled(settings, "other")
+    spool.append("artifact", uri=str(tmp_path / "nowhere"), register_as=None)
+    spool.append("end", status="finished")
+    monkeypatch.setattr(Spool, "all", lambda _: [spool])
+    run = tracking.start(settings, job("deliverer"), DATASET)
+    while spool.path.exists():
+        time.sleep(0.05)
+    note = run.finish("finished", None).note
+    assert f"{spool.run_name}: artifact refused: {tmp_path}/nowhere" in note
 
 
 # -- once, not twice --------------------------------------------------------------------------
@@ -422,6 +473,19 @@ def test_a_torn_line_hides_nothing(tmp_path: Path) -> None:
     assert stat.S_IMODE(spool.path.stat().st_mode) == 0o600
 
 
+def test_a_position_that_cannot_be_read_delivers_again_and_changes_nothing(
+    settings: Settings,
+) -> None:
+    spool = spooled(settings, "position")
+    tracker.drain(spool, settings)
+    done = spool.path.with_suffix(".done")
+    done.write_text("4x")  # half of a power cut
+    assert len(events(spool)) == 4
+    tracker.drain(spool, settings)
+    found = history(settings, run_of(settings, spool.run_name).info.run_id, "loss")
+    assert found == [(0, 1.0), (1, 0.5), (2, 1.0 / 3.0)]
+
+
 def test_secrets_are_not_shown() -> None:
     assert redact("at postgresql://me:p%40ss@host/db, http://x:y@z") == (
         "at postgresql://***@host/db, http://***@z"
@@ -500,6 +564,30 @@ def test_a_damaged_copy_is_replaced(settings: Settings, digits: list[str]) -> No
     (folder / "model.safetensors").write_bytes(b"damaged")
     again = registry.resolve("models:/digits/1", settings)
     assert Predictor.load(again.path, again.digest)
+
+
+@pytest.mark.parametrize(
+    ("tag", "metrics"),
+    [
+        ("no JSON", {}),
+        ("[1, 2]", {}),
+        ('{"holdout_mse": "low", "loss": 1}', {"loss": 1.0}),
+    ],
+)
+def test_metrics_that_somebody_wrote_otherwise_are_left_out(
+    settings: Settings, digits: list[str], tag: str, metrics: dict[str, float]
+) -> None:
+    client = store.client(settings)
+    told = client.get_model_version("digits", "1").tags[registry.METRICS_TAG]
+    client.set_model_version_tag("digits", "1", registry.METRICS_TAG, tag)
+    try:
+        assert registry.version(settings, "digits", "1").metrics == metrics
+        environment = {"HOURGLASS_HOME": str(settings.root)}
+        listed = CliRunner().invoke(cli.app, ["models", "show", "digits"], env=environment)
+        assert listed.exit_code == 0
+        assert digits[0][:12] in listed.output
+    finally:
+        client.set_model_version_tag("digits", "1", registry.METRICS_TAG, told)
 
 
 def test_many_replicas_resolve_at_once(settings: Settings, digits: list[str]) -> None:
@@ -635,3 +723,27 @@ def test_the_logged_model_holds_no_pickle(settings: Settings, digits: list[str])
     files = [p for p in Path(location.removeprefix("file://")).rglob("*") if p.is_file()]
     assert {p.suffix for p in files} <= {"", ".yaml", ".txt", ".json", ".safetensors"}
     assert "requirements.txt" in {p.name for p in files}
+
+
+# -- the page's server ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("on_sigterm", "ended_by"), [("IGN", "KILL"), ("DFL", "TERM")])
+def test_no_server_outlives_its_command(
+    on_sigterm: str, ended_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not hear SIGTERM is killed; of one that does nothing is left to kill."""
+    monkeypatch.setattr(ui, "STOP_S", 0.2 if on_sigterm == "IGN" else 20.0)
+    code = f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_{on_sigterm})"
+    server = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; print('up', flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"up\n"
+    ui._stop(server)
+    server.stdout.close()
+    assert server.returncode == -getattr(signal, f"SIG{ended_by}")
+    with pytest.raises(ProcessLookupError):  # what `_stop` meets after an obedient one
+        os.killpg(server.pid, signal.SIGKILL)

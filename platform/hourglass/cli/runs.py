@@ -73,10 +73,9 @@ def train(
         typer.echo(f"members      {made.members}, the lead is {made.lead}; rank agreement {known}")
     typer.echo(f"threshold    {found.manifest.calibration.threshold:.6f}")
     typer.echo(f"artifact     {found.uri} ({found.digest[:12]})")
-    if trained.record is not None:
-        typer.echo(f"tracking     {trained.record.note}")
-        if trained.record.version is not None:
-            typer.echo(f"registered   {job.track.register_as} version {trained.record.version}")
+    typer.echo(f"tracking     {trained.record.note}")
+    if trained.record.registered is not None:
+        typer.echo(f"registered   {trained.record.registered.sentence}")
 
 
 def score(

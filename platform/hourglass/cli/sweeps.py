@@ -56,8 +56,9 @@ def tune(
 
             trained = run.train(on_all_rows(sweep, done.board, settings), settings, fresh, as_json)
             typer.echo(f"refit on all rows: {trained.outcome.uri}", err=as_json)
-            if trained.record is not None:
-                typer.echo(trained.record.note, err=as_json)
+            typer.echo(trained.record.note, err=as_json)
+            if trained.record.registered is not None:
+                typer.echo(trained.record.registered.sentence, err=as_json)
     if done.board.best is None:
         raise typer.Exit(1)
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hourglass.tracking.shown import redact
@@ -47,6 +48,41 @@ def named(record: dict[str, float]) -> dict[str, float]:
         return record
     whose = f"member_{record['member']:g}"
     return {f"{whose}/{name}": value for name, value in record.items() if name != "member"}
+
+
+def over_time(
+    history: Sequence[Mapping[str, float]], start_ms: int, end_ms: int
+) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """Each epoch's step, time and record, evenly over the time.
+
+    An artifact says when its training began and ended, not when each epoch did.
+    """
+    for index, record in enumerate(history, start=1):
+        at = start_ms + (end_ms - start_ms) * index // len(history)
+        yield int(record.get("epoch", index)), at, dict(record)
+
+
+def steps(client: Any, run_id: str, name: str) -> dict[int, float]:
+    """The values that MLflow has of a metric, by step; of several at one step the latest."""
+    history = client.get_metric_history(run_id, name)
+    return {metric.step: metric.value for metric in sorted(history, key=lambda m: m.timestamp)}
+
+
+def step_to_show(known: Mapping[int, float], value: float, epoch: int) -> int | None:
+    """Where to write `value` so that MLflow shows it, which shows what is at a metric's last step.
+
+    That is the epoch itself where nothing is known, else a step after the last; None where it is
+    shown already.
+    """
+    if not known:
+        return epoch
+    last = max(known)
+    return None if same(known[last], value) else last + 1
+
+
+def same(known: float | None, value: float) -> bool:
+    """True when MLflow has this value."""
+    return known is not None and (known == value or (math.isnan(known) and math.isnan(value)))
 
 
 def dataset_input(dataset: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """MLflow as the store of runs: one run's events, each safe to deliver a second time.
 
-A run is found again by its tag `hourglass.run`; a metric is written once per step; an artifact
-once per digest. A sweep's run has those of its trials below it: see trials.py.
+A run is found again by its tags `hourglass.run` and `hourglass.data`; a metric is written once per
+step; an artifact once per digest. A sweep's run has those of its trials below it: see trials.py.
 """
 
 import json
@@ -9,18 +9,28 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hourglass.errors import HourglassError, RegistryError
 from hourglass.settings import Settings
 from hourglass.tracking import facts
 from hourglass.tracking.shown import explain, redact
 from hourglass.tracking.spool import Event
-from hourglass.tracking.trials import Trials
+from hourglass.tracking.trials import BATCH_METRICS, Trials
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+    from hourglass.tracking.model import Logged
+    from hourglass.tracking.registry import Registered
 
 RUN_TAG = "hourglass.run"
+DATA_TAG = "hourglass.data"
+"""The digest of the rows: on others the same job is another run."""
 CHANGED_TAG = "hourglass.changed"
 """Params of an earlier sitting that are not those of the latest; `job.json` has the latest."""
+REGISTERED_TAG = "hourglass.registered"
+"""`NAME/VERSION`: what the run registered last, once the alias has moved as well."""
 BATCH_PARAMS = 100
 FINAL = {"finished": "FINISHED", "failed": "FAILED"}
 LASTING = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "FEATURE_DISABLED")
@@ -71,12 +81,12 @@ class Delivery:
 
     def __init__(self, settings: Settings, begin: Event | None) -> None:
         self.run_id: str | None = None
-        self.version: str | None = None
+        self.registered: Registered | None = None
         self.refused: list[str] = []
         self._settings = settings
         self._client = client(settings)
         self._who = begin
-        self._steps: dict[str, set[int]] = {}
+        self._steps: dict[str, dict[int, float]] = {}
         self._trials: Trials | None = None
 
     @property
@@ -87,8 +97,9 @@ class Delivery:
     def deliver(self, event: Event) -> None:
         """Write one event. Raises whatever MLflow raises when another attempt may succeed."""
         kind = event["kind"]
-        if kind == "begin":
-            self._who = event
+        if kind == "begin":  # of another run, where the same job is trained anew on other rows
+            self._who, self.run_id, self._trials = event, None, None
+            self._steps.clear()
         if kind == "trials":
             for told in event["trials"]:
                 self._take("trial", partial(self._trial, told, event["time_ms"]))
@@ -123,6 +134,7 @@ class Delivery:
         params = [Param(key, value) for key, value in decisive.items() if key not in known]
         tags = [RunTag(f"hourglass.{key}", value) for key, value in other.items()]
         tags.append(RunTag("hourglass.package", str(event["hourglass"])))
+        tags.append(RunTag(DATA_TAG, _data(event)))
         changed = [key for key, value in known.items() if decisive.get(key) != value]
         if changed or CHANGED_TAG in recorded.tags:
             tags.append(RunTag(CHANGED_TAG, ", ".join(sorted(changed))))
@@ -131,7 +143,8 @@ class Delivery:
         self._client.log_batch(run_id, tags=tags)
         self._client.log_inputs(run_id, datasets=[facts.dataset_input(event["dataset"])])
         self._client.log_dict(run_id, json.loads(redact(json.dumps(event["job"]))), "job.json")
-        self._client.update_run(run_id, status="RUNNING")
+        if not event.get("ended"):
+            self._client.update_run(run_id, status="RUNNING")
 
     def _run(self) -> str:
         """The MLflow run of this delivery: the one with our tag, or a new one."""
@@ -140,16 +153,18 @@ class Delivery:
         if self._who is None:
             raise RegistryError("the spool does not say which run it is of (no `begin` event)")
         name, experiment = self._who["run"], self._experiment(self._who["experiment"])
-        found = self._client.search_runs(
-            [experiment], f"tags.`{RUN_TAG}` = '{name}'", max_results=1, order_by=["start_time ASC"]
+        data = _data(self._who)
+        named = self._client.search_runs(
+            [experiment], f"tags.`{RUN_TAG}` = '{name}'", order_by=["start_time ASC"]
         )
+        found = [run for run in named if run.data.tags.get(DATA_TAG, data) == data]
         if found:
             self.run_id = str(found[0].info.run_id)
         else:
             run = self._client.create_run(
                 experiment,
                 self._who["time_ms"],
-                tags={RUN_TAG: name, **self._who.get("tags", {})},
+                tags={RUN_TAG: name, DATA_TAG: data, **self._who.get("tags", {})},
                 run_name=self._who.get("shown", name),
             )
             self.run_id = str(run.info.run_id)
@@ -172,34 +187,82 @@ class Delivery:
     def _epoch(self, event: Event) -> None:
         from mlflow.entities import Metric
 
-        run_id, step, time_ms = self._run(), int(event["epoch"]), event["time_ms"]
-        new = {
-            name: float(value)
-            for name, value in event["metrics"].items()
-            if step not in self._known_steps(run_id, name)
-        }
-        self._client.log_batch(run_id, [Metric(k, v, time_ms, step) for k, v in new.items()])
-        self._remember(new, step)
+        step, time_ms = int(event["epoch"]), event["time_ms"]
+        self._write(
+            [
+                Metric(name, float(value), time_ms, step)
+                for name, value in event["metrics"].items()
+                if step not in self._known_steps(self._run(), name)
+            ]
+        )
 
-    def _known_steps(self, run_id: str, name: str) -> set[int]:
+    def _made(self, logged: "Logged", time_ms: int) -> None:
+        """Epochs that nobody told, and what the run then shows: the metrics of the kept weights."""
+        from mlflow.entities import Metric
+
+        run_id = self._run()
+        start_ms = self._client.get_run(run_id).info.start_time
+        self._write(
+            [
+                Metric(name, float(value), at, step)
+                for step, at, record in facts.over_time(logged.history, start_ms, time_ms)
+                for name, value in facts.named(record).items()
+                if step not in self._known_steps(run_id, name)
+            ]
+        )
+        kept = int(logged.metrics.get("epoch", 0))
+        steps = {
+            name: facts.step_to_show(self._known_steps(run_id, name), value, kept)
+            for name, value in logged.metrics.items()
+        }
+        self._write(
+            [
+                Metric(name, logged.metrics[name], time_ms, step)
+                for name, step in steps.items()
+                if step is not None
+            ]
+        )
+
+    def _write(self, metrics: list["Metric"]) -> None:
+        """Metrics that MLflow has not."""
+        for first in range(0, len(metrics), BATCH_METRICS):
+            batch = metrics[first : first + BATCH_METRICS]
+            self._client.log_batch(self._run(), batch)
+            self._remember(batch)
+
+    def _known_steps(self, run_id: str, name: str) -> dict[int, float]:
         if name not in self._steps:
-            history = self._client.get_metric_history(run_id, name)
-            self._steps[name] = {metric.step for metric in history}
+            self._steps[name] = facts.steps(self._client, run_id, name)
         return self._steps[name]
 
-    def _remember(self, names: Iterable[str], step: int) -> None:
-        for name in names:
-            self._steps[name].add(step)
+    def _remember(self, metrics: Iterable["Metric"]) -> None:
+        for metric in metrics:
+            self._steps[metric.key][metric.step] = metric.value
 
     def _artifact(self, event: Event) -> None:
         """Log the model of this run, or of the trial that the event names, and register it."""
-        from hourglass.tracking import model, registry
+        from hourglass.tracking import model
 
         of = event.get("trial")
         run_id = self._run() if of is None else self._sweep().run_of(of)
         logged = model.log(self._client, run_id, event["uri"])
+        if of is None and logged.history:
+            self._take("metrics", partial(self._made, logged, event["time_ms"]))
         if event["register_as"]:
-            self.version = registry.register(self._client, event["register_as"], run_id, logged)
+            self._register(event["register_as"], run_id, logged)
+
+    def _register(self, name: str, run_id: str, logged: "Logged") -> None:
+        """Make it a version, once; the tag says so when all of it is done."""
+        from hourglass.tracking import registry
+
+        whole = self._run()
+        before = self._client.get_run(whole).data.tags.get(REGISTERED_TAG)
+        version = registry.register(self._client, name, run_id, logged, before)
+        if before != f"{name}/{version}":
+            self._client.set_tag(whole, REGISTERED_TAG, f"{name}/{version}")
+        self.registered = registry.Registered(
+            name, version, registry.challenger(self._client, name)
+        )
 
     def _trial(self, told: dict[str, Any], time_ms: int) -> None:
         note = self._sweep().record(told, time_ms)
@@ -211,12 +274,15 @@ class Delivery:
 
     def _end(self, event: Event) -> None:
         status = FINAL[event["status"]]
-        self._client.set_terminated(self._run(), status=status, end_time=event["time_ms"])
+        if self._client.get_run(self._run()).info.status != status:
+            self._client.set_terminated(self._run(), status=status, end_time=event["time_ms"])
 
     def _sweep(self) -> Trials:
         """The trials below this run."""
         if self._trials is None:
-            self._trials = Trials(self._client, self._run())
+            run_id = self._run()
+            assert self._who is not None  # else it has no run
+            self._trials = Trials(self._client, run_id, self._who["dataset"])
         return self._trials
 
     _ways: ClassVar[dict[str, Callable[["Delivery", Event], None]]] = {
@@ -226,3 +292,7 @@ class Delivery:
         "board": _board,
         "end": _end,
     }
+
+
+def _data(begin: Event) -> str:
+    return str(begin["dataset"].get("digest") or "rows")

@@ -24,48 +24,63 @@ EXAMPLE_ROWS = 2
 
 @dataclass(frozen=True)
 class Logged:
-    """A logged model: MLflow's id, where its files are, and the artifact in it."""
+    """A logged model: MLflow's id, where its files are, and what the artifact in it says.
+
+    `metrics` are those of the kept weights, `history` has those of all epochs.
+    """
 
     model_id: str
     location: str
     digest: str
     metrics: dict[str, float]
+    history: tuple[dict[str, float], ...]
 
 
 def log(client: Any, run_id: str, uri: str) -> Logged:
-    """Log the artifact at `uri` as a model of the run, once per digest.
+    """Log the artifact at `uri` as a model of the run, once per digest; a half-logged one is completed.
 
     Raises: ArtifactError when the artifact does not verify.
     """
-    loaded = artifact.load(uri)
-    experiment = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models(
-        [experiment], f"tags.`{DIGEST_TAG}` = '{loaded.digest}'", max_results=10
-    )
-    ready = (m for m in found if m.source_run_id == run_id and str(m.status) == "READY")
-    model = next(ready, None) or _create(client, experiment, run_id, uri, loaded)
-    metrics = dict(loaded.manifest.metrics)
-    return Logged(model.model_id, model.artifact_location, loaded.digest, metrics)
-
-
-def _create(client: Any, experiment: str, run_id: str, uri: str, loaded: artifact.Artifact) -> Any:
     from mlflow.entities import LoggedModelOutput
 
-    created = client.create_logged_model(
-        experiment,
-        name=loaded.manifest.name,
-        source_run_id=run_id,
-        tags={DIGEST_TAG: loaded.digest},
+    loaded = artifact.load(uri)
+    run = client.get_run(run_id)
+    found = client.search_logged_models(
+        [run.info.experiment_id], f"tags.`{DIGEST_TAG}` = '{loaded.digest}'", max_results=10
     )
+    own = [model for model in found if model.source_run_id == run_id]
+    ready = next((model for model in own if str(model.status) == "READY"), None)
+    model = ready or next(iter(own), None)
+    if model is None:
+        model = client.create_logged_model(
+            run.info.experiment_id,
+            name=loaded.manifest.name,
+            source_run_id=run_id,
+            tags={DIGEST_TAG: loaded.digest},
+        )
+    if ready is None:
+        _fill(client, model, uri, loaded)
+    outputs = run.outputs.model_outputs if run.outputs else ()
+    if all(output.model_id != model.model_id for output in outputs):
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return Logged(
+        model_id=model.model_id,
+        location=model.artifact_location,
+        digest=loaded.digest,
+        metrics=dict(loaded.manifest.metrics),
+        history=tuple(loaded.manifest.provenance.get("history", ())),
+    )
+
+
+def _fill(client: Any, model: Any, uri: str, loaded: artifact.Artifact) -> None:
+    """Upload the artifact into a logged model, which is ready then."""
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "artifact"
         copy(uri, plain, loaded.digest)
         dressed = Path(folder) / "model"
-        _dress(dressed, plain, created, loaded)
-        client.log_model_artifacts(created.model_id, str(dressed))
-    client.finalize_logged_model(created.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(created.model_id, step=0)])
-    return created
+        _dress(dressed, plain, model, loaded)
+        client.log_model_artifacts(model.model_id, str(dressed))
+    client.finalize_logged_model(model.model_id, "READY")
 
 
 def copy(uri: str, folder: Path, digest: str) -> None:

@@ -45,6 +45,24 @@ class Version:
 
 
 @dataclass(frozen=True)
+class Registered:
+    """A version that a run registered, now or before, and which one is challenger since."""
+
+    name: str
+    version: str
+    challenger: str | None
+
+    @property
+    def sentence(self) -> str:
+        """Which version it is, and whether it is challenger."""
+        this = f"{self.name} version {self.version}"
+        if self.challenger == self.version:
+            return f"{this} is {CHALLENGER}"
+        now = f"version {self.challenger}" if self.challenger else "none"
+        return f"{this}; {CHALLENGER} is {now}"
+
+
+@dataclass(frozen=True)
 class Promoted:
     """A new champion, and the version that was champion before."""
 
@@ -62,8 +80,14 @@ class Resolved:
     digest: str
 
 
-def register(mlflow: Any, name: str, run_id: str, logged: "Logged") -> str:
-    """The version of `name` that holds the artifact, made if need be; `challenger` moves to it."""
+def register(
+    mlflow: Any, name: str, run_id: str, logged: "Logged", before: str | None = None
+) -> str:
+    """The version of `name` that holds the artifact, made if need be; `challenger` moves to it.
+
+    `before` is the `NAME/VERSION` that the same run registered last. Told a second time, the alias
+    stays where it is, nor does it come back from a newer version of another run.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -71,17 +95,27 @@ def register(mlflow: Any, name: str, run_id: str, logged: "Logged") -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = next(
-        (v.version for v in _stored(mlflow, name) if v.tags.get(DIGEST_TAG) == logged.digest), None
-    )
-    if version is None:
+    known = [v.version for v in _stored(mlflow, name) if v.tags.get(DIGEST_TAG) == logged.digest]
+    if known:
+        version = str(known[0])
+    else:
         tags = {DIGEST_TAG: logged.digest, METRICS_TAG: json.dumps(logged.metrics)}
         # The location, not models:/ID: MLflow looks that up in its global store, not in ours.
-        version = mlflow.create_model_version(
+        made = mlflow.create_model_version(
             name, logged.location, run_id, tags=tags, model_id=logged.model_id
-        ).version
-    mlflow.set_registered_model_alias(name, CHALLENGER, version)
-    return str(version)
+        )
+        version = str(made.version)
+    now = challenger(mlflow, name)
+    newer = now is not None and int(now) > int(version) and before != f"{name}/{now}"
+    if not known or (before != f"{name}/{version}" and not newer):
+        mlflow.set_registered_model_alias(name, CHALLENGER, version)
+    return version
+
+
+def challenger(mlflow: Any, name: str) -> str | None:
+    """The version that is challenger."""
+    found = mlflow.get_registered_model(name).aliases.get(CHALLENGER)
+    return None if found is None else str(found)
 
 
 def names(settings: Settings) -> list[str]:

@@ -69,12 +69,19 @@ class Spool:
                     yield position, event
 
     def begin(self) -> Event | None:
-        """The latest `begin` event: who the run is."""
+        """Who the next pending event is of: the last `begin` delivered, else the first there is."""
         if not self.path.exists():
             return None
+        found, position, delivered = None, 0, self.delivered
         with open(self.path, "rb") as file:
-            events = [event for line in file if (event := _parse(line)) is not None]
-        return next((event for event in reversed(events) if event["kind"] == "begin"), None)
+            for line in file:
+                position += len(line)
+                if position > delivered and found is not None:
+                    break
+                event = _parse(line)
+                if event is not None and event["kind"] == "begin":
+                    found = event
+        return found
 
     @property
     def delivered(self) -> int:

@@ -9,15 +9,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from hourglass import storage
 from hourglass.settings import Settings
 from hourglass.tracking.facts import named
 from hourglass.tracking.locks import private_folder, try_locked
 from hourglass.tracking.shown import explain, redact
 from hourglass.tracking.spool import Spool
+from hourglass.tracking.trials import MANIFEST
 
 if TYPE_CHECKING:
+    from hourglass.artifact import Manifest
     from hourglass.spec import TrainJob
     from hourglass.tracking.mlflow import Delivery
+    from hourglass.tracking.registry import Registered
 
 FINISH_S = 60.0
 """Longest that `finish` waits for MLflow."""
@@ -29,11 +33,16 @@ RETRY_S = 15.0
 
 @dataclass(frozen=True)
 class Finished:
-    """Where the run is recorded; `note` is the sentence for the user."""
+    """Where the run is recorded, what it registered; `note` is the sentence for the user."""
 
     run_id: str | None
-    version: str | None
+    registered: "Registered | None"
     note: str
+
+    @property
+    def version(self) -> str | None:
+        """The version that was registered."""
+        return self.registered.version if self.registered else None
 
 
 class Tracker(Protocol):
@@ -52,15 +61,40 @@ def start(settings: Settings, job: "TrainJob", dataset: dict[str, Any]) -> Track
     `dataset` holds plain JSON values; `name`, `uri` and `digest` are shown where MLflow has a place
     for them, the rest as its profile.
     """
-    return SpooledTracker(settings, job, dataset)
+    return SpooledTracker(settings, job, {**_who(job), "dataset": dataset})
+
+
+def again(settings: Settings, job: "TrainJob", uri: str, made: "Manifest") -> Tracker:
+    """Go on with recording a run of `job` that has ended before, with the artifact at `uri`.
+
+    What MLflow has not comes from that: `made` is its manifest. MLflow is told at `finish`.
+    """
+    from hourglass.data.manifest import locate
+
+    who, said = _who(job), made.provenance
+    end_ms = storage.modified_ms(storage.join(uri, MANIFEST))
+    begin = {
+        **who,
+        "job": {**made.job, "track": who["job"]["track"]},
+        "hourglass": said.get("packages", {}).get("hourglass", who["hourglass"]),
+        "dataset": {**locate(job.data.uri), **said.get("dataset", {})},
+        "ended": True,
+        "time_ms": end_ms - round(1000 * said.get("seconds", 0.0)),
+    }
+    return SpooledTracker(settings, job, begin, time_ms=end_ms)
 
 
 class SpooledTracker:
-    """One run's tracker: an outbox, and what its job says about the artifact's name."""
+    """One run's tracker: an outbox, and what its job says about the artifact's name.
 
-    def __init__(self, settings: Settings, job: "TrainJob", dataset: dict[str, Any]) -> None:
-        self._register_as = job.track.register_as
-        self._outbox = Outbox(settings, job.run_name, {**_who(job), "dataset": dataset})
+    `time_ms` is when the run ended, where that was before.
+    """
+
+    def __init__(
+        self, settings: Settings, job: "TrainJob", begin: dict[str, Any], **time_ms: int
+    ) -> None:
+        self._register_as, self._time_ms = job.track.register_as, time_ms
+        self._outbox = Outbox(settings, job.run_name, begin)
 
     def log(self, record: dict[str, float], epoch: int) -> None:
         """Record the metrics of an epoch."""
@@ -69,12 +103,13 @@ class SpooledTracker:
     def finish(self, status: Literal["finished", "failed"], artifact_uri: str | None) -> Finished:
         """Record the artifact and the end; wait at most `FINISH_S` while MLflow takes events."""
         if artifact_uri is not None:
-            self._outbox.put("artifact", uri=artifact_uri, register_as=self._register_as)
-        self._outbox.put("end", status=status)
+            told = {"uri": artifact_uri, "register_as": self._register_as}
+            self._outbox.put("artifact", **told, **self._time_ms)
+        self._outbox.put("end", status=status, **self._time_ms)
         note = self._outbox.close()
         delivery = self._outbox.delivery
         return Finished(
-            delivery.run_id if delivery else None, delivery.version if delivery else None, note
+            delivery.run_id if delivery else None, delivery.registered if delivery else None, note
         )
 
 

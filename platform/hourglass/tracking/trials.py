@@ -7,7 +7,6 @@ words again cost no question, and a death in the middle costs a comparison, not 
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,15 @@ from typing import Any
 
 from hourglass import storage
 from hourglass.errors import RegistryError
-from hourglass.tracking.facts import flat, named
+from hourglass.tracking.facts import (
+    dataset_input,
+    flat,
+    named,
+    over_time,
+    same,
+    step_to_show,
+    steps,
+)
 from hourglass.tracking.shown import redact
 from hourglass.tracking.spool import Event
 
@@ -55,13 +62,15 @@ class Made:
     written_ms: int | None = None
     job: dict[str, Any] | None = None
     history: tuple[Mapping[str, float], ...] = ()
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the kept weights."""
 
 
 class Trials:
-    """Writes the runs below `parent`; asks for those that exist once."""
+    """Writes the runs below `parent`, all of them on `dataset`; asks for those that exist once."""
 
-    def __init__(self, client: Any, parent: str) -> None:
-        self._client, self._parent = client, parent
+    def __init__(self, client: Any, parent: str, dataset: dict[str, Any]) -> None:
+        self._client, self._parent, self._dataset = client, parent, dataset
         info = client.get_run(parent)
         self._experiment = info.info.experiment_id
         self._sweep = info.data.tags.get(SWEEP_TAG, "")
@@ -92,10 +101,11 @@ class Trials:
         # These tags are the last words of an earlier telling, so all of that one is there.
         again = child.tags.get(STATUS_TAG) == told["status"]
         again = again and child.tags.get(DIGEST_TAG, "") == made.digest
-        metrics = [] if again else list(self._epochs(child, made.history, start, end))
+        metrics = [] if again else list(self._epochs(child, made, start, end))
         metrics += _figures(child, told["metrics"], end)
         self._write(child, metrics, dict(flat("", told["values"])))
         if not again:
+            self._client.log_inputs(child.run_id, datasets=[dataset_input(self._dataset)])
             if made.job is not None:
                 job = json.loads(redact(json.dumps(made.job)))
                 self._client.log_dict(child.run_id, job, "job.json")
@@ -156,30 +166,28 @@ class Trials:
         self._known[trial] = Child(run.info.run_id, new=True, tags=tags)
         return self._known[trial]
 
-    def _epochs(
-        self, child: Child, history: tuple[Mapping[str, float], ...], start: int, end: int
-    ) -> Iterator[Any]:
-        """The metrics of all epochs that MLflow has not or has otherwise, evenly over the time.
-
-        An artifact says when its training began and ended, not when each epoch did.
-        """
+    def _epochs(self, child: Child, made: Made, start: int, end: int) -> Iterator[Any]:
+        """The metrics of all epochs that MLflow has not or has otherwise, then the kept ones."""
         from mlflow.entities import Metric
 
         known: dict[str, dict[int, float]] = {}
-        for index, record in enumerate(history, start=1):
-            step = int(record.get("epoch", index))
-            at = start + (end - start) * index // len(history)
+        for step, at, record in over_time(made.history, start, end):
             figures = {name: value for name, value in record.items() if name != "epoch"}
             for name, value in named(figures).items():
                 if name not in known:
-                    known[name] = {} if child.new else self._steps(child, name)
-                if not _same(known[name].get(step), value):
+                    known[name] = self._steps(child, name)
+                if not same(known[name].get(step), value):
+                    known[name][step] = value
                     yield Metric(name, float(value), at, step)
+        for name, value in made.kept.items():
+            shown = known[name] if name in known else self._steps(child, name)
+            to_show = step_to_show(shown, value, int(made.kept.get("epoch", 0)))
+            if to_show is not None:
+                yield Metric(name, float(value), end, to_show)
 
     def _steps(self, child: Child, name: str) -> dict[int, float]:
-        """The values that MLflow has, by step; of several at one step the latest."""
-        history = self._client.get_metric_history(child.run_id, name)
-        return {metric.step: metric.value for metric in sorted(history, key=lambda m: m.timestamp)}
+        """The values that MLflow has, by step."""
+        return {} if child.new else steps(self._client, child.run_id, name)
 
     def _write(self, child: Child, metrics: list[Any], params: dict[str, str]) -> None:
         """Metrics, and the params that MLflow has not: it never changes one."""
@@ -213,12 +221,12 @@ def _made(told: dict[str, Any]) -> tuple[Made, str]:
     try:
         text = storage.read(path)
         tree = json.loads(text)
-        files, name = storage.filesystem(path)
         return Made(
             hashlib.sha256(text).hexdigest(),
-            round(files.modified(name).timestamp() * 1000),
+            storage.modified_ms(path),
             tree["job"],
             tuple(tree["provenance"].get("history", given)),
+            dict(tree["metrics"]),
         ), ""
     except FileNotFoundError:
         return Made(history=given), f"trial {told['trial']}: {redact(uri)} is gone, its epochs too"
@@ -233,12 +241,8 @@ def _figures(child: Child, metrics: dict[str, float], time_ms: int) -> list[Any]
     return [
         Metric(name, float(value), time_ms, 0)
         for name, value in metrics.items()
-        if not _same(child.metrics.get(name), value)
+        if not same(child.metrics.get(name), value)
     ]
-
-
-def _same(known: float | None, value: float) -> bool:
-    return known is not None and (known == value or (math.isnan(known) and math.isnan(value)))
 
 
 def _fingerprint(told: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hourglass.errors import HourglassError
 from hourglass.settings import Settings
+from hourglass.tracking import Registered
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import plots, record, sweep
@@ -46,13 +47,32 @@ def tune(
             except BaseException:
                 listener.finish_failed(sweep.folder_of(job, settings))
                 raise
-        registered = job.job.track.register_as if register and swept.board.best else None
-        recorder = listener.recorder
-        recorded = recorder.finish(swept.board, "finished", swept.folder, registered)
-        said = [recorded.note]
-        if registered and job.promote_if:
-            said.append(_promoted(job, settings, registered, recorded.version, swept))
+        name = job.job.track.register_as if register and swept.board.best else None
+        recorder = listener.recorder(ended=True)
+        recorded = recorder.finish(swept.board, "finished", swept.folder, name)
+        said = [recorded.note, _registered(job, register, swept.board, recorded.registered)]
+        if name and job.promote_if:
+            said.append(_promoted(job, settings, name, recorded.version, swept))
         return Concluded(recorded.board or swept.board, swept.folder, tuple(said))
+
+
+def _registered(
+    job: TuneJob, register: bool, board: Leaderboard, registered: Registered | None
+) -> str:
+    """Which version the best trial became, or why none."""
+    name, none = job.job.track.register_as, "no trial is registered"
+    if registered is not None and board.best is not None:
+        return f"{registered.sentence}: trial {board.best.trial}, the best by {board.metric}"
+    if not register:
+        return f"{none}: --refit registers the run on all rows"
+    if name is None:
+        return f"{none}: base.track.register names no model"
+    if board.best is None:
+        return f"{none} as {name}: none finished"
+    return (
+        f"{none} as {name}: MLflow has not taken the model of trial {board.best.trial}; the same "
+        "command registers it once it does"
+    )
 
 
 def _promoted(
@@ -79,21 +99,24 @@ class _Recording:
     def __init__(self, progress: SweepProgress, job: TuneJob, settings: Settings) -> None:
         self._progress, self._job, self._settings = progress, job, settings
         self._recorder: Recorder | None = None
+        self._dataset: dict[str, Any] | None = None
 
-    @property
-    def recorder(self) -> Recorder:
-        """The recorder of a sweep that has begun."""
-        assert self._recorder is not None
+    def recorder(self, ended: bool = False) -> Recorder:
+        """The recorder of a sweep that has begun; of one that `ended` when nothing was left to train."""
+        assert self._dataset is not None
+        if self._recorder is None:
+            self._recorder = record.start(self._settings, self._job, self._dataset, ended)
         return self._recorder
 
     def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None:
-        self._recorder = record.start(self._settings, self._job, dataset)
+        self._dataset = dataset
         self._progress.sweeping(trials, crew, dataset)
 
     def known(self, entry: Entry) -> None:
         self._progress.known(entry)
 
     def placed(self, dataset: dict[str, Any]) -> None:
+        self.recorder()
         self._progress.placed(dataset)
 
     def note(self, text: str) -> None:
@@ -104,10 +127,10 @@ class _Recording:
 
     def ended(self, entry: Entry, uri: str, history: Sequence[Record]) -> None:
         if entry.status != "stopped" or self._job.scheduler.kind != "pbt":  # a part of a trial
-            self.recorder.ended(entry, uri or None, history)
+            self.recorder().ended(entry, uri or None, history)
         self._progress.ended(entry, uri, history)
 
     def finish_failed(self, folder: str) -> None:
         """The sweep ended before its end; what is known stays recorded."""
-        if self._recorder is not None:
-            self._recorder.finish(None, "failed", folder, None)
+        if self._dataset is not None:
+            self.recorder().finish(None, "failed", folder, None)

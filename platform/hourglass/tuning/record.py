@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from hourglass import __version__, job_files, storage
 from hourglass.settings import Settings
-from hourglass.tracking import Outbox
+from hourglass.tracking import Outbox, Registered
 from hourglass.tune_job import TuneJob
 from hourglass.tuning.leaderboard import JSON, NAME, WRITERS, Entry, Leaderboard
 from hourglass.tuning.plots import PAGE
@@ -30,21 +30,28 @@ SAID_APART = ("rank", "trial", "status", "values", "run_id")
 class Recorded:
     """Where a sweep is recorded: runs by trial, and the leaderboard with them in it.
 
-    `version` is that of the best trial's model where it was registered; `note` the sentence for the
-    user.
+    `registered` is the version of the best trial's model; `note` the sentence for the user.
     """
 
     parent_id: str | None
     run_ids: dict[str, str]
-    version: str | None
+    registered: Registered | None
     note: str
     board: Leaderboard | None
 
+    @property
+    def version(self) -> str | None:
+        """The version that was registered."""
+        return self.registered.version if self.registered else None
 
-def start(settings: Settings, sweep: TuneJob, dataset: dict[str, Any]) -> "Recorder":
+
+def start(
+    settings: Settings, sweep: TuneJob, dataset: dict[str, Any], ended: bool = False
+) -> "Recorder":
     """Begin, or go on with, recording `sweep`; returns at once and never raises.
 
-    A sweep is known by its name and its rows: on other shards it is another one.
+    A sweep is known by its name and its rows: on other shards it is another one. One that has `ended`
+    before is not shown as running again.
     """
     name = sweep.name or "sweep"
     known = f"{name}@{str(dataset.get('digest') or '')[:8] or 'rows'}"
@@ -56,6 +63,7 @@ def start(settings: Settings, sweep: TuneJob, dataset: dict[str, Any]) -> "Recor
         "job": job_files.dump(sweep),
         "hourglass": __version__,
         "dataset": dataset,
+        "ended": ended,
     }
     return Recorder(Outbox(settings, known, begin))
 
@@ -110,7 +118,7 @@ class Recorder:
         return Recorded(
             delivery.run_id if delivery else None,
             self._run_ids(board) if board is not None else {},
-            delivery.version if delivery else None,
+            delivery.registered if delivery else None,
             note,
             board,
         )
