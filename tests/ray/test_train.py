@@ -1,5 +1,6 @@
 """Training on a real cluster of two CPUs: it ends, with the bits that were promised, or says why."""
 
+import json
 import random
 import shutil
 import sys
@@ -287,7 +288,15 @@ def test_an_ensemble_on_two_workers(home: Path, undisturbed: tuple[run.Trained, 
     done = report(trained.outcome.uri, settings, rows=str(rows), out=str(page))
     assert "Members" in done.sections
     assert f"correlation of {found.metrics['rank_agreement']:.3f}" in page.read_text()
-    assert run.train(job(rows, 2, **ENSEMBLE), settings).outcome.already
+    again = run.train(job(rows, 2, **ENSEMBLE), settings)
+    assert again.outcome.already
+    assert again.record == trained.record
+    recorded = mlflow.client(settings).get_run(again.record.run_id)
+    assert recorded.data.metrics == metrics
+    (found_rows,) = recorded.inputs.dataset_inputs
+    data = found.provenance["dataset"]["digest"]
+    assert (found_rows.dataset.name, found_rows.dataset.digest) == (rows.name, data[:36])
+    assert json.loads(found_rows.dataset.source) == {"uri": str(rows)}
 
 
 def train_workers() -> set[int]:

@@ -30,6 +30,7 @@ from hourglass.tuning.trials import Crew
 sys.path.insert(0, str(Path(__file__).parent))
 from tracking_kit import DATASET, at
 
+COUNTED = {"train_rows": 270, "holdout_rows": 30, "dropped_rows": 0, "imputed_cells": 0}
 EPOCHS = 3
 Save = Callable[..., str]
 
@@ -583,6 +584,19 @@ def test_a_sweep_that_mlflow_missed_is_registered_by_the_same_command(
     before = everything(settings, "missed")
     assert concluded(settings, monkeypatch, told, best) == (said,)
     assert everything(settings, "missed") == before
+
+    def interrupted(made: TuneJob, at: Settings, listener: Any, fresh: bool) -> None:
+        listener.sweeping(1, Crew(Share(1.0, 0.0, 1), 1, 1), DATASET)
+        if trains:
+            listener.placed(DATASET | COUNTED)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conclude.sweep, "run", interrupted)
+    for trains in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            conclude.tune(told, settings)
+        assert (everything(settings, "missed") == before) is not trains
+    assert one(runs(settings, "missed")[0]).info.status == "FAILED"
 
 
 # -- MLflow down, slow, refusing --------------------------------------------------------------

@@ -131,6 +131,6 @@ class _Recording:
         self._progress.ended(entry, uri, history)
 
     def finish_failed(self, folder: str) -> None:
-        """The sweep ended before its end; what is known stays recorded."""
-        if self._dataset is not None:
-            self.recorder().finish(None, "failed", folder, None)
+        """The sweep ended before its end; what is known stays recorded, as of one that trained nothing."""
+        if self._recorder is not None:
+            self._recorder.finish(None, "failed", folder, None)
