@@ -36,6 +36,18 @@ class TrainingError(HourglassError):
     exit_code = 1
 
 
+class WriteError(HourglassError, OSError):
+    """Something cannot be written or removed: a full disk, no permission, S3 refuses.
+
+    Made like any OSError, of its number, its reason and its place.
+    """
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be written ({self.strerror}); what was there is kept"
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the closest allowed word, or a full stop where none is close."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

@@ -1,14 +1,17 @@
 """Bytes on a local disk or in S3, written so that a name either holds all of its bytes or does not exist."""
 
+import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from hourglass.errors import DataError
+from hourglass.errors import DataError, WriteError
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -45,25 +48,59 @@ def read(uri: str) -> bytes:
 def write(uri: str, content: bytes) -> None:
     """Write `content` durably and atomically: temporary file, fsync, rename, fsync of the folder.
 
-    On S3 a PUT is atomic already. Raises OSError (disk full, read only) with nothing under the name.
+    On S3 a PUT is atomic already. Raises WriteError (disk full, read only); what was there is kept.
     """
-    if not is_local(uri):
-        fs, path = filesystem(uri)
-        fs.pipe_file(path, content)
-        return
-    target = Path(uri.removeprefix("file://"))
-    make_folder(target.parent)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    with writing(uri):
+        if not is_local(uri):
+            fs, path = filesystem(uri)
+            fs.pipe_file(path, content)
+            return
+        target = Path(uri.removeprefix("file://"))
+        make_folder(target.parent)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[None]:
+    """Turn what disks and S3 raise when they refuse to write into a WriteError that names `uri`."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except WriteError:
         raise
-    sync_folder(target.parent)
+    except Exception as error:
+        s3 = type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp"))
+        if not s3 and not isinstance(error, OSError):
+            raise
+        number = getattr(error, "errno", None) or errno.EIO
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["refused"])[0]
+        raise WriteError(number, reason, uri) from error
+
+
+def move(uri: str, to: str) -> None:
+    """Give the file or folder at `uri` the name `to`: at once on a disk, by copies in S3.
+
+    A file at `to` is replaced. Raises WriteError.
+    """
+    with writing(to):
+        fs, path = filesystem(uri)
+        _, target = filesystem(to)
+        if is_local(uri):
+            make_folder(Path(target).parent)
+            os.replace(path, target)
+            sync_folder(Path(target).parent)
+        else:
+            fs.invalidate_cache()
+            fs.mv(path, target, recursive=fs.isdir(path))
 
 
 def make_folder(folder: Path) -> None:
@@ -137,8 +174,9 @@ def names(uri: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
-    """Remove the file or folder at `uri`, if it is there."""
+    """Remove the file or folder at `uri`, if it is there. Raises WriteError."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache()  # another process may have written it since this one listed the folder
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    with writing(uri):
+        fs.invalidate_cache()  # another process may have written it since this one listed the folder
+        if fs.exists(path):
+            fs.rm(path, recursive=True)

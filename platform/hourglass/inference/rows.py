@@ -198,12 +198,9 @@ def require_new(uri: str) -> None:
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """Write one Parquet file, whole or not at all. Raises DataError."""
+    """Write one Parquet file, whole or not at all. Raises WriteError."""
     buffer = io.BytesIO()
     pq.write_table(
         table, buffer, compression="zstd", use_dictionary=False, write_page_checksum=True
     )
-    try:
-        storage.write(uri, buffer.getvalue())
-    except OSError as error:
-        raise DataError(f"{uri}: cannot be written ({error.strerror or error})") from None
+    storage.write(uri, buffer.getvalue())
