@@ -317,7 +317,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """The estimator of a saved artifact, a run's included, fitted. Raises ArtifactError."""
         path = str(path)
         loaded = artifact.load(path)
-        golden = storage.join(path, artifact.GOLDEN)
+        golden = artifact.locate(path, loaded.manifest)[artifact.GOLDEN]
         rows = artifact.parse_tensors(golden, storage.read(golden))["rows"]
         try:
             job = job_files.parse(loaded.manifest.job)

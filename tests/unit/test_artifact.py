@@ -761,7 +761,7 @@ def test_nowhere_and_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("function", ["write", "replace", "fsync"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("over", [False, True], ids=["fresh", "over another"])
-def test_a_save_that_dies_leaves_nothing_that_loads(
+def test_a_save_that_dies_leaves_the_old_one_whole_or_nothing_that_loads(
     tmp_path: Path,
     save_artifact: Save,
     monkeypatch: pytest.MonkeyPatch,
@@ -770,8 +770,7 @@ def test_a_save_that_dies_leaves_nothing_that_loads(
     over: bool,
 ) -> None:
     """Whatever dies at whichever file: no mixture loads, and saving again mends it."""
-    if over:
-        save_artifact(tmp_path, seed=1)
+    old = save_artifact(tmp_path, seed=1) if over else None
     owner = storage if function == "write" else os
     real, calls = getattr(owner, function), iter(range(1, 100))
 
@@ -784,10 +783,15 @@ def test_a_save_that_dies_leaves_nothing_that_loads(
         patch.setattr(owner, function, dies)
         with pytest.raises(OSError, match="No space left"):
             save_artifact(tmp_path)
-    assert refusal(tmp_path) == f"{tmp_path}/{MANIFEST}: missing; this is not a complete artifact"
+    if over:
+        assert artifact.load(str(tmp_path), old).manifest.provenance == {"seed": 1}
+    else:
+        missing = f"{tmp_path}/{MANIFEST}: missing; this is not a complete artifact"
+        assert refusal(tmp_path) == missing
     for file in (WEIGHTS, MANIFEST):  # what kill -9 leaves of a write
         (tmp_path / f".{file}.0a1b2c3d.tmp").write_bytes(b"half")
     assert artifact.load(str(tmp_path), save_artifact(tmp_path)).manifest.provenance == {"seed": 0}
+    assert sorted(storage.names(str(tmp_path))) == sorted([MANIFEST, WEIGHTS, GOLDEN])
 
 
 def test_a_folder_with_other_files_is_not_written_to(tmp_path: Path, save_artifact: Save) -> None:
@@ -799,6 +803,46 @@ def test_a_folder_with_other_files_is_not_written_to(tmp_path: Path, save_artifa
         "golden.safetensors, manifest.json, model.safetensors"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (
+            {MANIFEST: '{"format": 1, "shards": []}'},
+            f"/{MANIFEST}: not an artifact's manifest; move it away, or save elsewhere",
+        ),
+        (
+            {MANIFEST: "half a manif"},
+            f"/{MANIFEST}: not an artifact's manifest; move it away, or save elsewhere",
+        ),
+        (
+            {WEIGHTS: "of another program"},
+            f": holds '{WEIGHTS}' without {MANIFEST}, so it is not an artifact's; move it away, or "
+            "save elsewhere",
+        ),
+    ],
+    ids=["of a dataset", "cut", "weights alone"],
+)
+@pytest.mark.parametrize("beside", [{}, {"notes.txt": "mine"}], ids=["alone", "beside another"])
+def test_what_is_not_an_artifacts_is_never_replaced(
+    tmp_path: Path,
+    save_artifact: Save,
+    files: dict[str, str],
+    sentence: str,
+    beside: dict[str, str],
+) -> None:
+    """Files of the names of an artifact's, and a manifest beside other files: refused, and kept."""
+    for name, text in (files | beside).items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ArtifactError) as caught:
+        save_artifact(tmp_path)
+    assert (
+        str(caught.value).startswith(f"{tmp_path}: unexpected file")
+        if beside
+        else (str(caught.value) == f"{tmp_path}{sentence}")
+    )
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files | beside
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@
                            the weights of member i as members.i.NAME
     golden.safetensors     a few raw rows and the outputs they must reproduce
 
-The manifest is written last, so a folder without one is not an artifact. Nothing in it is executed.
+The manifest is written last and says which files are meant, so a folder without one is not an artifact,
+and one artifact is replaced by another in one step. Nothing in it is executed.
 """
 
 from hourglass.artifact.folder import Artifact as Artifact
 from hourglass.artifact.folder import load as load
+from hourglass.artifact.folder import locate as locate
 from hourglass.artifact.folder import save as save
 from hourglass.artifact.manifest import FORMAT as FORMAT
 from hourglass.artifact.manifest import GOLDEN as GOLDEN

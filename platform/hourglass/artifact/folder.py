@@ -1,8 +1,10 @@
-"""The artifact's folder: written with the manifest last, loaded only where everything is as it was."""
+"""The artifact's folder: replaced in one step, loaded only where everything is as it was."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,10 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import Preprocessing, upgraded
 
 FILES = (MANIFEST, WEIGHTS, GOLDEN)
+WAITING = re.compile(rf"({re.escape(WEIGHTS)}|{re.escape(GOLDEN)})\.[0-9a-f]{{16}}")
+"""A file that waits for its name, which ends in its own hash: see `save`."""
+HALF = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})(\.[0-9a-f]{{16}})?\.[0-9a-f]{{8}}\.tmp")
+"""What a killed save left half-written."""
 MANIFEST_BYTES = 16 * 2**20
 FILE_BYTES = 16 * 2**30
 SHARED = "preprocessing."
@@ -62,11 +68,13 @@ def save(
     ensemble: Ensemble | None = None,
     others: Sequence[AutoencoderModule] = (),
 ) -> str:
-    """Write the artifact to the folder `uri`, manifest last; returns its digest.
+    """Write the artifact to the folder `uri`, or none of it; returns its digest.
 
-    `others` are the modules of `ensemble.others`. An artifact already there is gone from the first
-    moment: its manifest is removed first.
-    Raises: ArtifactError when a number is not finite, or the folder holds other files.
+    `others` are the modules of `ensemble.others`. An artifact already there is replaced at once, when
+    the manifest is: the other files wait for their names until then, and `load` finds them if
+    nobody gave them any.
+    Raises: ArtifactError when a number is not finite, or the folder holds what is not an artifact's;
+    WriteError.
     """
     members = [member.cpu().eval() for member in (module, *others)]
     weights = {
@@ -97,20 +105,67 @@ def save(
     }
     manifest = validated(uri, fields).model_dump(mode="json")
     text = json.dumps(manifest, indent=1, sort_keys=True).encode()
-    _make_room(uri)
-    for file, data in content.items():
-        storage.write(storage.join(uri, file), data)
+    waiting = {file: _waiting(file, entry["sha256"]) for file, entry in manifest["files"].items()}
+    _tidy(uri, but=_replaceable(uri))
+    for file, name in waiting.items():
+        storage.write(storage.join(uri, name), content[file])
     storage.write(storage.join(uri, MANIFEST), text)
+    with contextlib.suppress(OSError):  # saved it is; the next save tidies up
+        for file, name in waiting.items():
+            storage.move(storage.join(uri, name), storage.join(uri, file))
+        _tidy(uri)
     return hashlib.sha256(text).hexdigest()
 
 
-def _make_room(uri: str) -> None:
-    """Take the manifest away first, then what a killed save left behind."""
-    storage.remove(storage.join(uri, MANIFEST))
+def _waiting(file: str, sha256: str) -> str:
+    """The name under which a file waits for its own."""
+    return f"{file}.{sha256[:16]}"
+
+
+def _replaceable(uri: str) -> list[str]:
+    """Files that the artifact in the folder may still have under the names they waited with.
+
+    Raises: ArtifactError when something else is there, which saving would destroy.
+    """
+    names = storage.names(uri)
+    _no_other_files(uri, names)
+    if MANIFEST not in names:
+        strange = [name for name in names if name in FILES]
+        if strange:
+            raise ArtifactError(
+                f"{uri}: holds '{strange[0]}' without {MANIFEST}, so it is not an artifact's; move it "
+                "away, or save elsewhere"
+            )
+        return []
+    path = storage.join(uri, MANIFEST)
+    try:
+        files = untrusted.parse_json(untrusted.read_file(path, MANIFEST_BYTES))["files"]
+        return [_waiting(file, files[file]["sha256"]) for file in (WEIGHTS, GOLDEN)]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ArtifactError(
+            f"{path}: not an artifact's manifest; move it away, or save elsewhere"
+        ) from None
+
+
+def _tidy(uri: str, but: Sequence[str] = ()) -> None:
+    """Remove what killed saves left behind."""
     for name in storage.names(uri):
-        if name.endswith(".tmp") and name.startswith(tuple(f".{file}." for file in FILES)):
+        if HALF.fullmatch(name) or (WAITING.fullmatch(name) and name not in but):
             storage.remove(storage.join(uri, name))
-    _no_other_files(uri)
+
+
+def locate(uri: str, manifest: Manifest) -> dict[str, str]:
+    """Where each file is that the manifest lists: under its name, or, of a save cut short, beside it.
+
+    Raises: ArtifactError for a folder that holds other files.
+    """
+    names = storage.names(uri)
+    _no_other_files(uri, names)
+    found = {}
+    for file, entry in manifest.files.items():
+        waiting = _waiting(file, entry.sha256)
+        found[str(file)] = storage.join(uri, waiting if waiting in names else file)
+    return found
 
 
 def _names(ensemble: Ensemble | None, names: Iterable[str]) -> list[dict[str, str]]:
@@ -139,29 +194,32 @@ def load(uri: str, digest: str | None = None) -> Artifact:
     if digest is not None and found != digest:
         raise ArtifactError(f"{uri}: manifest digest is {found[:12]}, registered is {digest[:12]}")
     manifest = parse_manifest(path, text)
-    _no_other_files(uri)
-    weights = _tensors(uri, WEIGHTS, manifest)
+    paths = locate(uri, manifest)
+    weights = _tensors(uri, WEIGHTS, manifest, paths)
     if manifest.format == 1:
         weights = upgraded(weights, SHARED)
-    recorded = _tensors(uri, GOLDEN, manifest)
+    recorded = _tensors(uri, GOLDEN, manifest, paths)
     members = _build(uri, manifest, weights)
-    golden.check(storage.join(uri, GOLDEN), members, recorded)
+    golden.check(paths[GOLDEN], members, recorded)
     return Artifact(manifest, members[0], found, tuple(members[1:]))
 
 
-def _no_other_files(uri: str) -> None:
-    extra = [name for name in storage.names(uri) if name not in FILES]
+def _no_other_files(uri: str, names: Sequence[str]) -> None:
+    ours = [*FILES, *filter(WAITING.fullmatch, names), *filter(HALF.fullmatch, names)]
+    extra = [name for name in names if name not in ours]
     if extra:
         raise ArtifactError(
             f"{uri}: unexpected file '{extra[0]}'; an artifact holds {', '.join(sorted(FILES))}"
         )
 
 
-def _tensors(uri: str, file: str, manifest: Manifest) -> dict[str, Tensor]:
-    path = storage.join(uri, file)
+def _tensors(
+    uri: str, file: str, manifest: Manifest, paths: Mapping[str, str]
+) -> dict[str, Tensor]:
     record = manifest.files.get(file)  # type: ignore[call-overload]
     if record is None:
-        raise ArtifactError(f"{path}: not listed in {MANIFEST}")
+        raise ArtifactError(f"{storage.join(uri, file)}: not listed in {MANIFEST}")
+    path = paths[file]
     data = untrusted.read_file(path, min(record.bytes, FILE_BYTES))
     if len(data) != record.bytes:
         raise ArtifactError(f"{path}: {len(data)} bytes, the manifest says {record.bytes}")

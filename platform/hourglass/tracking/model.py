@@ -76,19 +76,20 @@ def _fill(client: Any, model: Any, uri: str, loaded: artifact.Artifact) -> None:
     """Upload the artifact into a logged model, which is ready then."""
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "artifact"
-        copy(uri, plain, loaded.digest)
+        copy(uri, plain, loaded)
         dressed = Path(folder) / "model"
         _dress(dressed, plain, model, loaded)
         client.log_model_artifacts(model.model_id, str(dressed))
     client.finalize_logged_model(model.model_id, "READY")
 
 
-def copy(uri: str, folder: Path, digest: str) -> None:
+def copy(uri: str, folder: Path, loaded: artifact.Artifact) -> None:
     """The files of the artifact at `uri`, read once each, into `folder`."""
     folder.mkdir()
-    for name in (artifact.WEIGHTS, artifact.GOLDEN, artifact.MANIFEST):
-        (folder / name).write_bytes(storage.read(storage.join(uri, name)))
-    problem = artifact_problem(folder, digest)
+    paths = artifact.locate(uri, loaded.manifest)
+    for name, path in {**paths, artifact.MANIFEST: storage.join(uri, artifact.MANIFEST)}.items():
+        (folder / name).write_bytes(storage.read(path))
+    problem = artifact_problem(folder, loaded.digest)
     if problem:
         raise ArtifactError(f"{uri}: {problem} while it was copied")
 
