@@ -20,11 +20,14 @@ def inspect(uris: Uris) -> None:
 
 def manifest(
     uris: Uris,
-    out: Annotated[str, typer.Option("--out", help="Where to write it.")] = "manifest.json",
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="Where to; an older one is replaced.")
+    ] = "data-manifest.json",
 ) -> None:
     """Write a manifest that a job can pin: size, rows and digest of every shard."""
-    from hourglass.data.manifest import save_manifest, scan
+    from hourglass.data.manifest import require_replaceable, save_manifest, scan
 
+    require_replaceable(out)
     manifest, _ = scan(uris, content=True)
     save_manifest(out, manifest)
     size = f"{len(manifest.shards)} shards, {manifest.rows} rows"

@@ -180,8 +180,23 @@ def load_manifest(uri: str) -> Manifest:
         ) from None
 
 
+def require_replaceable(uri: str) -> None:
+    """Raise DataError when something is at `uri` that is not the manifest of a dataset."""
+    with reaching(uri):
+        if not storage.exists(uri):
+            return
+    try:
+        load_manifest(uri)
+    except DataError:
+        raise DataError(
+            f"{uri}: exists, and is not the manifest of a dataset; move it away, or write elsewhere "
+            "(--out FILE)"
+        ) from None
+
+
 def save_manifest(uri: str, manifest: Manifest) -> None:
-    """Write the manifest atomically, as JSON."""
+    """Write the manifest atomically, as JSON, over nothing but an older one. Raises DataError."""
+    require_replaceable(uri)
     storage.write(uri, json.dumps(manifest.model_dump(mode="json"), indent=1).encode())
 
 
