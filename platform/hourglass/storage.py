@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,26 @@ def move(uri: str, to: str) -> None:
         else:
             fs.invalidate_cache()
             fs.mv(path, target, recursive=fs.isdir(path))
+
+
+@contextmanager
+def new_folder(uri: str) -> Iterator[str]:
+    """Where to write what is to appear at `uri` as a whole, once the block ends well.
+
+    In S3, and where a folder is there already, that is `uri` itself, and each file is whole.
+    """
+    if not is_local(uri) or exists(uri):
+        yield uri
+        return
+    target = Path(uri.removeprefix("file://"))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield str(temporary)
+        move(str(temporary), uri)
+    except WriteError as error:
+        raise WriteError(error.errno, error.strerror, uri) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Rows to try things with, as Parquet shards: real digits, and a generated chaotic series."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hourglass import storage
+from hourglass.data.footer import reaching
+from hourglass.errors import DataError
 
 SHARDS = 4
 GROUP_ROWS = 128
@@ -22,6 +24,7 @@ STRANGE_ROWS = 200
 def write_digits(uri: str) -> int:
     """Write scikit-learn's 8 x 8 digits below `uri` (`image` uint8[64], 0 to 16, `label`); the rows.
 
+    Raises: DataError, WriteError.
     Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", test part.
     """
     from sklearn.datasets import load_digits
@@ -30,7 +33,8 @@ def write_digits(uri: str) -> int:
     images = digits.data.astype(np.uint8)
     labels = digits.target.astype(np.uint8)
     parts = np.array_split(np.arange(len(images)), SHARDS)
-    _write(uri, [{"image": images[i], "label": labels[i], "row_id": i} for i in parts])
+    columns = [{"image": images[i], "label": labels[i], "row_id": i} for i in parts]
+    _write(uri, {_shard(number): _table(each) for number, each in enumerate(columns)})
     return len(images)
 
 
@@ -39,9 +43,11 @@ def write_lorenz(uri: str) -> int:
 
     A row is `window` float32[24 x 3], consecutive steps of (x, y, z); `is_anomaly` marks a region of
     the test series in which the steps of each window are shuffled: every value is a usual one, their
-    order is not. Source: Lorenz 1963, equations 25 to 27; the task after Sakurada and Yairi 2014.
+    order is not. Raises: DataError, WriteError.
+    Source: Lorenz 1963, equations 25 to 27; the task after Sakurada and Yairi 2014.
     """
     rng = np.random.default_rng(0)
+    shards = {}
     for split, start in (("train", (1.0, 1.0, 20.0)), ("test", (-5.0, 3.0, 30.0))):
         windows = _windows(lorenz(start, SERIES_ROWS + WINDOW))
         strange = np.zeros(len(windows), dtype=np.bool_)
@@ -52,7 +58,9 @@ def write_lorenz(uri: str) -> int:
         steps = np.arange(len(windows))
         parts = np.array_split(steps, SHARDS)
         columns = {"window": flat, "is_anomaly": strange, "step": steps}
-        _write(storage.join(uri, split), [{k: v[i] for k, v in columns.items()} for i in parts])
+        for number, i in enumerate(parts):
+            shards[f"{split}/{_shard(number)}"] = _table({k: v[i] for k, v in columns.items()})
+    _write(uri, shards)
     return 2 * SERIES_ROWS
 
 
@@ -81,19 +89,50 @@ def _windows(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return view.transpose(0, 2, 1)[:SERIES_ROWS].copy()
 
 
-def _write(uri: str, shards: Sequence[dict[str, NDArray[np.generic]]]) -> None:
-    """One Parquet file for each shard; a matrix becomes a vector column."""
-    for number, columns in enumerate(shards):
-        table = pa.table(
-            {
-                name: pa.FixedSizeListArray.from_arrays(pa.array(v.reshape(-1)), v.shape[1])
-                if v.ndim == 2
-                else pa.array(v)
-                for name, v in columns.items()
-            }
+def _shard(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def _table(columns: Mapping[str, NDArray[np.generic]]) -> pa.Table:
+    """A matrix becomes a vector column."""
+    return pa.table(
+        {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(v.reshape(-1)), v.shape[1])
+            if v.ndim == 2
+            else pa.array(v)
+            for name, v in columns.items()
+        }
+    )
+
+
+def _write(uri: str, shards: Mapping[str, pa.Table]) -> None:
+    """One Parquet file for each table, by its name below `uri`; no file of other rows is replaced."""
+    missing = [name for name in shards if not _is_there(storage.join(uri, name), shards[name])]
+    with storage.new_folder(uri) as folder:
+        for name in missing:
+            buffer = io.BytesIO()
+            pq.write_table(
+                shards[name],
+                buffer,
+                compression="zstd",
+                row_group_size=GROUP_ROWS,
+                write_page_checksum=True,
+            )
+            storage.write(storage.join(folder, name), buffer.getvalue())
+
+
+def _is_there(path: str, table: pa.Table) -> bool:
+    """True when the file at `path` holds the table. Raises DataError when it holds something else."""
+    with reaching(path):
+        if not storage.exists(path):
+            return False
+        content = storage.read(path)
+    try:
+        same = pq.read_table(io.BytesIO(content)).equals(table)
+    except (pa.ArrowException, OSError):
+        same = False
+    if not same:
+        raise DataError(
+            f"{path}: exists, and holds other rows; move it away, or choose another folder"
         )
-        buffer = io.BytesIO()
-        pq.write_table(
-            table, buffer, compression="zstd", row_group_size=GROUP_ROWS, write_page_checksum=True
-        )
-        storage.write(storage.join(uri, f"part-{number:05d}.parquet"), buffer.getvalue())
+    return True
