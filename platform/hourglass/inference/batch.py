@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -25,13 +25,17 @@ from hourglass.data.manifest import Manifest, describe
 from hourglass.data.prepare import open_dataset
 from hourglass.data.reading import threads_ended
 from hourglass.data.schema import check_column
-from hourglass.errors import ClusterError, DataError
+from hourglass.errors import ClusterError, DataError, WriteError
 from hourglass.inference import parts
 from hourglass.inference.parts import Item, Options, Tally
 from hourglass.inference.predictor import Predictor
 from hourglass.spec import ScoreJob
+from hourglass.tracking import locks
 
 COMMIT = "_COMMIT.json"
+FRESH = "_fresh"
+"""Where --fresh writes what is to replace scores that are there; readers of Parquet skip its name."""
+LOCK = ".lock"
 
 
 class Model(Protocol):
@@ -77,7 +81,8 @@ class Scored:
 def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) -> Scored:
     """Score every row of `job.uri` with `model` into `job.output`; the same job again finishes it.
 
-    Raises: DataError, ArtifactError, ClusterError.
+    With `fresh`, scores that are there are replaced once the new ones are whole.
+    Raises: DataError, ArtifactError, ClusterError, WriteError.
     """
     job = _absolute(job)
     manifest, schema = open_dataset(job.uri, job.manifest)
@@ -97,34 +102,52 @@ def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) 
         version=model.version or "",
         digest=model.digest,
     )
-    if fresh:
-        _clear(job.output)
-    committed = _committed(job.output, options, manifest)
-    if committed is not None:
-        return committed
     work = parts.items(manifest, features.row_bytes)
-    return _run(job, options, manifest, work, loaded, listener)
+    aside = storage.join(job.output, FRESH)
+    whole = storage.join(aside, COMMIT)
+    if not fresh and not storage.exists(whole):
+        committed = _committed(job.output, options, manifest)
+        if committed is not None:
+            return committed
+    with locks.alone(
+        storage.join(job.output, LOCK),
+        f"{job.output}: another process writes these scores",
+        "choose another output (--set output=FOLDER)",
+    ):
+        if storage.exists(whole):  # an earlier --fresh was killed when it had come so far
+            _take_its_place(job.output)
+        replaces = fresh and any(map(_is_ours, storage.names(job.output)))
+        if not replaces:
+            committed = _committed(job.output, options, manifest)
+            return committed or _run(job, job.output, options, manifest, work, loaded, listener)
+        _no_strangers(job.output, filter(_is_ours, storage.names(job.output)))
+        _clear(aside, but=[item.name(options.key) for item in work])
+        scored = _run(job, aside, options, manifest, work, loaded, listener)
+        _take_its_place(job.output)
+        return scored
 
 
 def _run(
     job: ScoreJob,
+    folder: str,
     options: Options,
     manifest: Manifest,
     work: Sequence[Item],
     loaded: Artifact,
     listener: Listener,
 ) -> Scored:
-    _sweep(job.output)
+    """Write what is missing of the output into `folder`, and commit it there."""
+    _sweep(folder)
     names = [item.name(options.key) for item in work]
-    _no_strangers(job.output, names)
-    found = {name: parts.existing(storage.join(job.output, name)) for name in names}
+    _no_strangers(folder, names)
+    found = {name: parts.existing(storage.join(folder, name)) for name in names}
     done = {name: tally for name, tally in found.items() if tally is not None}
     todo = [index for index, name in enumerate(names) if name not in done]
     listener.scoring(manifest.rows, len(names), len(done))
     for tally in done.values():
         listener.scored(tally)
     if todo:
-        with closing(_pool(job, options, work, todo, loaded)) as results:
+        with closing(_pool(job, folder, options, work, todo, loaded)) as results:
             for name, tally in results:
                 done[name] = tally
                 listener.scored(tally)
@@ -148,13 +171,31 @@ def _run(
         "scored": asdict(scored),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    _sweep(job.output)
-    storage.write(storage.join(job.output, COMMIT), json.dumps(record, indent=1).encode())
+    _sweep(folder)
+    storage.write(storage.join(folder, COMMIT), json.dumps(record, indent=1).encode())
     return scored
 
 
+def _take_its_place(output: str) -> None:
+    """Put what stands whole aside in the place of what is there; cut short, it can be done again."""
+    aside = storage.join(output, FRESH)
+    commit = storage.read(storage.join(aside, COMMIT))
+    waiting = [name for name in storage.names(aside) if name != COMMIT]
+    moved = set(json.loads(commit)["parts"]) - set(waiting)
+    _clear(output, but=moved)
+    for name in waiting:
+        storage.move(storage.join(aside, name), storage.join(output, name))
+    storage.write(storage.join(output, COMMIT), commit)
+    storage.remove(aside)
+
+
 def _pool(
-    job: ScoreJob, options: Options, work: Sequence[Item], todo: Sequence[int], loaded: Artifact
+    job: ScoreJob,
+    folder: str,
+    options: Options,
+    work: Sequence[Item],
+    todo: Sequence[int],
+    loaded: Artifact,
 ) -> Generator[tuple[str, Tally], None, None]:
     """Score the items `todo` of `work`; yields each part's name and tally as it is finished."""
     gpu, workers = _workers(job)
@@ -163,7 +204,7 @@ def _pool(
         [{"index": index} for index in todo], override_num_blocks=min(len(todo), 100 * workers)
     ).map_batches(
         _Scorer,
-        fn_constructor_args=(loaded, options, list(work), job.output, gpu),
+        fn_constructor_args=(loaded, options, list(work), folder, gpu),
         batch_size=1,
         compute=ActorPoolStrategy(size=workers),
         num_cpus=1,
@@ -175,6 +216,8 @@ def _pool(
             with _native_stderr_aside():  # until the pool has started
                 head = list(islice(results, 1))
             for row in chain(head, results):
+                if row["unwritten"]:
+                    raise WriteError(*json.loads(row["unwritten"]))
                 if row["error"]:
                     raise DataError(row["error"])
                 yield row["name"], Tally(**json.loads(row["tally"]))
@@ -220,20 +263,23 @@ class _Scorer:
         self._options, self._work, self._output = options, work, output
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Write the parts of `batch`; what is wrong with the rows comes back as a sentence."""
-        written: dict[str, list[str]] = {"name": [], "tally": [], "error": []}
+        """Write the parts of `batch`; what is wrong with the rows or the disk comes back as words."""
+        written: dict[str, list[str]] = {"name": [], "tally": [], "error": [], "unwritten": []}
         for index in batch["index"]:
             item = self._work[int(index)]
             name = item.name(self._options.key)
             uri = storage.join(self._output, name)
-            tally, error = Tally(), ""
+            tally, error, unwritten = Tally(), "", ""
             try:
                 tally = parts.write(uri, item, self._options, self._predictor)
             except DataError as found:
                 error = str(found)
+            except WriteError as found:
+                unwritten = json.dumps([found.errno, found.strerror, found.filename])
             written["name"].append(name)
             written["tally"].append(json.dumps(asdict(tally)))
             written["error"].append(error)
+            written["unwritten"].append(unwritten)
         return written
 
 
@@ -303,15 +349,19 @@ def _output_elsewhere(job: ScoreJob) -> None:
             )
 
 
-def _clear(output: str) -> None:
-    """Remove an earlier job's commit, then its parts, and nothing else."""
-    storage.remove(storage.join(output, COMMIT))
-    for name in storage.names(output):
-        if parts.NAME.search(name):
-            storage.remove(storage.join(output, name))
+def _is_ours(name: str) -> bool:
+    return name == COMMIT or parts.NAME.search(name) is not None
 
 
-def _no_strangers(output: str, names: Sequence[str]) -> None:
+def _clear(folder: str, but: Collection[str]) -> None:
+    """Remove an earlier job's commit, then its other parts, and nothing else."""
+    storage.remove(storage.join(folder, COMMIT))
+    for name in storage.names(folder):
+        if _is_ours(name) and name not in but:
+            storage.remove(storage.join(folder, name))
+
+
+def _no_strangers(output: str, names: Iterable[str]) -> None:
     """Raise DataError for files that a reader of the folder would take for rows of this job."""
     mine = {*names, COMMIT}
     others = [n for n in storage.names(output) if n not in mine and not n.startswith((".", "_"))]

@@ -119,10 +119,10 @@ def existing(uri: str) -> Tally | None:
 def write(uri: str, item: Item, options: Options, predictor: Predictor) -> Tally:
     """Score the rows of `item` into the part at `uri`, chunk by chunk; visible only when whole.
 
-    Raises: DataError naming file, row group and column.
+    Raises: DataError naming file, row group and column, WriteError.
     """
     tally = Tally()
-    with _whole_file(uri) as path:
+    with storage.writing(uri), _whole_file(uri) as path:
         writer: pq.ParquetWriter | None = None
         try:
             for group in item.groups:

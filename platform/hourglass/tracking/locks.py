@@ -1,10 +1,29 @@
-"""Advisory locks between processes of one machine; the kernel drops one when its holder dies."""
+"""Advisory locks: files, which the kernel frees when their holder dies, and leased objects in S3."""
 
+import contextlib
+import errno
 import fcntl
+import json
 import os
+import secrets
+import socket
+import threading
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
+
+from hourglass import storage
+from hourglass.errors import DataError
+
+LEASE_S = 60.0
+"""How long an object locks after its holder was heard last."""
+RENEW_S = 15.0
+
+Owner = dict[str, str]
 
 
 @contextmanager
@@ -37,6 +56,167 @@ def try_locked(path: Path) -> Iterator[bool]:
                 return
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def alone(uri: str, doing: str, instead: str) -> Iterator[None]:
+    """Hold the lock `uri`, a path or in S3, for the length of a block, and no other command with it.
+
+    `doing` says what the other one does, `instead` what to do but wait. Raises: DataError naming the
+    process that holds it, WriteError.
+    """
+    local = storage.is_local(uri)
+    with _locked_file(uri) if local else _leased(uri) as other:
+        if other is not None:
+            raise DataError(f"{doing}{other}; run this one when that has ended, or {instead}")
+        yield
+
+
+def beside(folder: str) -> str:
+    """The lock of a folder that may come and go: next to it."""
+    parent, _, name = folder.rstrip("/").rpartition("/")
+    return f"{parent}/.{name}.lock"
+
+
+@contextmanager
+def _locked_file(uri: str) -> Iterator[str | None]:
+    """Hold the lock file if nobody else does; yields who does."""
+    path = Path(uri.removeprefix("file://"))
+    with contextlib.ExitStack() as stack:
+        with storage.writing(uri):
+            storage.make_folder(path.parent)
+            ours = stack.enter_context(try_locked(path))
+        if not ours:
+            yield _read_owner(path)
+            return
+        with contextlib.suppress(OSError):  # nobody needs it, and the disk may be full
+            path.write_text(json.dumps(_owner()))
+        try:
+            yield None
+        finally:
+            with contextlib.suppress(OSError):  # its name does not hold it, the open file does
+                path.unlink(missing_ok=True)
+
+
+def _read_owner(path: Path) -> str:
+    try:
+        return f" ({_who(json.loads(path.read_text()))})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # it has not said so yet
+
+
+@contextmanager
+def _leased(uri: str) -> Iterator[str | None]:
+    """Hold the object `uri` if nobody else does; yields who does."""
+    lease = _Lease(uri)
+    with storage.writing(uri):
+        other = lease.take()
+    if other is not None:
+        yield other
+        return
+    ended = threading.Event()
+    renewing = threading.Thread(target=lease.renew, args=(ended,), daemon=True)
+    renewing.start()
+    try:
+        yield None
+    finally:
+        ended.set()
+        renewing.join()
+        lease.give_back()
+
+
+class _Lease:
+    """An object that says who holds it, put only where what was seen before is still so.
+
+    Its age is told by the clock of S3 alone. Its content is new each time, and so is its ETag.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._fs, path = storage.filesystem(uri)
+        bucket, key, _ = self._fs.split_path(path)
+        self._where = {"Bucket": bucket, "Key": key}
+        self._owner = {**_owner(), "token": secrets.token_hex(8)}
+        self._etag = ""
+
+    def take(self) -> str | None:
+        """Put it where there is none, or one that has run out; who holds it otherwise."""
+        while True:
+            found = self._look()
+            if found is None:
+                condition = {"IfNoneMatch": "*"}
+            else:
+                owner, etag, age_s = found
+                if owner.get("token") == self._owner["token"]:  # the answer to our put was lost
+                    self._etag = etag
+                    return None
+                left = LEASE_S - age_s
+                if left > 0:
+                    return f" ({_who(owner)}; should it have been killed, this is free in {left:.0f} s)"
+                condition = {"IfMatch": etag}
+            if self._put(condition):
+                return None
+
+    def renew(self, ended: threading.Event) -> None:
+        """Keep it until `ended`; a warning says when another process has taken it over."""
+        while not ended.wait(RENEW_S):
+            with contextlib.suppress(Exception):  # S3 is out of reach: again the next time
+                if self._put({"IfMatch": self._etag}):
+                    continue
+                owner, etag, _ = self._look() or ({}, "", 0.0)
+                if owner.get("token") == self._owner["token"]:
+                    self._etag = etag
+                    continue
+                who = f": {_who(owner)}" if owner else ""
+                warnings.warn(
+                    f"{self._uri}: S3 could not be reached for {LEASE_S:.0f} s, and this lock is no longer "
+                    f"ours{who}",
+                    stacklevel=1,
+                )
+                return
+
+    def give_back(self) -> None:
+        """Remove it if it is ours; where that fails, it runs out."""
+        with contextlib.suppress(Exception):
+            found = self._look()
+            if found and found[0].get("token") == self._owner["token"]:
+                self._fs.call_s3("delete_object", **self._where)
+
+    def _look(self) -> tuple[Owner, str, float] | None:
+        """Who holds it, its ETag, and how many seconds ago it was put."""
+        try:
+            head = self._fs.call_s3("head_object", **self._where)
+        except FileNotFoundError:
+            return None
+        now = head["ResponseMetadata"]["HTTPHeaders"].get("date")
+        put = head["LastModified"].timestamp()
+        age_s = (parsedate_to_datetime(now).timestamp() if now else time.time()) - put
+        return head["Metadata"], head["ETag"], age_s
+
+    def _put(self, condition: dict[str, Any]) -> bool:
+        """Put it if the condition holds; a store that knows no conditions just takes it."""
+        content = {"Body": secrets.token_hex(8).encode(), "Metadata": self._owner}
+        try:
+            put = self._fs.call_s3("put_object", **self._where, **content, **condition)
+        except OSError as error:
+            answer = getattr(error.__cause__, "response", None) or {}
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in (404, 409, 412) and answer.get("Error", {}).get("Code") != "NoSuchBucket":
+                return False
+            if error.errno != errno.ENOSYS:
+                raise
+            put = self._fs.call_s3("put_object", **self._where, **content)
+        self._etag = put["ETag"]
+        return True
+
+
+def _owner() -> Owner:
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"pid": str(os.getpid()), "host": socket.gethostname(), "since": since}
+
+
+def _who(owner: Owner) -> str:
+    return f"pid {owner['pid']} on {owner['host']}, since {owner['since']}"
 
 
 def private_folder(path: Path) -> Path:

@@ -12,7 +12,7 @@ from hourglass import artifact, storage
 from hourglass.data.feed import Feed
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
-from hourglass.errors import HourglassError, SpecError
+from hourglass.errors import HourglassError, SpecError, TrainingError, WriteError
 from hourglass.job_files import dump
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.spec import TrainJob
@@ -25,13 +25,17 @@ from hourglass.training.knobs import Certificate, certify
 from hourglass.training.members import Tell, Trained
 from hourglass.training.state import Record
 
+CHECKPOINTS, FRESH = "checkpoints", "fresh"
+"""Where a run keeps its checkpoints, and where it does until it has replaced an earlier one."""
+
 
 @dataclass(frozen=True)
 class Run:
     """What makes a run: its job, the figures of its rows, its folder, and what it says of itself.
 
     One with an `until` ends after that epoch and has no artifact; another, with its checkpoints as
-    `parent`, goes on from there.
+    `parent`, goes on from there. A `fresh` one keeps its checkpoints apart from those of the run that it
+    is to replace.
     """
 
     job: TrainJob
@@ -42,11 +46,12 @@ class Run:
     provenance: dict[str, Any]
     until: int | None = None
     parent: Checkpoints | None = None
+    fresh: bool = False
 
     @property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
-        uri = storage.join(self.uri, "checkpoints")
+        uri = storage.join(self.uri, FRESH if self.fresh else CHECKPOINTS)
         job = self.job
         return Checkpoints(uri, job.run_name, self.data_digest, job.scale.workers, self.parent)
 
@@ -141,7 +146,9 @@ def _conclude(
         [lead, *others], job.train.combine, feed, peers, job.quantile, device
     )
     metrics = trained.best | agreement
-    if peers.rank == 0:
+    if peers.rank > 0:
+        return metrics
+    try:
         artifact.save(
             run.artifact_uri,
             module=lead,
@@ -160,6 +167,10 @@ def _conclude(
             ensemble=trained.ensemble,
             others=others,
         )
+    except WriteError as error:
+        raise TrainingError(
+            f"trained to the end, but {error}; make room and run the same command to save the model"
+        ) from error
     return metrics
 
 

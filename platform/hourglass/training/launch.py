@@ -5,7 +5,7 @@ import secrets
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,10 +23,12 @@ from hourglass.errors import ClusterError, DataError, SpecError, TrainingError
 from hourglass.model.preprocessing import counts_levels
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
+from hourglass.tracking import locks
 from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening
 from hourglass.training.build import fit_preprocessing, require_values, require_width
-from hourglass.training.complete import Run
+from hourglass.training.checkpoint import Checkpoints
+from hourglass.training.complete import CHECKPOINTS, FRESH, Run
 from hourglass.training.trainer import Trainer
 from hourglass.training.worker import Task, train_worker
 
@@ -66,21 +68,42 @@ def run_uri(job: TrainJob, settings: Settings) -> str:
 def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = False) -> Outcome:
     """Run `job` to its end on the connected Ray cluster; the same job again resumes or is done.
 
-    Raises: DataError, SpecError, ClusterError, TrainingError.
+    With `fresh`, it trains anew, and what is there stays until the new artifact takes its place; a
+    `fresh` run that was cut short is gone on with, once it has a checkpoint, by the same job without.
+    Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
     uri = run_uri(job, settings)
-    if fresh:
-        storage.remove(uri)
+    with locks.alone(
+        locks.beside(uri),
+        f"{uri}: another process trains this run",
+        "under another name (--set name=NAME)",
+    ):
+        return _train(job, uri, listener, fresh)
+
+
+def _train(job: TrainJob, uri: str, listener: Listener, fresh: bool) -> Outcome:
     manifest, schema = open_dataset(job.data.uri, job.data.manifest)
     found = storage.join(uri, "artifact")
-    if storage.exists(storage.join(found, artifact.MANIFEST)):
+    replaces = bool(storage.names(uri)) if fresh else _began_anew(uri)
+    if not replaces and storage.exists(storage.join(found, artifact.MANIFEST)):
         return _finished(job, found, manifest.digest)
     room = _room(job)
     measured = measure(job, manifest, schema)
+    if fresh:
+        storage.remove(storage.join(uri, FRESH))
     listener.prepared(job, measured.dataset)
-    distribute(measured.run(job, uri), measured, room, listener)
+    distribute(replace(measured.run(job, uri), fresh=replaces), measured, room, listener)
     loaded = artifact.load(found)
+    if replaces:
+        with suppress(OSError):  # the artifact says that the run is finished
+            storage.remove(storage.join(uri, CHECKPOINTS))
+            storage.remove(storage.join(uri, FRESH))
     return Outcome(found, loaded.manifest, loaded.digest, already=False)
+
+
+def _began_anew(uri: str) -> bool:
+    """True when the run began anew and has a checkpoint since, but no artifact yet."""
+    return bool(Checkpoints(storage.join(uri, FRESH), None, "", 1).committed())
 
 
 @dataclass(frozen=True)

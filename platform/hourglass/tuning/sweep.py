@@ -3,22 +3,22 @@
 <runs>/<sweep>/trials/<trial>/artifact       a finished trial; the same command does not run it again
 <runs>/<sweep>/trials/<trial>/checkpoints    of one that was cut short; it goes on from there
 <runs>/<sweep>/trials/<trial>/stopped.json   of one that a scheduler stopped
+<runs>/<sweep>/before                        the trials that --fresh replaces, until one is finished
 <runs>/<sweep>/leaderboard.{json,csv,parquet}
-<runs>/.<sweep>.lock                         held by the command that runs it, where runs are local
+<runs>/.<sweep>.lock                         held by the command that runs it
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 from hourglass import storage
+from hourglass.artifact import MANIFEST
 from hourglass.data.feed import Features
 from hourglass.data.manifest import describe, locate
 from hourglass.data.prepare import open_dataset
-from hourglass.errors import DataError
 from hourglass.settings import Settings
-from hourglass.tracking.locks import try_locked
+from hourglass.tracking import locks
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import trials
@@ -27,6 +27,9 @@ from hourglass.tuning.listener import Listener
 from hourglass.tuning.rows import Rows
 from hourglass.tuning.search import empty_places, search
 from hourglass.tuning.sitting import Sitting
+from hourglass.tuning.trial import artifact_of, trials_of
+
+BEFORE = "before"
 
 
 @dataclass(frozen=True)
@@ -47,26 +50,60 @@ class Swept:
 def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = False) -> Swept:
     """Run `sweep` to its end on the connected cluster; finished trials are never run twice.
 
-    Raises: DataError, SpecError, ClusterError, ArtifactError.
+    With `fresh`, it forgets the trials of before: they are set aside once the rows are read, come back
+    when it finishes none, and go when it has ended.
+    Raises: DataError, SpecError, ClusterError, ArtifactError, WriteError.
     """
     folder, base = folder_of(sweep, settings), sweep.job
     manifest, schema = open_dataset(base.data.uri, base.data.manifest)
     crew = trials.crew(sweep)
     searching = search(sweep)
-    if fresh:
-        storage.remove(folder)
     dataset = {**locate(base.data.uri), **describe(manifest)}
     listener.sweeping(searching.most, crew, dataset)
     rows = Rows(sweep, manifest, schema)
+    if fresh and rows.placed:  # whatever is wrong with them was told by then
+        _set_aside(folder)
     sitting = Sitting(sweep, folder, rows, crew, listener, searching)
-    if sitting.advance():
-        wasted = empty_places(sweep, crew.at_once)
-        if wasted:
-            listener.note(wasted)
-        trials.train(sweep, rows.placed, crew, folder, sitting)
-    board = sitting.close()
-    board.save(folder)
+    ended = False
+    try:
+        if sitting.advance():
+            wasted = empty_places(sweep, crew.at_once)
+            if wasted:
+                listener.note(wasted)
+            trials.train(sweep, rows.placed, crew, folder, sitting)
+        board = sitting.close()
+        board.save(folder)
+        ended = board.ended
+    finally:
+        _settle(folder, ended)
     return Swept(board, folder, sitting.widths, sitting.histories, rows)
+
+
+def _set_aside(folder: str) -> None:
+    """Put the trials of before out of the way, unless better ones are there and these have nothing."""
+    mine, before = trials_of(folder), storage.join(folder, BEFORE)
+    if storage.exists(before) and not _any_finished(mine):
+        storage.remove(mine)
+    elif storage.exists(mine):
+        storage.remove(before)
+        storage.move(mine, before)
+
+
+def _settle(folder: str, ended: bool) -> None:
+    """Let trials that were set aside go when the sweep has ended; without a finished one they come back."""
+    mine, before = trials_of(folder), storage.join(folder, BEFORE)
+    if not storage.exists(before):
+        return
+    if not _any_finished(mine):
+        storage.remove(mine)
+        storage.move(before, mine)
+    elif ended:
+        storage.remove(before)
+
+
+def _any_finished(trials_uri: str) -> bool:
+    artifacts = [artifact_of(storage.join(trials_uri, name)) for name in storage.names(trials_uri)]
+    return any(storage.exists(storage.join(uri, MANIFEST)) for uri in artifacts)
 
 
 def folder_of(sweep: TuneJob, settings: Settings) -> str:
@@ -74,25 +111,13 @@ def folder_of(sweep: TuneJob, settings: Settings) -> str:
     return storage.join(settings.runs_uri, sweep.name or "sweep")
 
 
-@contextmanager
-def alone(folder: str) -> Iterator[None]:
-    """Run the sweep in `folder`, and no other command beside it; S3 has no locks.
+def alone(folder: str) -> AbstractContextManager[None]:
+    """Run the sweep in `folder`, and no other command beside it.
 
     Raises: DataError when another one runs it.
     """
-    if not storage.is_local(folder):
-        yield
-        return
-    own = Path(folder.removeprefix("file://"))
-    lock = own.with_name(f".{own.name}.lock")  # beside it: --fresh removes the folder
-    storage.make_folder(lock.parent)
-    with try_locked(lock) as ours:
-        if not ours:
-            raise DataError(
-                f"{folder}: another command runs this sweep; run this one when that has ended, or under "
-                "another name (--set name=NAME)"
-            )
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    return locks.alone(
+        locks.beside(folder),
+        f"{folder}: another process runs this sweep",
+        "under another name (--set name=NAME)",
+    )

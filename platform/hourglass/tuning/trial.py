@@ -1,6 +1,7 @@
 """What a trial's process runs: the run of one point, or of several packed, on rows that lie in the object
 store."""
 
+import contextlib
 import json
 import traceback
 from collections.abc import Sequence
@@ -79,7 +80,8 @@ def train_trials(
         if run.until is not None:
             report |= {TRIAL: name, RECORDS: [end]}
         else:
-            storage.remove(run.checkpoints.uri)  # the artifact is there, nothing resumes from them
+            with contextlib.suppress(OSError):  # nothing resumes from them: the artifact is there
+                storage.remove(run.checkpoints.uri)
     tune.report(report)
 
 
@@ -183,9 +185,14 @@ def _run(any_run: Run, said: dict[str, Any]) -> Run:
     return replace(run, parent=parent, provenance=run.provenance | came)
 
 
+def trials_of(folder: str) -> str:
+    """Where the sweep in `folder` keeps its trials."""
+    return storage.join(folder, "trials")
+
+
 def trial_folder(folder: str, trial: str) -> str:
     """Where a trial of the sweep in `folder` keeps its checkpoints and its artifact."""
-    return storage.join(folder, "trials", trial)
+    return storage.join(trials_of(folder), trial)
 
 
 def artifact_of(trial_uri: str) -> str:
