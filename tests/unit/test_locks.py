@@ -1,0 +1,304 @@
+"""One command at a time: a second is told who runs, on a disk and in S3, whatever became of the first."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hourglass import storage
+from hourglass.errors import DataError, WriteError
+from hourglass.job_files import parse
+from hourglass.settings import Settings
+from hourglass.spec import TrainJob
+from hourglass.tracking import locks
+from hourglass.training import launch
+
+HOLD = """
+import sys, time
+from hourglass.tracking import locks
+with locks.alone(sys.argv[1], "it", "not"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+DOING, INSTEAD = "/runs/x: another process trains this run", "elsewhere"
+LEFT = r"; should it have been killed, this is free in (\d+) s"
+
+
+@contextmanager
+def holder(uri: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process of its own that holds the lock until it is told to end, or dies."""
+    command = [sys.executable, "-c", HOLD, uri]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def refusal(uri: str) -> str | None:
+    """What a second command is told; None when it may go on."""
+    try:
+        with locks.alone(uri, DOING, INSTEAD):
+            return None
+    except DataError as error:
+        return str(error)
+
+
+def told(pid: int, left: str = "") -> str:
+    who = rf"pid {pid} on {re.escape(socket.gethostname())}, since [0-9-]+T[0-9:]+Z"
+    return rf"{DOING} \({who}{left}\); run this one when that has ended, or {INSTEAD}"
+
+
+@pytest.fixture(params=["disk", "s3"])
+def lock(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "runs" / ".x.lock")
+    bucket: str = request.getfixturevalue("s3")
+    return f"{bucket}/{request.node.name.replace('[', '-')}/.x.lock"
+
+
+def test_a_second_process_is_told_who_runs_until_the_first_has_ended(lock: str) -> None:
+    left = LEFT if lock.startswith("s3") else ""
+    with holder(lock) as first:
+        assert re.fullmatch(told(first.pid, left), refusal(lock) or "")
+        assert re.fullmatch(told(first.pid, left), refusal(lock) or "")  # which took nothing over
+        first.communicate("end\n")
+        assert refusal(lock) is None
+    assert not storage.exists(lock)
+
+
+def test_it_is_free_again_when_the_block_raises(lock: str) -> None:
+    with pytest.raises(KeyError), locks.alone(lock, DOING, INSTEAD):
+        raise KeyError
+    assert refusal(lock) is None
+
+
+def test_a_killed_process_holds_no_file(tmp_path: Path) -> None:
+    lock = str(tmp_path / ".x.lock")
+    with holder(lock) as first:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert json.loads(Path(lock).read_text())["pid"] == str(first.pid)
+        assert refusal(lock) is None
+
+
+def test_a_killed_process_holds_an_object_for_as_long_as_was_said(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = f"{s3}/killed/.x.lock"
+    with holder(lock) as first:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    said = re.fullmatch(told(first.pid, LEFT), refusal(lock) or "")
+    assert said is not None
+    assert 0 < int(said[1]) <= locks.LEASE_S
+    monkeypatch.setattr(locks, "LEASE_S", 0.0)  # it has run out
+    with locks.alone(lock, DOING, INSTEAD):
+        monkeypatch.undo()
+        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+    assert not storage.exists(lock)
+
+
+def test_an_object_is_kept_for_as_long_as_its_holder_lives(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is put anew again and again, each time with another ETag, on the condition of the last."""
+    lock, etags = f"{s3}/renewed/.x.lock", set()
+    monkeypatch.setattr(locks, "RENEW_S", 0.01)
+    fs, path = storage.filesystem(lock)
+    with locks.alone(lock, DOING, INSTEAD):
+        while len(etags) < 4:
+            fs.invalidate_cache()
+            etags.add(fs.info(path)["ETag"])
+        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+
+
+def test_who_lost_an_object_is_warned_and_leaves_it_to_the_other(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = f"{s3}/lost/.x.lock"
+    monkeypatch.setattr(locks, "RENEW_S", 0.05)
+    heard = threading.Event()
+    seen: list[str] = []
+
+    def show(message: Any, *_: Any) -> None:
+        seen.append(str(message))
+        heard.set()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        with locks.alone(lock, DOING, INSTEAD):
+            other = locks._Lease(lock)
+            other._put({})
+            assert heard.wait(60)
+    assert re.fullmatch(
+        rf"{lock}: S3 could not be reached for 60 s, and this lock is no longer ours: pid {os.getpid()} "
+        r"on .*, since .*Z",
+        seen[0],
+    )
+    assert storage.exists(lock)
+    other.give_back()
+    assert not storage.exists(lock)
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
+def test_an_answer_that_was_lost_on_the_way_counts(
+    s3: str, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """A retried put is refused because the first one, whose answer nobody heard, is there."""
+    lock = f"{s3}/lost-answer-{taken}/.x.lock"
+    put = locks._Lease._put
+
+    def unheard(self: Any, condition: Any) -> bool:
+        monkeypatch.setattr(locks._Lease, "_put", put)
+        (locks._Lease(lock) if taken else self)._put(condition)
+        return self._put(condition)
+
+    monkeypatch.setattr(locks._Lease, "_put", unheard)
+    said = refusal(lock)
+    assert (said is None) != taken
+
+
+def test_of_many_at_once_one_gets_it(s3: str) -> None:
+    """All have seen that nobody holds it before any of them takes it."""
+    assert at_once(f"{s3}/many/.x.lock", 8) == 1
+
+
+def test_without_the_condition_all_get_it(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control."""
+    put = locks._Lease._put
+    monkeypatch.setattr(locks._Lease, "_put", lambda self, _: put(self, {}))
+    assert at_once(f"{s3}/without/.x.lock", 8) == 8
+
+
+def at_once(lock: str, many: int) -> int:
+    """How many of as many threads take the lock."""
+    looked, took = threading.Barrier(many), []
+
+    def take() -> None:
+        lease = locks._Lease(lock)
+        look = lease._look
+        first = iter([True])
+
+        def all_look() -> Any:
+            found = look()
+            if next(first, False):
+                looked.wait(60)
+            return found
+
+        lease._look = all_look  # type: ignore[method-assign]
+        took.append(lease.take() is None)
+
+    threads = [threading.Thread(target=take) for _ in range(many)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(took)
+
+
+def test_a_store_without_conditions_is_used_without_them(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = f"{s3}/old-store/.x.lock"
+    fs = storage.filesystem(lock)[0]
+    call, asked = fs.call_s3, []
+
+    def call_s3(name: str, **words: Any) -> Any:
+        asked.append(sorted({"IfMatch", "IfNoneMatch"} & {*words}))
+        if asked[-1]:
+            raise OSError(38, "A header you provided implies functionality that is not implemented")
+        return call(name, **words)
+
+    monkeypatch.setattr(type(fs), "call_s3", lambda _, name, **words: call_s3(name, **words))
+    with locks.alone(lock, DOING, INSTEAD):
+        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+    assert ["IfNoneMatch"] in asked
+
+
+@pytest.mark.parametrize(
+    ("lock", "reason"),
+    [
+        ("s3://no-such-bucket/.x.lock", "The specified bucket does not exist"),
+        ("/proc/version/.x.lock", "File exists"),
+    ],
+)
+def test_where_no_lock_can_be_the_command_ends_with_a_sentence(
+    s3: str, lock: str, reason: str
+) -> None:
+    with pytest.raises(WriteError) as caught, locks.alone(lock, DOING, INSTEAD):
+        pass
+    assert str(caught.value) == f"{lock}: cannot be written ({reason}); what was there is kept"
+
+
+def test_a_full_disk_hides_who_runs_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with locks.alone(str(tmp_path / ".x.lock"), DOING, INSTEAD):
+            assert refusal(str(tmp_path / ".x.lock")) == (
+                f"{DOING}; run this one when that has ended, or {INSTEAD}"
+            )
+
+
+@pytest.mark.parametrize(
+    ("folder", "lock"),
+    [("/runs/x", "/runs/.x.lock"), ("s3://bucket/runs/x/", "s3://bucket/runs/.x.lock")],
+)
+def test_the_lock_of_a_folder_is_beside_it(folder: str, lock: str) -> None:
+    assert locks.beside(folder) == lock
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_two_train_commands_at_once(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    """The second is refused before it reads anything, and so before it could harm the first."""
+    runs = f"{request.getfixturevalue('s3')}/two" if where == "s3" else str(tmp_path / "runs")
+    job, settings = a_job(), Settings(home=tmp_path, runs=runs)
+    opened: list[str] = []
+    monkeypatch.setattr(launch, "open_dataset", lambda *_: opened.append("opened"))
+    uri = launch.run_uri(job, settings)
+    with holder(locks.beside(uri)) as first:
+        for fresh in (False, True):
+            with pytest.raises(DataError) as caught:
+                launch.train(job, settings, None, fresh)  # type: ignore[arg-type]
+            assert caught.value.exit_code == 2
+            left = LEFT if where == "s3" else ""
+            sentence = told(first.pid, left).replace("/runs/x", uri)
+            sentence = sentence.replace(INSTEAD, r"under another name \(--set name=NAME\)")
+            assert re.fullmatch(sentence, str(caught.value))
+    assert opened == []
+
+
+def a_job() -> TrainJob:
+    made = parse(
+        {
+            "kind": "train",
+            "name": "two",
+            "data": {"uri": "/rows", "features": {"vector": "x"}},
+            "model": {"network": {"kind": "dense", "widths": [3], "activation": "tanh"}},
+        }
+    )
+    assert isinstance(made, TrainJob)
+    return made
