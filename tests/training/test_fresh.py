@@ -1,0 +1,291 @@
+"""`train --fresh`: what is there stays until the new artifact takes its place, whatever ends the run.
+
+The run is that of every worker; only its processes, and the reading of rows, are left out.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hourglass import artifact, storage
+from hourglass.data import stats
+from hourglass.data.manifest import Manifest
+from hourglass.data.schema import FeatureSchema
+from hourglass.errors import ClusterError, DataError, HourglassError, SpecError, TrainingError
+from hourglass.settings import Settings
+from hourglass.spec import TrainJob
+from hourglass.training import launch
+from hourglass.training.checkpoint import Checkpoints
+from hourglass.training.collective import Alone
+from hourglass.training.complete import Run, complete
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_kit import CPU, Stop, generated, held_out, job, memory_feed
+
+ROWS = generated(300, 6)
+
+
+class Heard:
+    """A listener that ends the run at an epoch, if there is one to end it at."""
+
+    def __init__(self, end_at: float | None = None) -> None:
+        self.end_at, self.prepared_at, self.resumed_at = end_at, 0, 0
+
+    def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
+        self.prepared_at += 1
+
+    def note(self, text: str) -> None: ...
+
+    def epoch(self, record: dict[str, float]) -> None: ...
+
+    def tell(self, kind: str, payload: Any) -> None:
+        if kind == "resumed":
+            self.resumed_at = payload["epoch"]
+        if kind == "epoch" and payload["epoch"] == self.end_at:
+            raise Stop
+
+
+class Home:
+    """A project folder with two shards, and runs of one job in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shards, self.settings = folder / "rows", Settings(home=folder / "home")
+        self.shards.mkdir()
+        self.write(ROWS)
+        tree = job(epochs=4).model_dump(mode="json", by_alias=True)
+        tree["data"]["uri"] = str(self.shards)
+        self.job = TrainJob.model_validate(tree)
+        self.run = Path(launch.run_uri(self.job, self.settings))
+
+    def write(self, rows: np.ndarray) -> None:
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        pq.write_table(
+            pa.table({"x": vectors}), self.shards / "a.parquet", write_page_checksum=True
+        )
+
+    def train(self, fresh: bool = False, end_at: float | None = None) -> Heard:
+        heard = Heard(end_at)
+        self.outcome = launch.train(self.job, self.settings, heard, fresh)
+        return heard
+
+    def digest(self) -> str | None:
+        """Of the artifact that loads; None where there is none."""
+        uri = str(self.run / "artifact")
+        return artifact.load(uri).digest if storage.exists(f"{uri}/manifest.json") else None
+
+    def names(self) -> list[str]:
+        return storage.names(str(self.run))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """The workers are this process, and rows are those of ROWS."""
+
+    def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Any:
+        said = {"dataset": {"digest": manifest.digest}}
+
+        def run(made: TrainJob, uri: str) -> Run:
+            figures = stats.measure(ROWS[~held_out(len(ROWS))])
+            features = FeatureSchema("x", (), ROWS.shape[1], "float32")
+            return Run(made, features, figures, uri, manifest.digest, said)
+
+        return SimpleNamespace(run=run, dataset=said["dataset"])
+
+    def distribute(run: Run, measured: Any, room: Any, listener: Heard) -> None:
+        run.checkpoints.check()
+        complete(run, memory_feed(run.job, ROWS), Alone(), CPU, listener.tell)
+
+    monkeypatch.setattr(launch, "measure", measure)
+    monkeypatch.setattr(launch, "distribute", distribute)
+    monkeypatch.setattr(launch, "_room", lambda job: None)
+    return Home(tmp_path)
+
+
+def refusing(kind: type[HourglassError]) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise kind("refused")
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        ("open_dataset", DataError),
+        ("_room", ClusterError),
+        ("measure", DataError),
+        ("measure", SpecError),
+        ("distribute", TrainingError),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["finished", "cut short"])
+def test_what_fails_first_leaves_the_old_run_as_it_was(
+    home: Home, monkeypatch: pytest.MonkeyPatch, what: str, kind: type[HourglassError], whole: bool
+) -> None:
+    """Data that is not there or not the manifest's, a cluster too small, rows that do not fit."""
+    if whole:
+        home.train()
+    else:
+        with pytest.raises(Stop):
+            home.train(end_at=3)
+    before = tree(home.run)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, what, refusing(kind))
+        with pytest.raises(kind, match="refused"):
+            home.train(fresh=True)
+    assert tree(home.run) == before
+    heard = home.train()  # goes on with the old one, or finds it
+    assert home.outcome.already == whole
+    assert heard.resumed_at == (0 if whole else 3)
+
+
+def test_data_that_is_not_there(home: Home) -> None:
+    home.train()
+    before = home.digest()
+    home.shards.rename(home.shards.with_name("unmounted"))
+    with pytest.raises(DataError, match="no such file or folder"):
+        home.train(fresh=True)
+    assert home.digest() == before
+
+
+@pytest.mark.parametrize("ended", [Stop, TrainingError, KeyboardInterrupt])
+def test_a_fresh_run_that_is_cut_short_leaves_the_old_model_and_is_gone_on_with(
+    home: Home, monkeypatch: pytest.MonkeyPatch, ended: type[BaseException]
+) -> None:
+    home.train()
+    old, kept = home.digest(), tree(home.run / "checkpoints")
+    said = Heard.tell
+
+    def tell(self: Heard, kind: str, payload: Any) -> None:
+        try:
+            said(self, kind, payload)
+        except Stop:
+            raise ended("ended") from None
+
+    monkeypatch.setattr(Heard, "tell", tell)
+    with pytest.raises(ended):
+        home.train(fresh=True, end_at=3)
+    assert home.digest() == old
+    assert tree(home.run / "checkpoints") == kept
+    heard = home.train()
+    assert (heard.resumed_at, home.outcome.already) == (3, False)
+    assert home.digest() not in (old, None)
+    assert home.names() == ["artifact"]
+    assert home.train().prepared_at == 0
+    assert home.outcome.already
+
+
+def test_before_its_first_checkpoint_a_fresh_run_is_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.train()
+    old = home.digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", refusing(TrainingError))
+        with pytest.raises(TrainingError, match="refused"):
+            home.train(fresh=True)
+    home.train()
+    assert (home.outcome.already, home.digest()) == (True, old)
+
+
+def test_a_fresh_run_twice_begins_twice(home: Home) -> None:
+    home.train()
+    for _ in range(2):
+        with pytest.raises(Stop):
+            home.train(fresh=True, end_at=3)
+    heard = home.train(fresh=True)
+    assert heard.resumed_at == 0
+    assert home.names() == ["artifact"]
+
+
+def test_a_fresh_run_on_other_shards_is_gone_on_with(home: Home) -> None:
+    """The old artifact is of other rows, and refuses the job without --fresh until then."""
+    home.train()
+    home.write(np.roll(ROWS, 1, axis=0))
+    with pytest.raises(DataError, match="finished, but on other shards; train anew with --fresh"):
+        home.train()
+    with pytest.raises(Stop):
+        home.train(fresh=True, end_at=2)
+    assert home.train().resumed_at == 2
+
+
+def test_killed_between_its_artifact_and_the_clearing_up(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command says so once more, and has the same model."""
+    home.train()
+    remove = storage.remove
+
+    def killed(uri: str) -> None:
+        if uri.endswith("/checkpoints"):
+            raise Stop
+        remove(uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", killed)
+        with pytest.raises(Stop):
+            home.train(fresh=True)
+    whole = artifact.load(str(home.run / "artifact")).module.state_dict()
+    heard = home.train()
+    assert heard.resumed_at == 4
+    again = artifact.load(str(home.run / "artifact")).module.state_dict()
+    assert all(bool((whole[name] == again[name]).all()) for name in whole)
+    assert home.names() == ["artifact"]
+
+
+def test_a_fresh_run_of_a_new_job_is_as_any_other(home: Home) -> None:
+    home.train(fresh=True)
+    assert home.names() == ["artifact", "checkpoints"]
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_training(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The artifact is not written; the same command does only that. The old one is whole."""
+    home.train()
+    old = home.digest()
+    write = storage.write
+
+    def full(uri: str, content: bytes) -> None:
+        if "/artifact/" in uri:
+            with storage.writing(uri):
+                raise OSError(28, os.strerror(28))
+        write(uri, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write", full)
+        with pytest.raises(TrainingError) as caught:
+            home.train(fresh=True)
+    assert caught.value.exit_code == 1
+    sentence = str(caught.value)
+    assert sentence.startswith(f"trained to the end, but {home.run}/artifact/model.safetensors.")
+    assert sentence.endswith(
+        ": cannot be written (No space left on device); what was there is kept; make room and run the "
+        "same command to save the model"
+    )
+    assert home.digest() == old
+    assert home.train().resumed_at == 4
+    assert home.digest() not in (old, None)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_without_a_place_of_its_own_a_fresh_run_would_go_on_with_the_old_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control."""
+    home.train()
+    monkeypatch.setattr("hourglass.training.complete.FRESH", "checkpoints")
+    assert home.train(fresh=True).resumed_at == 4
