@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from hourglass.cli.arguments import not_in_an_artifact
+
 Uris = Annotated[list[str], typer.Argument(metavar="URI...", help="Folder, glob, file or s3://.")]
 
 
@@ -21,7 +23,13 @@ def inspect(uris: Uris) -> None:
 def manifest(
     uris: Uris,
     out: Annotated[
-        str, typer.Option("--out", metavar="FILE", help="Where to; an older one is replaced.")
+        str,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Where to; an older one is replaced.",
+            callback=not_in_an_artifact,
+        ),
     ] = "data-manifest.json",
 ) -> None:
     """Write a manifest that a job can pin: size, rows and digest of every shard."""
@@ -36,7 +44,10 @@ def manifest(
 
 def make(
     name: Annotated[Literal["digits", "lorenz"], typer.Argument(help="What to write.")],
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where to; also s3://.")],
+    folder: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER", help="Where to; also s3://.", callback=not_in_an_artifact),
+    ],
 ) -> None:
     """Write shards to try things with: handwritten digits, or a chaotic series with a strange part."""
     from hourglass.data.demo import write_digits, write_lorenz

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from hourglass.cli.arguments import not_in_an_artifact
+
 
 def report(
     model: Annotated[
@@ -16,7 +18,9 @@ def report(
     label: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column that colours the codes.")
     ] = None,
-    out: Annotated[str, typer.Option(metavar="FILE", help="Where to.")] = "report.html",
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="Where to.", callback=not_in_an_artifact)
+    ] = "report.html",
     max_rows: Annotated[int, typer.Option(min=4, metavar="N", help="Most rows to look at.")] = 5000,
 ) -> None:
     """Write one HTML page about a model: losses, codes, hashes, worst rows, PCA beside it."""
@@ -39,7 +43,8 @@ def plot_model(
         typer.Argument(metavar="FILE|ARTIFACT", help="A train job's YAML file, or an artifact."),
     ],
     out: Annotated[
-        str, typer.Option("--out", metavar="FILE.svg", help="Where to.")
+        str,
+        typer.Option("--out", metavar="FILE.svg", help="Where to.", callback=not_in_an_artifact),
     ] = "network.svg",
     features: Annotated[
         int | None,

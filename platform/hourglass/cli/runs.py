@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hourglass.cli.arguments import File, Overrides
+from hourglass.cli.arguments import File, Overrides, not_in_an_artifact
 from hourglass.cli.connected import connected
 
 
@@ -21,7 +21,9 @@ def check(
 
 
 def schema(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where to.")] = "docs/schema",
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Where to.", callback=not_in_an_artifact)
+    ] = "docs/schema",
 ) -> None:
     """Write the JSON Schemas of job and serve files, for editors to complete and check them."""
     import json

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hourglass.cli.arguments import not_in_an_artifact
+
 if TYPE_CHECKING:
     from hourglass.inference.predictor import Predictor
     from hourglass.inference.rows import Rows
@@ -16,7 +18,10 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Artifact folder, s3://, or models:/NAME@ALIAS.")
 ]
 Uri = Annotated[str, typer.Argument(metavar="URI", help="Rows: folder, glob, file or s3://.")]
-Out = Annotated[str, typer.Option("--out", metavar="FILE.parquet", help="A new file.")]
+Out = Annotated[
+    str,
+    typer.Option("--out", metavar="FILE.parquet", help="A new file.", callback=not_in_an_artifact),
+]
 MaxRows = Annotated[int, typer.Option("--max-rows", min=1, help="Read no more rows than these.")]
 
 
