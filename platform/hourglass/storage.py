@@ -101,7 +101,10 @@ def move(uri: str, to: str) -> None:
             sync_folder(Path(target).parent)
         else:
             fs.invalidate_cache()
-            fs.mv(path, target, recursive=fs.isdir(path))
+            found = fs.find(path)
+            for file in found:
+                fs.cp_file(file, target + file[len(path) :])
+            fs.rm(found)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A run is found again by its tags `hourglass.run` and `hourglass.data`; a metric 
 step; an artifact once per digest. A sweep's run has those of its trials below it: see trials.py.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hourglass.errors import HourglassError, RegistryError
+from hourglass.errors import HourglassError, RegistryError, WriteError
 from hourglass.settings import Settings
 from hourglass.tracking import facts
 from hourglass.tracking.shown import explain, redact
@@ -35,6 +36,8 @@ BATCH_PARAMS = 100
 FINAL = {"finished": "FINISHED", "failed": "FAILED"}
 LASTING = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "FEATURE_DISABLED")
 """Error codes that another attempt cannot mend."""
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk of this machine says, and no server."""
 
 DEFAULTS = {
     # A dead server must be noticed in seconds; MLflow's own defaults try for four minutes.
@@ -64,12 +67,15 @@ def client(settings: Settings) -> Any:
 
 @contextmanager
 def answering(settings: Settings) -> Iterator[None]:
-    """Turn whatever MLflow raises into a RegistryError that names the store."""
+    """Turn whatever MLflow raises into a RegistryError that names the store, or a WriteError."""
     try:
         yield
     except HourglassError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            where = error.filename or str(settings.root)
+            raise WriteError(error.errno, error.strerror, where) from error
         raise RegistryError(
             f"MLflow ({redact(settings.mlflow_uri)}): {explain(error)}; "
             "check that it is up and that MLFLOW_TRACKING_URI names it"

@@ -319,6 +319,8 @@ def _fetch(settings: Settings, mlflow: Any, version: Version) -> tuple[Path, str
     with locked(cache / ".lock"):  # many replicas start at once; one of them downloads
         if artifact_problem(folder, version.digest) is None:
             return folder, version.digest
+        for left in cache.glob(".*/"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=cache) as own:
             fresh = private_folder(Path(own) / "artifact")
             _download(settings, mlflow, version, fresh)
