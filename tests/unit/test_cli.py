@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hourglass import __version__, cli
-from hourglass.errors import DataError, HourglassError, SpecError, TrainingError
+from hourglass.errors import DataError, HourglassError, SpecError, TrainingError, WriteError
 
 HEAVY = ("torch", "ray", "mlflow", "pyarrow", "pandas", "numpy", "sklearn", "fastapi", "fsspec")
 PROBE = f"""
@@ -85,6 +85,13 @@ ERRORS = [
     (SpecError("job.yaml: 1 mistake\n  ..."), 2, "error: job.yaml: 1 mistake\n  ...\n"),
     (DataError("a.parquet: no column 'x'."), 2, "error: a.parquet: no column 'x'.\n"),
     (TrainingError("step 7: loss is NaN"), 1, "error: step 7: loss is NaN\n"),
+    (
+        WriteError(28, "No space left on device", "/a.html"),
+        1,
+        "error: /a.html: cannot be written (No space left on device); what was there is kept\n",
+    ),
+    (OSError(30, "Read-only file system", "/log"), 1, "error: /log: Read-only file system\n"),
+    (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
     (KeyboardInterrupt(), 130, "interrupted\n"),
 ]
 

@@ -1,13 +1,15 @@
 """A name either holds all of its bytes or does not exist."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from hourglass import storage
-from hourglass.errors import DataError
+from hourglass.errors import DataError, WriteError
 
 
 def refuse(*_: Any, **__: Any) -> Any:
@@ -44,6 +46,47 @@ def test_a_failed_write_leaves_what_was_there(
         storage.write(str(target), b"new")
     assert [path.name for path in tmp_path.iterdir()] == (["file"] if before else [])
     assert before is None or target.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError("Access Denied"), "Access Denied"),  # s3fs says no number
+        (
+            EndpointConnectionError(endpoint_url="http://s3"),
+            'Could not connect to the endpoint URL: "',
+        ),
+    ],
+)
+def test_what_refuses_to_write_is_one_error(raised: Exception, reason: str) -> None:
+    """One sentence, also after a way through a pickle, and an OSError like any."""
+    with pytest.raises(WriteError) as caught, storage.writing("s3://b/k"):
+        raise raised
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert str(error).startswith(f"s3://b/k: cannot be written ({reason}")
+    assert str(error).endswith("); what was there is kept")
+    assert isinstance(error, OSError)
+    assert (error.exit_code, error.filename) == (1, "s3://b/k")
+    with pytest.raises(KeyError), storage.writing("s3://b/k"):
+        raise KeyError  # a mistake of ours stays one
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_a_new_folder_appears_whole(tmp_path: Path, there: bool) -> None:
+    target = tmp_path / "a" / "b"
+    if there:
+        target.mkdir(parents=True)
+    with storage.new_folder(str(target)) as folder:
+        storage.write(f"{folder}/c/d", b"x")
+        assert (target / "c" / "d").exists() == there
+    assert (target / "c" / "d").read_bytes() == b"x"
+    with pytest.raises(WriteError) as caught, storage.new_folder(f"{tmp_path}/a/e") as folder:
+        storage.write(f"{folder}/{'c' * 300}", b"x")
+    assert str(caught.value) == (
+        f"{tmp_path}/a/e: cannot be written (File name too long); what was there is kept"
+    )
+    assert storage.names(str(tmp_path / "a")) == ["b"]
 
 
 def test_the_bytes_are_durable_before_the_name_is(

@@ -626,6 +626,25 @@ def test_a_fresh_sweep_keeps_the_trials_of_before_until_it_has_its_own(
     assert (there("before"), there("trials")) == ([], ["d"])
 
 
+def test_a_full_disk_of_a_process_that_scores_comes_back_as_such(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As words: the row that says so crosses from one process to another."""
+    shards(place / "rows")
+    manifest, _ = scan(str(place / "rows"))
+    options = Options(("score",), (), 0.5, "error", "m", "1", "d")
+    work, loaded = parts.items(manifest, 48), artifact.load(str(place / "model"))
+    scorer = batch._Scorer(loaded, options, work, str(place / "out"), gpu=False)
+    with failing(3, refuse(errno.ENOSPC)):
+        (words,) = scorer({"index": [0]})["unwritten"]
+    part = place / "out" / work[0].name(options.key)
+    assert str(WriteError(*json.loads(words))) == (
+        f"{part}: cannot be written (No space left on device); what was there is kept"
+    )
+    assert scorer({"index": [0]})["unwritten"] == [""]
+    assert part.exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ECONNREFUSED])
 def test_what_a_disk_says_is_not_mlflows_fault(number: int, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
