@@ -152,15 +152,11 @@ class Predictor:
 
         def forward(tile: Tensor) -> Iterable[Tensor]:
             errors = [squared_error(member(tile)) for member in self.members]
-            yield self._combined(errors)
+            yield combined(scores(errors), self.combine)
 
         score: NDArray[np.float64]
         (score,) = self.map_tiles(rows, forward)
-        return score
-
-    def _combined(self, errors: list[Tensor]) -> Tensor:
-        """The scores (B,) of errors (B, F); infinite, which is above every threshold, where they overflow."""
-        return combined(scores(errors), self.combine).nan_to_num(torch.inf, torch.inf)
+        return _ordered(score)
 
     def score(
         self,
@@ -178,7 +174,7 @@ class Predictor:
             lead, *others = (member(tile) for member in self.members)
             errors = [squared_error(result) for result in (lead, *others)]
             yield lead.code_BK
-            yield self._combined(errors)
+            yield combined(scores(errors), self.combine)
             yield (errors[0] @ ratio_F1)[:, 0]
             if reconstruction:
                 yield self.raw(lead.output_BF)
@@ -187,6 +183,7 @@ class Predictor:
 
         exact = self._rows(rows)
         code, score, range_mse, *more = self._tiles(exact, forward)
+        score = _ordered(score)
         limit = self.threshold if threshold is None else threshold
         return Scores(
             code=code,
@@ -261,6 +258,11 @@ class Predictor:
             outputs = forward(_tile(every[start : start + TILE]).to(self.device))
             parts.append([output[:count].cpu().numpy() for output in outputs])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _ordered(score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores (B,) of which those whose errors overflowed are infinite, which is above every threshold."""
+    return np.where(np.isnan(score), np.inf, score)
 
 
 def _tile(rows: Tensor) -> Tensor:

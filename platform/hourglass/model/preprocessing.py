@@ -170,7 +170,9 @@ class Preprocessing(nn.Module):
     mean_F: Tensor
     span_C: Tensor
     mean_C: Tensor
-    narrow_3F: Tensor
+    near_shift_F: Tensor
+    near_rest_F: Tensor
+    near_scale_F: Tensor
 
     def __init__(self, columns: int, kept: int) -> None:
         super().__init__()
@@ -183,7 +185,8 @@ class Preprocessing(nn.Module):
             self.register_buffer(name, torch.zeros(kept))
         for name in ("span_C", "mean_C"):
             self.register_buffer(name, torch.zeros(columns, dtype=torch.float64))
-        self.register_buffer("narrow_3F", torch.zeros(3, kept), persistent=False)
+        for name in ("near_shift_F", "near_rest_F", "near_scale_F"):  # of float32 and byte columns
+            self.register_buffer(name, torch.zeros(kept), persistent=False)
         self._wide = self._rest = self._rounded = False
         self.register_load_state_dict_post_hook(_derived)  # type: ignore[no-untyped-call]
 
@@ -221,9 +224,10 @@ class Preprocessing(nn.Module):
 
     def derive(self) -> None:
         """Derive from the buffers what every pass needs of them; called whenever they change."""
-        shift_F = self.shift_F.float()
-        rest_F = (self.shift_F - shift_F) + self.rest_F
-        self.narrow_3F.copy_(torch.stack([shift_F.double(), rest_F, self.scale_F]))
+        self.near_shift_F.copy_(self.shift_F)
+        rest_F = (self.shift_F - self.near_shift_F) + self.rest_F
+        self.near_rest_F.copy_(rest_F)
+        self.near_scale_F.copy_(self.scale_F)
         # float32 holds a spread's square and its reciprocal in this range; beyond it, float64 works.
         extreme = (self.scale_F < SMALL) | (self.scale_F > LARGE) | (self.shift_F.abs() > LARGE)
         self._wide = bool(extreme.any())
@@ -236,7 +240,7 @@ class Preprocessing(nn.Module):
         if self._wide or rows.dtype == torch.float64:
             shift_F, rest_F, scale_F = self.shift_F, self.rest_F, self.scale_F
         else:
-            shift_F, rest_F, scale_F = self.narrow_3F.unbind()
+            shift_F, rest_F, scale_F = self.near_shift_F, self.near_rest_F, self.near_scale_F
         x = rows.to(shift_F.dtype)
         far = x - shift_F if x is rows else x.sub_(shift_F)
         if self._rest:
