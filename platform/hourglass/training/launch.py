@@ -19,13 +19,13 @@ from hourglass.data import reading
 from hourglass.data.manifest import Manifest, describe, locate
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import Census, Rows
-from hourglass.errors import ClusterError, DataError, SpecError, TrainingError
+from hourglass.errors import ClusterError, DataError, HourglassError, SpecError, TrainingError
 from hourglass.model.preprocessing import counts_levels
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.tracking import locks
 from hourglass.training import provenance
-from hourglass.training.board import Listener, Listening
+from hourglass.training.board import Listener, Listening, error_of
 from hourglass.training.build import fit_preprocessing, require_values, require_width
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.complete import CHECKPOINTS, FRESH, Run
@@ -178,7 +178,8 @@ def distribute(
         if reserved:
             reserved(group)
 
-    with _freed(groups), Listening(listener, hear) as line:
+    listening = Listening(listener, hear)
+    with _freed(groups), listening as line:
         task = Task(
             run=run,
             rows=measured.rows,
@@ -190,7 +191,7 @@ def distribute(
         )
         for number in range(1, run.job.train.seeds + 1):
             run.checkpoints.of(number).check()
-        _fit(task, room)
+        _fit(task, room, listening)
 
 
 @contextmanager
@@ -208,7 +209,7 @@ def free(groups: Iterable[str]) -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
-def _fit(task: Task, room: Room) -> None:
+def _fit(task: Task, room: Room, listening: Listening) -> None:
     """Run the workers to their end; Ray Train's own files are gone after it."""
     folder = storage.join(task.run.uri, "ray")
     scaling = ray.train.ScalingConfig(
@@ -230,12 +231,12 @@ def _fit(task: Task, room: Room) -> None:
     )
     lost: Exception | None = None
     try:
-        trainer.fit()
+        listening.hear(trainer.fit().return_value or ())
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         lost = error
     finally:
         storage.remove(folder)
-    failure = task.line.failure()
+    failure = listening.failure or (lost and _told(lost))
     if failure:
         raise failure from None
     if lost:
@@ -244,17 +245,27 @@ def _fit(task: Task, room: Room) -> None:
         ) from lost
 
 
+def _told(lost: Exception) -> HourglassError | None:
+    """The error of ours that a worker raised, of which Ray Train has the traceback in words."""
+    for error in (getattr(lost, "worker_failures", None) or {}).values():
+        kind, _, words = _last_line(error).partition(": ")
+        package, _, name = kind.rpartition(".")
+        if package == HourglassError.__module__:
+            return error_of((name, words))
+    return None
+
+
 def _cause(lost: Exception) -> str:
     if isinstance(lost, ray.exceptions.RayActorError):
         return "the process of Ray Train's controller was lost; out of memory?"
     failures = getattr(lost, "worker_failures", None) or {}
-    causes = [f"worker {rank}: {_last_line(error)}" for rank, error in failures.items()]
-    return f"{'; '.join(causes) or _last_line(lost)}."
+    causes = [f"worker {rank}: {_last_line(error)[:300]}" for rank, error in failures.items()]
+    return f"{'; '.join(causes) or _last_line(lost)[:300]}."
 
 
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return lines[-1] if lines else type(error).__name__
 
 
 def _finished(job: TrainJob, uri: str, data: str) -> Outcome:

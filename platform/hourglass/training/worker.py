@@ -13,7 +13,7 @@ import torch
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.reading import Census, Rows, fetch, settle, stream_features
 from hourglass.errors import HourglassError, TrainingError
-from hourglass.training.board import RESERVED, Line
+from hourglass.training.board import RESERVED, Line, Message
 from hourglass.training.collective import Alone, Peers, Together
 from hourglass.training.complete import Run, complete
 
@@ -31,16 +31,16 @@ class Task:
     line: Line
 
 
-def train_worker(config: dict[str, Task]) -> None:
-    """Train as one of the workers.
+def train_worker(config: dict[str, Task]) -> list[Message]:
+    """Train as one of the workers; returns what the listener has not heard of.
 
-    An error of ours goes to the board, and a restart that finds one there ends at once. A
+    An error of ours goes to the board, and a restart that hears of one ends at once. A
     TrainingError comes to all workers at the same step, so all return; another error may be this
     worker's alone while the others wait for it, so it is raised and Ray ends them.
     """
     task = config["task"]
     if task.line.failure():
-        return
+        return []
     try:
         _run(task)
     except TrainingError as error:
@@ -49,7 +49,7 @@ def train_worker(config: dict[str, Task]) -> None:
         task.line.fail(error)
         if task.run.job.scale.workers > 1:
             raise
-    task.line.failure()
+    return task.line.kept()
 
 
 def _run(task: Task) -> None:
