@@ -1,7 +1,9 @@
 """Training on a real cluster of two CPUs: it ends, with the bits that were promised, or says why."""
 
+import asyncio
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.tracking import mlflow
 from hourglass.training import launch
-from hourglass.training.board import KINDS, Listening
+from hourglass.training.board import KINDS, Board, Listening
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.launch import Outcome
 
@@ -324,6 +326,151 @@ def test_an_error_comes_to_the_caller_as_what_it_is(home: Path, kind: type[Hourg
         line.fail(TrainingError("a later one"))
         found = line.failure()
     assert (type(found), str(found)) == (kind, "words")
+
+
+def kill_the_board() -> None:
+    """kill -9 of the board, which Ray then starts anew."""
+    (killed,) = processes("ray::Board")
+    psutil.Process(killed).kill()
+
+
+def test_words_on_a_board_that_is_killed_are_heard_once_and_in_order(home: Path) -> None:
+    heard = Heard()
+    listening = Listening(heard)
+    with listening as line:
+        assert line.failure() is None  # the board is up
+        with listening._hearing:  # nothing is taken from it any more
+            for epoch in range(1, 6):
+                line.tell("epoch", {"epoch": epoch})
+            line.tell("note", "between")
+            time.sleep(0.5)
+            kill_the_board()
+            line.tell("note", "while it is down")
+        assert line.kept() == []
+    assert [record["epoch"] for record in heard.records] == [1, 2, 3, 4, 5]
+    assert heard.notes == ["between", "while it is down"]
+
+
+def test_a_board_that_does_not_wait_for_the_listener_loses_words(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: what the test above would see."""
+
+    class Forgetful(Board.__ray_metadata__.modified_class):  # type: ignore[name-defined,misc]
+        async def post(self, message: Any) -> None:
+            self.kept = asyncio.ensure_future(super().post(message))
+
+    Forgetful.__name__ = "Board"
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Forgetful)
+    monkeypatch.setattr("hourglass.training.board.Board", actor)
+    heard = Heard()
+    listening = Listening(heard)
+    with listening as line:
+        line.failure()
+        with listening._hearing:
+            line.tell("note", "taken by the listener, which waits")
+            time.sleep(0.5)
+            line.tell("note", "lost")
+            time.sleep(0.5)
+            kill_the_board()
+        line.failure()
+    assert "lost" not in heard.notes
+
+
+def test_words_without_a_board_are_what_a_worker_returns(home: Path) -> None:
+    """An error among them is that of the run."""
+    heard = Heard()
+    listening = Listening(heard)
+    with listening as line:
+        line.tell("note", "first")
+        assert line.kept() == []
+        ray.kill(listening._board)
+        line.tell("note", "second")
+        line.fail(TrainingError("stopped at step 7"))
+        kept = line.kept()
+        assert [(kind, payload) for _, kind, payload in kept] == [
+            ("note", "second"),
+            ("failed", ("TrainingError", "stopped at step 7")),
+        ]
+        listening.hear(kept)
+        listening.hear(kept)
+        assert str(listening.failure) == "stopped at step 7"
+    assert heard.notes == ["first", "second"]
+
+
+def test_the_board_is_where_the_listener_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nowhere else: no other machine that is lost takes it away."""
+    asked: list[Any] = []
+
+    class Asked:
+        @staticmethod
+        def options(**how: Any) -> Any:
+            asked.append(how["scheduling_strategy"])
+            return Board.options(**how)
+
+    monkeypatch.setattr("hourglass.training.board.Board", Asked)
+    with Listening(Heard()) as line:
+        assert line.failure() is None
+    (place,) = asked
+    assert (place.node_id, place.soft) == (ray.get_runtime_context().get_node_id(), False)
+
+
+def test_an_error_of_the_listener_costs_no_word_and_is_raised_in_the_end(home: Path) -> None:
+    class Full(Heard):
+        def epoch(self, record: dict[str, float]) -> None:
+            super().epoch(record)
+            if record["epoch"] == 1:
+                raise OSError("no space left")
+
+    def told(heard: Full) -> None:
+        with Listening(heard) as line:
+            for epoch in (1, 2, 3):
+                line.tell("epoch", {"epoch": epoch})
+
+    heard = Full()
+    with pytest.raises(OSError, match="no space left"):
+        told(heard)
+    assert [record["epoch"] for record in heard.records] == [1, 2, 3]
+
+
+def test_a_stop_told_while_the_board_is_down_ends_the_run_with_its_sentence(
+    home: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate climbs until the loss is NaN; MLflow has every epoch before that."""
+    made = job(
+        shards,
+        1,
+        model={"network": {"kind": "dense", "widths": [6, 3], "activation": "linear"}},
+        epochs=60,
+        optimizer={"kind": "sgd", "lr": 20.0},
+        schedule={"kind": "constant", "warmup_steps": 400},
+    )
+    heard: list[float] = []
+
+    def epoch(self: Any, record: dict[str, float]) -> None:
+        heard.append(record["epoch"])
+        if record["epoch"] == 3:
+            kill_the_board()
+
+    monkeypatch.setattr(run.TrainProgress, "epoch", epoch)
+    settings = Settings(home=home / "down")
+    with pytest.raises(TrainingError) as stopped:
+        run.train(made, settings)
+    words = re.fullmatch(
+        r"stopped at step \d+ \(epoch (\d+)\): worker \d: .* is NaN or infinite\. The last "
+        r"checkpoint is kept; lower the learning rate or look at the rows",
+        str(stopped.value),
+    )
+    assert words
+    whole = list(range(1, int(words[1])))
+    assert len(whole) > 5
+    assert heard == whole
+    client = mlflow.client(settings)
+    (experiment,) = client.search_experiments(filter_string="name = 'hourglass'")
+    (recorded,) = client.search_runs([experiment.experiment_id])
+    assert recorded.info.status == "FAILED"
+    told = client.get_metric_history(recorded.info.run_id, "loss")
+    assert sorted(metric.step for metric in told) == whole
 
 
 class Unlinking(Heard):
