@@ -1,6 +1,7 @@
 """The command line: exit codes, one-line errors, and a `--help` that imports nothing heavy."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from hourglass import __version__, cli
 from hourglass.errors import DataError, HourglassError, SpecError, TrainingError, WriteError
+from hourglass.process import Terminated
 
 HEAVY = ("torch", "ray", "mlflow", "pyarrow", "pandas", "numpy", "sklearn", "fastapi", "fsspec")
 PROBE = f"""
@@ -111,3 +113,45 @@ def test_errors_are_sentences_with_an_exit_code(
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HourglassError, match="no column"):
         planted(monkeypatch, DataError("no column"), "--debug", "check")
+
+
+INTERRUPTED = [
+    (KeyboardInterrupt, ["train", "job.yaml"], 130, "interrupted; the same command resumes\n"),
+    (KeyboardInterrupt, ["tune", "job.yaml"], 130, "interrupted; the same command resumes\n"),
+    (Terminated, ["score", "job.yaml"], 143, "interrupted; the same command resumes\n"),
+    (
+        KeyboardInterrupt,
+        ["train", "--fresh", "job.yaml"],
+        130,
+        "interrupted; the same command without --fresh resumes\n",
+    ),
+    (KeyboardInterrupt, ["check", "job.yaml"], 130, "interrupted\n"),
+    (KeyboardInterrupt, ["cluster", "status"], 130, "interrupted\n"),
+]
+
+
+@pytest.mark.parametrize(("stop", "command", "code", "line"), INTERRUPTED)
+def test_an_interrupted_command_says_what_becomes_of_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    stop: type[BaseException],
+    command: list[str],
+    code: int,
+    line: str,
+) -> None:
+    """And later signals do not change its exit code."""
+
+    def interrupt(*_: Any) -> Any:
+        raise stop
+
+    handled: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handled.__setitem__)
+    monkeypatch.setattr("hourglass.job_files.load", interrupt)
+    monkeypatch.setattr("hourglass.job_files.load_kind", interrupt)
+    monkeypatch.setattr("hourglass.cluster.start.find", interrupt)
+    monkeypatch.setattr(sys, "argv", ["hourglass", *command])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+    assert capsys.readouterr() == ("", line)
+    assert handled == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}

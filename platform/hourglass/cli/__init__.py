@@ -1,15 +1,18 @@
 """The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
 
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hourglass import __version__
 from hourglass.cli import cluster, data, models, report, runs, serve, sweeps, tasks
 from hourglass.errors import HourglassError
+from hourglass.process import Terminated, raise_on_sigterm
 
 
 def _version(value: bool) -> None:
@@ -27,8 +30,31 @@ def options(
     """Distributed autoencoders: Parquet shards in, registered models and scores out."""
 
 
+RESUMED = ("train", "tune", "score")
+"""Commands that go on where they were stopped when they are given again."""
+
+
+class Commands(TyperGroup):
+    """Runs one of them; when it is interrupted, its last line says what becomes of the work."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Typer's, which makes of Ctrl-C an exit code alone, or other words in other versions."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            resumes = ctx.invoked_subcommand in RESUMED
+            without = " without --fresh" if "--fresh" in sys.argv else ""
+            then = f"; the same command{without} resumes" if resumes else ""
+            typer.echo(f"interrupted{then}", err=True)
+            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+            for late in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(late, signal.SIG_IGN)  # there is nothing left to interrupt
+            raise typer.Exit(128 + number) from None
+
+
 app = typer.Typer(
     name="hourglass",
+    cls=Commands,
     callback=options,
     no_args_is_help=True,
     add_completion=False,
@@ -95,7 +121,8 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def main() -> None:
-    """Run the command line: exit 2 on what the user can mend, 1 on failures, 0 otherwise."""
+    """Run the command line: exit 2 on what the user can mend, 1 on failures, 128 + N for a signal."""
+    raise_on_sigterm()
     warnings.showwarning = _warn
     try:
         app()

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from hourglass.cluster import tokens
 from hourglass.cluster.probe import LOOPBACK, check_head, is_loopback
 from hourglass.errors import ClusterError
+from hourglass.process import deferred
 from hourglass.settings import Settings
 
 # Defaults, not orders: a variable that is already set in the environment wins.
@@ -31,6 +33,8 @@ _DEFAULTS = {
 # interfaces, unless clusters of several machines are switched off, as they are on macOS.
 _MANY_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+# What the head tells every driver of a machine, beside the last lines of its log and guesses.
+_LOST = re.compile(r"The node with node id: \S+ and address: (\S+) .*has been marked dead")
 # Sockets are named <temp dir>/r/session_<date>_<time>_<pid>/sockets/plasma_store; the system allows
 # 107 bytes for all of it.
 _TEMP_DIR_LIMIT = 107 - len("/r/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
@@ -61,10 +65,15 @@ def connect(
     opened = not ray.is_initialized()
     if opened:
         refresh_ray()
-        if address is None:
-            _start(settings, cpus)
-        else:
-            _join(address)
+        try:
+            with deferred():  # Ray, cut short here, crashes; and it installs handlers of its own
+                if address is None:
+                    _start(settings, cpus)
+                else:
+                    _join(address)
+        except BaseException:
+            _shut_down()
+            raise
     reading.settle()
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -81,15 +90,17 @@ def connection(
     settings: Settings | None = None,
     ray_logs: bool = False,
 ) -> Iterator[None]:
-    """`connect` for the length of a block; leaves a connection alone that was there before."""
+    """`connect` for the length of a block; leaves a connection alone that was there before.
+
+    Its end is not cut short by a second Ctrl-C: with it goes the cluster of our own, or what is ours on
+    another: actors, tasks and placement groups.
+    """
     opened = connect(address, cpus=cpus, settings=settings, ray_logs=ray_logs)
     try:
         yield
     finally:
         if opened:
-            import ray
-
-            ray.shutdown()
+            _shut_down()
 
 
 def ray_environment(
@@ -162,6 +173,13 @@ def temp_dir(settings: Settings) -> Path:
     return tokens.private_folder(path) / "r"
 
 
+def _shut_down() -> None:
+    import ray
+
+    with deferred():
+        ray.shutdown()
+
+
 def _start(settings: Settings, cpus: int | None) -> None:
     """Start a cluster on this machine that ends with this process. Raises ClusterError."""
     import ray
@@ -177,7 +195,6 @@ def _start(settings: Settings, cpus: int | None) -> None:
             _temp_dir=str(folder),
         )
     except Exception as error:
-        ray.shutdown()
         raise ClusterError(
             f"Ray did not start on this machine: {_sentence(error)}; its logs are below "
             f"{folder}/session_latest/logs"
@@ -193,7 +210,6 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.WARNING)
     except Exception as error:
-        ray.shutdown()
         raise ClusterError(
             f"address {address}: {_sentence(error)}; connect from a machine of the cluster, or "
             "send the job there with `hourglass submit FILE --address URL`"
@@ -209,13 +225,23 @@ def _sentence(error: Exception) -> str:
 def _plain_worker_lines() -> None:
     """Print what workers write to stdout as it is; their stderr stays in the session's log files.
 
-    Ray's own processes talk on stderr, and errors of ours reach the driver as exceptions.
+    Ray's own processes talk on stderr, and errors of ours reach the driver as exceptions. Of what Ray's
+    head tells every driver, a lost machine is told in a sentence, without the last lines of its log.
     """
+    from ray._private import worker
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
     for name in ("ray_print_logs", "hourglass_lines"):
         dispatcher.remove_handler(name)
     dispatcher.add_handler("hourglass_lines", _print_lines)
+    worker.print_to_stdstream = _print_loss
+
+
+def _print_loss(said: dict[str, Any], **_: Any) -> None:
+    """Print which machine was lost, if that is what the head said."""
+    lost = _LOST.match("\n".join(said["lines"]))
+    if lost:
+        print(f"lost machine {lost[1]} of the cluster; what ran on it starts anew", flush=True)
 
 
 def _print_lines(batch: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -16,6 +17,7 @@ from hourglass.cluster import tokens
 from hourglass.cluster.connect import ray_environment, temp_dir
 from hourglass.cluster.probe import LOOPBACK, check_dashboard
 from hourglass.errors import ClusterError
+from hourglass.process import deferred
 from hourglass.settings import Settings
 from hourglass.strict import Strict
 
@@ -85,19 +87,22 @@ def start(
     command += [f"--dashboard-agent-listen-port={_free_port()}"]
     command += [f"--num-cpus={cpus}"] if cpus is not None else []
     command += [f"--num-gpus={gpus}"] if gpus is not None else []
-    daemons = _launch(command, environment, folder.parent / "start.log")
     head = Head(
         address=f"{LOOPBACK}:{port}",
         dashboard=f"http://{LOOPBACK}:{dashboard_port}",
         secure=not insecure,
-        daemons=daemons,
+        daemons=(),
     )
-    storage.write(str(_record(settings)), head.model_dump_json(indent=1).encode())
-    _record(settings).chmod(0o600)  # `stop` ends the processes that it names
+    leader = _open_session(command, environment, folder.parent / "start.log")
     try:
+        head = head.model_copy(update={"daemons": _launched(leader, folder.parent / "start.log")})
+        storage.write(str(_record(settings)), head.model_dump_json(indent=1).encode())
+        _record(settings).chmod(0o600)  # `stop` ends the processes that it names
         _await_dashboard(head, environment, folder)
-    except BaseException:
-        stop(settings)
+    except BaseException:  # Ctrl-C as well: what is not recorded nobody would end
+        with deferred():
+            _end(_session(leader.pid))
+            _record(settings).unlink(missing_ok=True)
         raise
     return head
 
@@ -112,16 +117,21 @@ def stop(settings: Settings) -> Head | None:
     for process in roots:
         with contextlib.suppress(psutil.NoSuchProcess):
             family.update(process.children(recursive=True))
+    _end(family)
+    _record(settings).unlink(missing_ok=True)
+    return head
+
+
+def _end(family: Collection[psutil.Process]) -> None:
+    """End processes, by force if they take too long."""
     for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended
             process.terminate()
     _, alive = psutil.wait_procs(family, timeout=STOP_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=STOP_S)
-    _record(settings).unlink(missing_ok=True)
-    return head
 
 
 def find(settings: Settings) -> Head | None:
@@ -168,10 +178,12 @@ def _environment(settings: Settings, insecure: bool) -> dict[str, str]:
     return environment
 
 
-def _launch(command: list[str], environment: dict[str, str], log: Path) -> tuple[Daemon, ...]:
-    """Run `ray start` in a session of its own; the daemons it left there. Raises ClusterError."""
+def _open_session(
+    command: list[str], environment: dict[str, str], log: Path
+) -> "subprocess.Popen[bytes]":
+    """Run `ray start` in a session of its own."""
     with open(log, "wb") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             env=environment,
             cwd=log.parent,
@@ -180,14 +192,16 @@ def _launch(command: list[str], environment: dict[str, str], log: Path) -> tuple
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        try:
-            status = process.wait(timeout=START_S)
-        except subprocess.TimeoutExpired:
-            status = -1
-    members = _session(process.pid)
+
+
+def _launched(leader: "subprocess.Popen[bytes]", log: Path) -> tuple[Daemon, ...]:
+    """The daemons that `ray start` left in its session. Raises ClusterError."""
+    try:
+        status = leader.wait(timeout=START_S)
+    except subprocess.TimeoutExpired:
+        status = -1
+    members = _session(leader.pid)
     if status != 0:
-        for member in members:
-            member.kill()
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         last = lines[-1].strip() if lines else "no output"
         raise ClusterError(f"Ray did not start: {last}; the rest is in {log}")

@@ -14,6 +14,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions
 
 from hourglass.errors import ClusterError
+from hourglass.process import deferred
 from hourglass.serving.app import build
 from hourglass.serving.schemas import ServeFile
 from hourglass.settings import Settings
@@ -47,7 +48,8 @@ def deployed(file: ServeFile, settings: Settings) -> Iterator[str]:
             raise ClusterError(f"the endpoints did not start: {_last_line(error)}") from error
         yield file.url
     finally:
-        _stop()
+        with deferred():  # endpoints on a cluster of others would go on without us
+            _stop()
 
 
 def _stop() -> None:

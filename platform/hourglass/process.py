@@ -1,0 +1,73 @@
+"""This process: the signals that end it, and what native code writes to its standard error."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, from a supervisor or the stop of a job."""
+
+
+def raise_on_sigterm() -> None:
+    """From now on SIGTERM ends this process as Ctrl-C does, with all its cleanups."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """For a block that must not be cut short: what a signal raises is raised at its end.
+
+    Handlers are then those of before, whatever the block installed; only where nobody had one (SIGTERM
+    in a program that uses us) that of the block stays.
+    """
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other one may set handlers
+        found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in found.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    except SystemExit:  # what Ray makes of SIGTERM while it starts
+        if signal.SIGTERM not in before:
+            raise
+        came.append(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def native_stderr_aside() -> Iterator[None]:
+    """Keep off the screen what native code says on stderr, and on it what Python says there.
+
+    Ray's C++ part writes errors to its log file and again to our stderr, of what it then mends itself.
+    """
+    shown = sys.stderr
+    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    plain = shown is sys.__stderr__
+    if plain:
+        shown.flush()
+        sys.stderr = os.fdopen(os.dup(screen), "w", buffering=1)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        if sys.stderr is not shown:
+            sys.stderr.close()
+            sys.stderr = shown
+        os.close(screen)
+        os.close(nowhere)
