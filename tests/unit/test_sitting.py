@@ -105,6 +105,7 @@ def test_lost_trials_go_on_together_as_often_as_the_base_allows(tmp_path: Path) 
         assert sitting.next() is None  # the others may still need something
         sitting.lost(names)
         assert sitting.next() == every
+    assert heard.notes == ["the process of 3 trials was lost; they go on in another"] * 2
     sitting.lost(names)
     assert [(entry.trial, entry.reason) for entry in heard.endings] == [
         (name, "its process was lost 3 times; out of memory?") for name in names

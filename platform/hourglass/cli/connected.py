@@ -1,5 +1,6 @@
 """What commands that need a cluster share."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +14,11 @@ def connected(settings: "Settings") -> Iterator[None]:
     """A connection to Ray for the length of a block; a terminal says what it waits for meanwhile."""
     from rich.console import Console
 
+    from hourglass.process import native_stderr_aside
+
     with ExitStack() as stack:
+        if "--debug" not in sys.argv:
+            stack.enter_context(native_stderr_aside())
         with Console(stderr=True).status("starting Ray, or connecting to it"):
             from hourglass import run  # noqa: F401  # PyTorch and the rest take seconds too
             from hourglass.cluster.connect import connection

@@ -6,10 +6,9 @@ border and a part is written by one writer. The output is there once `_COMMIT.js
 
 import json
 import os
-import sys
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -29,6 +28,7 @@ from hourglass.errors import ClusterError, DataError, WriteError
 from hourglass.inference import parts
 from hourglass.inference.parts import Item, Options, Tally
 from hourglass.inference.predictor import Predictor
+from hourglass.process import native_stderr_aside
 from hourglass.spec import ScoreJob
 from hourglass.tracking import locks
 
@@ -213,7 +213,7 @@ def _pool(
     try:
         # Closed now and not when forgotten: after a shutdown that would start Ray anew.
         with threads_ended(), closing(iter(dataset.iter_rows())) as results:
-            with _native_stderr_aside():  # until the pool has started
+            with native_stderr_aside():  # Ray calls the start of every pool an error
                 head = list(islice(results, 1))
             for row in chain(head, results):
                 if row["unwritten"]:
@@ -227,29 +227,6 @@ def _pool(
             f"scoring failed: {cause.strip().splitlines()[-1]}. What was written is kept; the same "
             "command finishes it"
         ) from error
-
-
-@contextmanager
-def _native_stderr_aside() -> Iterator[None]:
-    """Ray's C++ part writes errors to its log file and again to our stderr, and it calls every pool
-    of Ray Data an error: keep these copies off the screen, and what Python says on it.
-    """
-    shown = sys.stderr
-    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    plain = shown is sys.__stderr__
-    if plain:
-        shown.flush()
-        sys.stderr = os.fdopen(os.dup(screen), "w", buffering=1)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(screen, 2)
-        if sys.stderr is not shown:
-            sys.stderr.close()
-            sys.stderr = shown
-        os.close(screen)
-        os.close(nowhere)
 
 
 class _Scorer:

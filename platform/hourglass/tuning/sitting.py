@@ -163,6 +163,11 @@ class Sitting:
         times = self._losses[names[0]]
         if times <= self._sweep.job.scale.max_failures:
             self._queue.insert(0, [self._point(name) for name in names])
+            count = len(names)
+            lost = (
+                "a trial was lost; it goes" if count == 1 else f"{count} trials was lost; they go"
+            )
+            self._listener.note(f"the process of {lost} on in another")
             return
         for name in names:
             self.finished(name, f"its process was lost {times} times; out of memory?")

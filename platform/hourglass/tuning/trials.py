@@ -124,6 +124,8 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         os.environ.setdefault(variable, value)
     # It misses the metrics' files, whose writers we have just switched off.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the desk hears what they print
     trainable = tune.with_parameters(
         train_trials,
         any_run=placed.measured.run(sweep.job, folder),
