@@ -172,6 +172,7 @@ async def _print_log(client: Any, job: str) -> None:
             return
         except (RuntimeError, OSError, ClientError):
             if info(client, job).status in _ENDED:
+                print(client.get_job_logs(job)[printed:], end="", flush=True)
                 return
             await asyncio.sleep(1.0)
 
