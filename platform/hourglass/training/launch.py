@@ -321,6 +321,6 @@ def _git_commit() -> str | None:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
         )
-    except OSError:
+    except (OSError, subprocess.SubprocessError):  # no git, or it takes too long: not known
         return None
     return done.stdout.strip() or None

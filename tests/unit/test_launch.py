@@ -1,0 +1,46 @@
+"""What launching a run makes of what it finds around it."""
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from hourglass.errors import DataError, TrainingError
+from hourglass.training import launch
+
+TRACE = "Traceback (most recent call last):\n  File ...\n"
+
+
+class Lost(Exception):
+    """As Ray Train raises it: of each worker that failed, the traceback in words."""
+
+    def __init__(self, **failures: str) -> None:
+        self.worker_failures = {rank: Exception(TRACE + words) for rank, words in failures.items()}
+
+
+def test_an_error_of_ours_that_a_worker_raised_is_the_error_of_the_run() -> None:
+    found = launch._told(
+        Lost(a="ValueError: other", b="hourglass.errors.DataError: s.parquet: gone")
+    )
+    assert (type(found), str(found)) == (DataError, "s.parquet: gone")
+    found = launch._told(Lost(a="hourglass.errors.TrainingError: stopped at step 7: x is NaN"))
+    assert (type(found), str(found)) == (TrainingError, "stopped at step 7: x is NaN")
+
+
+@pytest.mark.parametrize("words", ["ValueError: no", "other.errors.DataError: no", "killed"])
+def test_other_errors_are_told_with_their_worker(words: str) -> None:
+    lost = Lost(a=words)
+    assert launch._told(lost) is None
+    assert launch._cause(lost) == f"worker a: {words}."
+    assert launch._told(RuntimeError("no workers")) is None
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 5)])
+def test_a_run_without_an_answer_of_git_has_no_commit(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    assert launch._git_commit() is None
