@@ -173,7 +173,7 @@ def irregular(path: str) -> str | None:
     try:
         status = os.lstat(path.removeprefix("file://"))
     except OSError:
-        return None
+        return None  # who reads it says why it cannot be read
     if stat.S_ISLNK(status.st_mode):
         return "is a symbolic link"
     if not stat.S_ISREG(status.st_mode):

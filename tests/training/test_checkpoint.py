@@ -297,6 +297,24 @@ def test_without_the_order_of_writes_a_kill_loses_the_checkpoint(
     assert told[0].endswith("cannot be read (No such file or directory)")
 
 
+def test_what_cannot_be_removed_waits_for_the_next_commit(
+    saved: Checkpoints, trained: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs no training and no checkpoint, only room."""
+
+    def refuse(uri: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", refuse)
+        for step in (1, 2, 3, 4):
+            saved.save(at(trained, step))
+        assert [int(name.partition(".")[0]) for name in saved.committed()] == [1, 2, 3, 4]
+        assert newest_step(saved) == (4, [])
+    saved.save(at(trained, 5))
+    assert [int(name.partition(".")[0]) for name in saved.committed()] == [4, 5]
+
+
 def full_disk(monkeypatch: pytest.MonkeyPatch, fail_at: int, number: int) -> None:
     """The `fail_at`-th flush of a file to disk fails."""
     calls, fsync = [0], os.fsync

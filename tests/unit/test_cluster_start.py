@@ -1,12 +1,18 @@
 """Which processes are the head's: told by pid and start, whatever happens to the clock."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from hourglass.cluster import start
 from hourglass.cluster.start import Daemon
+from hourglass.settings import Settings
 
 
 def test_a_daemon_is_found_again_when_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +32,35 @@ def test_another_process_with_the_pid_is_not_the_daemon() -> None:
     earlier = Daemon(pid=os.getpid(), started=start._since_boot(me) - 5.0, name=me.name())
     assert start._process(earlier) is None
     assert start._process(Daemon(pid=2**22 + 1, started=0.0, name="gone")) is None
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("where", ["_launched", "_await_dashboard"])
+def test_a_head_that_does_not_come_to_be_leaves_no_process_and_no_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, stop: BaseException
+) -> None:
+    """Ctrl-C while it starts or comes up, or a full disk: nobody would find what is not recorded."""
+    started: list[subprocess.Popen[bytes]] = []
+    launches = "import subprocess, time; subprocess.Popen(['sleep', '300']); time.sleep(300)"
+
+    def open_session(*_: Any) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen([sys.executable, "-c", launches], start_new_session=True)
+        started.append(process)
+        while len(start._session(process.pid)) < 2:
+            time.sleep(0.01)
+        return process
+
+    def fail(*_: Any) -> Any:
+        raise stop
+
+    (tmp_path / "r").mkdir()
+    monkeypatch.setattr(start, "temp_dir", lambda _: tmp_path / "r" / "r")
+    monkeypatch.setattr(start, "_open_session", open_session)
+    monkeypatch.setattr(start, "_launched", lambda *_: ())
+    monkeypatch.setattr(start, where, fail)
+    settings = Settings(home=tmp_path / "home")
+    with pytest.raises(type(stop)):
+        start.start(settings, port=start._free_port(), dashboard_port=start._free_port())
+    started[0].wait()
+    assert start._session(started[0].pid) == []
+    assert start.find(settings) is None

@@ -115,7 +115,7 @@ def stop(settings: Settings) -> Head | None:
     roots = [process for daemon in head.daemons if (process := _process(daemon))]
     family = set(roots)
     for process in roots:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
             family.update(process.children(recursive=True))
     _end(family)
     _record(settings).unlink(missing_ok=True)
@@ -216,7 +216,7 @@ def _session(leader: int) -> list[psutil.Process]:
     """The processes of the session that `leader` opened."""
     members = []
     for process in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error):
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended, or is another user's
             if os.getsid(process.pid) == leader:
                 members.append(process)
     return members
@@ -224,7 +224,7 @@ def _session(leader: int) -> list[psutil.Process]:
 
 def _process(daemon: Daemon) -> psutil.Process | None:
     """The running process of `daemon`, or None."""
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(daemon.pid)
         if (
             abs(_since_boot(process) - daemon.started) < SAME_START_S

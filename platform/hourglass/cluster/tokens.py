@@ -53,7 +53,7 @@ def private_folder(folder: Path) -> Path:
     folder can swap the token inside it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError):  # what is there is looked at below
         folder.mkdir(mode=0o700)
     found = os.stat(folder)
     if not stat.S_ISDIR(found.st_mode):
@@ -99,7 +99,7 @@ def _write_token(path: Path, token: str) -> None:
             file.write(token)
             file.flush()
             os.fsync(descriptor)
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError):  # another writer's token is the token
             os.link(temporary, path)
     finally:
         temporary.unlink()

@@ -122,7 +122,7 @@ def _damaged_column(shard: pq.ParquetFile, group: int, columns: list[str], rows:
                 rows, row_groups=[group], columns=[name], use_threads=False
             ):
                 batch.validate(full=True)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError):  # told by who asks for the column's name
             return f", column '{name}'"
     return ""
 

@@ -185,7 +185,7 @@ def _extension_columns(stored: bytes) -> str:
     try:
         plain = pa.ipc.read_schema(pa.BufferReader(stored.replace(EXTENSION_KEY, PLAIN_KEY)))
     except (pa.ArrowException, OSError, ValueError):
-        return ""
+        return ""  # the shard is refused without naming them
     names = [f"'{field.name}'" for field in plain if _is_extension(field)]
     return f" column {', '.join(names)}" if names else ""
 

@@ -56,13 +56,14 @@ def _stop() -> None:
     """End Serve, waiting from outside.
 
     `serve.shutdown` waits inside a call to the controller, which ends by its death; Ray then tells
-    the user of a failed task. It has nothing left to do here but to forget the controller.
+    the user of a failed task. It has nothing left to do here but to forget the controller, which Ray
+    says is gone by ValueError, or by RayError to a call that was under way.
     """
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         ray.get(controller.graceful_shutdown.remote(wait=False))
         end = time.monotonic() + STOP_TIMEOUT_S
-        while time.monotonic() < end:  # until it is gone, which get_actor says by ValueError
+        while time.monotonic() < end:
             time.sleep(0.1)
             ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     serve.shutdown()

@@ -97,7 +97,7 @@ def _changed(spec: ModelSpec, path: str, value: float) -> Iterator[tuple[float, 
         for step in steps:
             place = place[int(step)] if isinstance(place, list) else place[step]
         place[int(last) if isinstance(place, list) else last] = other
-        with suppress(ValidationError):
+        with suppress(ValidationError):  # no value of this knob
             yield other, ModelSpec.model_validate(tree)
 
 

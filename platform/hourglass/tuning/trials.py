@@ -282,5 +282,5 @@ class _Heard(tune.Callback):  # type: ignore[misc]
         if self.error is None:
             try:
                 say(*words)
-            except Exception as error:
+            except Exception as error:  # `train` raises it when Tune has ended
                 self.error = error
