@@ -1,9 +1,11 @@
 """What a sweep says while it runs: lines in a log, a table on a terminal; and errors of who listens."""
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from rich.console import Console
 
 from hourglass.job_files import parse
@@ -144,3 +146,36 @@ def test_an_error_of_who_listens_ends_the_sweep_and_is_no_trials() -> None:
     heard.on_trial_complete(0, [], Trial())
     assert not ends("0", {TRIAL: "a", RECORDS: [{"epoch": 1.0}]})
     assert desk.asked == [["a"]]  # nothing more is told
+
+
+class Quiet(Broken):
+    """A desk that goes on."""
+
+    def started(self, names: list[str]) -> None: ...
+
+    def lost(self, names: list[str]) -> None: ...
+
+
+def test_an_interrupted_sweep_ends_the_processes_of_trials_that_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And waits for what several workers hold; not those of trials that ended or were lost."""
+
+    def trial(name: str) -> Any:
+        made = Trial()
+        made.trial_id = name
+        made.temporary_state = SimpleNamespace(ray_actor=f"process of {name}")  # type: ignore[attr-defined]
+        return made
+
+    killed: list[Any] = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    monkeypatch.setattr(trials.time, "sleep", killed.append)
+    heard = trials._Heard(Quiet())  # type: ignore[arg-type]
+    for name in "abc":
+        heard.on_trial_start(0, [], trial(name))
+    heard.on_trial_complete(0, [], trial("a"))
+    heard.on_trial_error(0, [], trial("b"))
+    heard.end_trials(workers=1)
+    assert killed == ["process of c"]
+    heard.end_trials(workers=2)
+    assert killed == ["process of c", "process of c", trials.GONE_S]

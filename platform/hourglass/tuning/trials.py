@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,9 +15,10 @@ from ray.tune.search import Searcher
 
 from hourglass import storage
 from hourglass.errors import ClusterError
+from hourglass.process import deferred
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
-from hourglass.tuning.groups import Groups
+from hourglass.tuning.groups import GONE_S, Groups
 from hourglass.tuning.space import Point
 from hourglass.tuning.trial import (
     FAILED,
@@ -155,6 +157,10 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
     )
     try:
         tuner.fit()
+    except BaseException:
+        with deferred():
+            heard.end_trials(crew.share.workers)
+        raise
     finally:
         heard.groups.give_back_all()
         storage.remove(own)
@@ -239,6 +245,7 @@ class _Heard(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._running: dict[str, Any] = {}
         self.groups = Groups()
         self.error: Exception | None = None
 
@@ -248,6 +255,7 @@ class _Heard(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial got its process."""
+        self._running[trial.trial_id] = trial
         self.tell(self._desk.started, names(trial.config))
 
     def on_trial_result(
@@ -259,6 +267,7 @@ class _Heard(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial came to its end, said why it could not, or was stopped."""
+        self._running.pop(trial.trial_id, None)
         self.groups.ended(trial.trial_id)
         last = trial.last_result or {}
         for name in names(trial.config):
@@ -274,8 +283,21 @@ class _Heard(tune.Callback):  # type: ignore[misc]
         Tune would give up a trial that is about to use a process again and finds it dead, too, as when
         their machine is gone, whatever it allows otherwise.
         """
+        self._running.pop(trial.trial_id, None)
         self.groups.ended(trial.trial_id)
         self.tell(self._desk.lost, names(trial.config))
+
+    def end_trials(self, workers: int) -> None:
+        """End the processes of trials and all that they started, as when Ctrl-C ends the sweep.
+
+        Ray ends what a command leaves behind in any order, and a run that loses its workers before its
+        own process reserves CPUs for new ones, which nobody would give back.
+        """
+        for trial in self._running.values():
+            if trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
+        if workers > 1:
+            time.sleep(GONE_S)
 
     def tell(self, say: Callable[..., None], *words: Any) -> None:
         """Tell the desk, unless it failed before."""
