@@ -5,8 +5,10 @@ import json
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -214,6 +216,33 @@ def test_a_lost_controller_keeps_no_cpu_and_the_same_command_resumes(
         f"{outcome.uri}: run {made.run_name} is finished, but on other shards; "
         "train anew with --fresh"
     )
+
+
+class Interrupting(Heard):
+    """Ctrl-C after the third epoch."""
+
+    def epoch(self, record: dict[str, float]) -> None:
+        super().epoch(record)
+        if record["epoch"] == 3:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def test_an_interrupted_run_leaves_no_worker_on_a_cluster_that_goes_on(
+    home: Path, shards: Path
+) -> None:
+    """As in a notebook, where nobody shuts Ray down; what Ctrl-C does there stays as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(job(shards, 1, epochs=4000), home / "interrupted", Interrupting())
+    assert signal.getsignal(signal.SIGINT) is before
+    deadline = time.monotonic() + 10
+    while (
+        train_workers() or ray.available_resources().get("CPU") != 2.0
+    ) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes("ray::TrainController")
+    assert not train_workers()
+    assert ray.available_resources()["CPU"] == 2.0
 
 
 def test_an_unfinished_run_refuses_other_shards(home: Path, shards: Path) -> None:
