@@ -3,7 +3,10 @@
 import base64
 import json
 import pickle
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 from ray.data._internal.tensor_extensions import arrow as tensors
@@ -310,3 +314,89 @@ def test_an_empty_table_needs_no_checksum(tmp_path: Path) -> None:
     with pq.ParquetWriter(path, pa.schema([("x", pa.int8())])):
         pass
     assert read_footer(str(path)).rows == ()
+
+
+class Kms(encryption.KmsClient):  # type: ignore[misc]
+    """Keeps no secret: enough to write encrypted files."""
+
+    def __init__(self, _: Any) -> None:
+        super().__init__()
+
+    def wrap_key(self, key: bytes, name: str) -> bytes:
+        return base64.b64encode(key)
+
+    def unwrap_key(self, wrapped: bytes, name: str) -> bytes:
+        return base64.b64decode(wrapped)
+
+
+ENCRYPTED: dict[str, dict[str, Any]] = {
+    "footer": {"column_keys": {"key": ["x"]}},
+    "first column": {"column_keys": {"key": ["x"]}, "plaintext_footer": True},
+    "last column": {"column_keys": {"key": ["y"]}, "plaintext_footer": True},
+    "all columns": {"column_keys": {"key": ["x", "y"]}, "plaintext_footer": True},
+    "all columns, footer's key": {"uniform_encryption": True, "plaintext_footer": True},
+    "pages only authenticated": {
+        "column_keys": {"key": ["y"]},
+        "plaintext_footer": True,
+        "encryption_algorithm": "AES_GCM_CTR_V1",
+    },
+}
+
+
+def write_encrypted(path: Path, **options: Any) -> None:
+    configuration = encryption.EncryptionConfiguration(footer_key="footer", **options)
+    table = pa.table({"x": np.arange(10.0), "y": range(10)})
+    with pq.ParquetWriter(
+        path,
+        table.schema,
+        encryption_properties=encryption.CryptoFactory(Kms).file_encryption_properties(
+            encryption.KmsConnectionConfig(), configuration
+        ),
+    ) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("name", ENCRYPTED)
+def test_encrypted_shards_are_refused_by_name(tmp_path: Path, shard: Path, name: str) -> None:
+    pq.write_table(pq.read_table(shard), tmp_path / "part-2.parquet")
+    hidden = tmp_path / "part-1.parquet"
+    write_encrypted(hidden, **ENCRYPTED[name])
+    assert refused(hidden) == f"{hidden}: encrypted Parquet is not supported"
+    for use in (inspect_all, open_dataset):
+        with pytest.raises(DataError, match=r"part-1\.parquet: encrypted Parquet is not supported"):
+            use(str(tmp_path))
+
+
+COLUMN = "import sys, pyarrow.parquet as pq; pq.read_metadata(sys.argv[1]).row_group(0).column(0)"
+"""What a footer's reader must not ask of pyarrow."""
+
+
+def test_encrypted_columns_abort_pyarrow(tmp_path: Path) -> None:
+    write_encrypted(tmp_path / "a.parquet", **ENCRYPTED["first column"])
+    done = subprocess.run([sys.executable, "-c", COLUMN, str(tmp_path / "a.parquet")], check=False)
+    assert done.returncode == -signal.SIGABRT
+
+
+def test_no_bit_of_a_footer_ends_the_process(tmp_path: Path) -> None:
+    """Where levels are counted, a wrong length of the counts is enough for pyarrow to abort."""
+    path = tmp_path / "a.parquet"
+    lists = pa.array([[1.0], None, [2.0, 3.0], []] * 3, pa.list_(pa.float64()))
+    pq.write_table(pa.table({"x": lists, "y": range(12)}), path, row_group_size=6)
+    whole = bytearray(path.read_bytes())
+    begin = len(whole) - 8 - struct.unpack("<I", whole[-8:-4])[0]
+    outcomes = {"refused": 0, "read": 0}
+    for bit in range(8 * begin, 8 * (len(whole) - 8), 3):
+        whole[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(whole)
+        whole[bit // 8] ^= 1 << bit % 8
+        try:
+            read_footer(str(path))
+            outcomes["read"] += 1
+        except DataError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 300, outcomes
+
+    whole[whole.index(b"\x35\x02\x18\x01x", begin) + 1] = 0  # x: no longer optional
+    path.write_bytes(whole)
+    done = subprocess.run([sys.executable, "-c", COLUMN, str(path)], check=False)
+    assert done.returncode == -signal.SIGABRT

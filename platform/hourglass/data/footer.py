@@ -24,6 +24,9 @@ MAGIC = b"PAR1"
 TAIL_BYTES = 2**16
 FOOTER_BYTES = 128 * 2**20
 BUFFER_BYTES = 2**16
+SIGNATURE_BYTES = 28
+"""Behind a plain footer whose columns are encrypted: nonce and tag. Source: Parquet, Encryption.md."""
+ENCRYPTED = "encrypted Parquet is not supported"
 SCHEMA_KEY, HIDDEN_KEY = b"ARROW:schema", b"ARROW:SCHEMA"
 EXTENSION_KEY, PLAIN_KEY = b"ARROW:extension:name", b"ARROW:EXTENSION:NAME"
 
@@ -49,7 +52,7 @@ def read_footer(path: str) -> Footer:
         with _parquet(path, file, raw) as shard:
             metadata = shard.metadata
             rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-            checksums = any(rows) and _has_checksum(file, metadata)
+            checksums = any(rows) and _has_checksum(file)
             return Footer(size, _digest(raw), rows, shard.schema_arrow, checksums)
 
 
@@ -126,7 +129,7 @@ def _raw_footer(path: str, file: Any) -> tuple[bytes, int]:
     file.seek(max(0, size - TAIL_BYTES))
     tail = file.read()
     if tail[-4:] == b"PARE":
-        raise DataError(f"{path}: encrypted Parquet is not supported")
+        raise DataError(f"{path}: {ENCRYPTED}")
     if tail[-4:] != MAGIC:
         raise DataError(
             f"{path}: does not end in a Parquet footer: truncated, or not a Parquet file"
@@ -147,9 +150,12 @@ def _digest(raw: bytes) -> str:
 def _parquet(path: str, file: Any, raw: bytes, plain: bool = False) -> pq.ParquetFile:
     _refuse_extension_types(path, raw)
     local = storage.is_local(path)
+    metadata = _parse(raw.replace(SCHEMA_KEY, HIDDEN_KEY) if plain else raw)
+    if len(raw) - metadata.serialized_size == SIGNATURE_BYTES:
+        raise DataError(f"{path}: {ENCRYPTED}")
     return pq.ParquetFile(
         file,
-        metadata=_parse(raw.replace(SCHEMA_KEY, HIDDEN_KEY) if plain else raw),
+        metadata=metadata,
         page_checksum_verification=True,
         arrow_extensions_enabled=False,
         pre_buffer=not local,
@@ -195,13 +201,13 @@ def _is_extension(field: pa.Field) -> bool:
     return PLAIN_KEY in (field.metadata or {}) or any(map(_is_extension, children))
 
 
-def _has_checksum(file: Any, metadata: pq.FileMetaData) -> bool:
-    """Whether the first page has a checksum: the fourth field of its Thrift header."""
-    group = next(i for i in range(metadata.num_row_groups) if metadata.row_group(i).num_rows)
-    if not metadata.num_columns:
-        return False
-    column = metadata.row_group(group).column(0)
-    file.seek(column.dictionary_page_offset or column.data_page_offset)
+def _has_checksum(file: Any) -> bool:
+    """Whether the first page has a checksum: the fourth field of its Thrift header.
+
+    Pages begin after the magic number. Where one lies is not asked of pyarrow: it aborts the process
+    over a damaged or encrypted column chunk.
+    """
+    file.seek(len(MAGIC))
     header = file.read(64)
     position = 0
     for _ in range(3):  # page type, size before and after compression, each a varint
