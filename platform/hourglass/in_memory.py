@@ -116,6 +116,8 @@ def _measured(
         dropped=dropped,
         imputed=int((~np.isfinite(features)).sum()),
     )
+    if job.train.early_stop is not None:
+        provenance.require_watched(counted)
     return features, held, stats, {"rows": len(rows), **counted}
 
 

@@ -1,19 +1,29 @@
 """A knob that does nothing is refused before the run; every number of every part is a live one."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hourglass.data import reading
+from hourglass.data.prepare import open_dataset
+from hourglass.data.reading import Census, _census, _ReadAll
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import measure
 from hourglass.errors import SpecError
+from hourglass.job_files import dump, parse
+from hourglass.training import launch
 from hourglass.training.build import build
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete
 from hourglass.training.knobs import certify
+from hourglass.tune_job import TuneJob
+from hourglass.tuning.rows import Rows
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, generated, job, memory_feed
@@ -179,3 +189,58 @@ def test_a_dead_knob_ends_the_run_before_it_begins(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"model\.loss\.delta: 1000\.0 does nothing"):
         complete(run, memory_feed(made, ROWS), Alone(), CPU, lambda *words: said.append(words))
     assert (said, list(tmp_path.iterdir())) == ([], [])
+
+
+UNWATCHED = (
+    "{} watches the holdout error, but none of the 6 rows is held out; "
+    "raise data.holdout, or remove it"
+)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """`measured(job)` is what a run learns of six rows in a shard, read in this process."""
+    path = tmp_path / "shard.parquet"
+    lists = pa.array(generated(6).tolist(), pa.list_(pa.float32()))
+    pq.write_table(pa.table({"x": lists}), path, write_page_checksum=True)
+    manifest, arrow = open_dataset(str(path))
+
+    def load(rows: Any, keep_features: bool) -> tuple[Census, list[Any]]:
+        tables = list(_ReadAll(rows, keep_features)([(0, 0)]))
+        return _census([row for table in tables for row in table.to_pylist()]), tables
+
+    monkeypatch.setattr(reading, "load", load)
+    monkeypatch.setattr("ray.get", lambda table: table)
+    return lambda made: launch.measure(made, manifest, arrow)
+
+
+def of_sweep(space: dict[str, Any]) -> TuneJob:
+    base = dump(job())
+    sweep = parse({"kind": "tune", "base": base, "space": space, "metric": "train_mse"})
+    assert isinstance(sweep, TuneJob)
+    return sweep
+
+
+def test_early_stop_without_held_out_rows_is_refused(measured: Callable[..., Any]) -> None:
+    """With a holdout of a tenth, none of these six rows is in it."""
+    assert measured(job()).dataset["holdout_rows"] == 0
+    with pytest.raises(SpecError) as caught:
+        measured(job(early_stop={"patience": 3}))
+    assert str(caught.value) == UNWATCHED.format("train.early_stop")
+    tree = dump(job(early_stop={"patience": 3}))
+    tree["data"]["holdout"] = 0.5
+    assert measured(parse(tree)).dataset["holdout_rows"] > 0
+
+
+@pytest.mark.parametrize("path", ["train.early_stop", "train.early_stop.patience"])
+def test_early_stop_of_a_space_without_held_out_rows_is_refused(
+    measured: Callable[..., Any], path: str
+) -> None:
+    values = [{"patience": 3}] if path.endswith("stop") else [1, 2]
+    found = measured(job())
+    manifest, schema = open_dataset([shard.path for shard in found.rows.shards])
+    with pytest.raises(SpecError) as caught:
+        _ = Rows(of_sweep({path: {"grid": values}}), manifest, schema).placed
+    assert str(caught.value) == UNWATCHED.format(f"space.{path}")
+    other = of_sweep({"train.optimizer.lr": {"grid": [0.1]}})
+    assert len(Rows(other, manifest, schema).placed.train) == 6

@@ -12,6 +12,7 @@ import torch
 from hourglass.data import stats
 from hourglass.data.feed import Batch
 from hourglass.errors import DataError, TrainingError
+from hourglass.training import step
 from hourglass.training.build import build
 from hourglass.training.collective import Alone
 from hourglass.training.step import loss_terms, train_step
@@ -339,3 +340,44 @@ def test_what_trim_leaves_out_still_counts_in_the_error() -> None:
     )
     assert trimmed["loss_mse"] < trimmed["train_mse"]
     assert plain["loss_mse"] == pytest.approx(plain["train_mse"])
+
+
+def held_figures(rows: np.ndarray, scaling: str) -> dict[str, float]:
+    """The holdout's figures of a still model on these rows."""
+    record = run(job(scaling=scaling, **STILL), rows).records[-1]
+    return {name: value for name, value in record.items() if name.startswith("holdout")}
+
+
+@pytest.mark.parametrize("scaling", ["range", "standard", "none"])
+@pytest.mark.parametrize("value", [0.0, 0.75, -3e6, 2.0**40])
+def test_fvu_of_rows_without_variance_is_undefined(value: float, scaling: str) -> None:
+    found = held_figures(np.full((120, 8), value), scaling)
+    assert found.keys() == {"holdout_mse", "holdout_code_mean"}
+    assert found["holdout_mse"] > 0
+
+
+def test_fvu_tells_variance_from_rounding() -> None:
+    """One unit in the last place is rounding; a 100,000th of the value is not."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (120, 8))
+    jitter = (0.75 + signs * 2.0**-24).astype(np.float32)
+    assert np.ptp(jitter) > 0
+    assert "holdout_fvu" not in held_figures(jitter, "none")
+    found = held_figures((0.75 + signs * 1e-5).astype(np.float32), "none")
+    assert found["holdout_fvu"] == pytest.approx(found["holdout_mse"] / 1e-10, rel=0.1)
+
+
+def test_fvu_without_variance_would_be_a_number_without_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step, "ULPS", 0)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (120, 8))
+    jitter = (0.75 + signs * 2.0**-24).astype(np.float32)
+    assert held_figures(jitter, "none")["holdout_fvu"] > 1e10
+
+
+def test_early_stop_goes_by_the_error_where_fvu_is_undefined() -> None:
+    made = run(
+        job(epochs=30, early_stop={"patience": 2, "min_delta": 1e9}), np.full((120, 8), 0.75)
+    )
+    assert len(made.records) == 3
+    assert not any("holdout_fvu" in record for record in made.records)

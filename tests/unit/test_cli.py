@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, and a `--help` that imports nothing heavy."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -155,3 +156,36 @@ def test_an_interrupted_command_says_what_becomes_of_the_work(
     assert end.value.code == code
     assert capsys.readouterr() == ("", line)
     assert handled == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"holdout_mse": 0.25, "holdout_fvu": 0.5}, "holdout_fvu  0.500000"),
+        ({"holdout_mse": 0.25}, "holdout_fvu  undefined (the held-out rows have no variance)"),
+        ({}, None),
+    ],
+)
+def test_train_says_where_fvu_is_undefined(
+    metrics: dict[str, float],
+    said: str | None,
+    tiny_artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from hourglass import artifact, run
+    from hourglass.cli import runs
+    from hourglass.training.launch import Outcome
+
+    manifest = artifact.load(str(tiny_artifact)).manifest
+    tree = manifest.model_dump(mode="json", by_alias=True) | {"metrics": metrics}
+    found = Outcome("there", artifact.Manifest.model_validate(tree), "digest", already=False)
+    recorded = run.Finished("id", None, "recorded")
+    monkeypatch.setattr(run, "train", lambda *_: run.Trained(found, recorded))
+    monkeypatch.setattr(runs, "connected", lambda _: contextlib.nullcontext())
+    job = tmp_path / "job.yaml"
+    job.write_text("kind: train\ndata: {uri: x, features: {vector: x}}\nmodel: {preset: anomaly}\n")
+    runs.train(str(job))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "fvu" in line]
+    assert lines == ([said] if said else [])

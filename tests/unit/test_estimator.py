@@ -349,3 +349,15 @@ def test_a_variational_model_generates(X: np.ndarray) -> None:
     assert rows.shape == (5, X.shape[1])
     np.testing.assert_array_equal(rows, ae.generate(5, seed=1))
     assert not np.array_equal(rows, ae.generate(5, seed=2))
+
+
+def test_early_stop_with_nothing_to_watch_is_refused(X: np.ndarray) -> None:
+    few = X[:10]
+    with pytest.raises(SpecError) as caught:
+        make(early_stop={"patience": 1}).fit(few)
+    assert str(caught.value) == (
+        "train.early_stop watches the holdout error, but none of the 10 rows is held out; raise "
+        "data.holdout, or remove it"
+    )
+    assert make().fit(few).dataset_["holdout_rows"] == 0
+    assert make(early_stop={"patience": 1}, holdout=0.5).fit(few).dataset_["holdout_rows"] > 0

@@ -69,6 +69,8 @@ def train(
     for name in ("train_mse", "holdout_mse", "holdout_fvu"):
         if name in found.manifest.metrics:
             typer.echo(f"{name:<12} {found.manifest.metrics[name]:.6f}")
+        elif name == "holdout_fvu" and "holdout_mse" in found.manifest.metrics:
+            typer.echo(f"{name:<12} undefined (the held-out rows have no variance)")
     if found.manifest.ensemble is not None:
         made, agreement = found.manifest.ensemble, found.manifest.metrics.get("rank_agreement")
         known = "none" if agreement is None else f"{agreement:.4f}"

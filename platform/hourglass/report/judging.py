@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from hourglass.report import charts, figures, referee, showing
 from hourglass.report.look import Floats, Look, model_space
 from hourglass.report.page import Section, table
 from hourglass.report.referee import Verdict
+from hourglass.training.step import rounding
 
 WORST, FEATURES = 10, 3
 
@@ -79,7 +81,12 @@ def referees(look: Look) -> Section:
             "which no encoder does in one pass."
         )
     sentence = f"{_ruling(verdicts, fitted.shape[1])} In model space; {look.sight.split}.{more}"
-    lines = [(v.name, v.units, f"{v.mse:.6g}", _share(v.fvu)) for v in verdicts]
+    beyond = rounding(torch.from_numpy(judged), torch.from_numpy(mean), scale).mean()
+    spread = np.square(judged - mean).mean() > float(beyond)
+    lines = [
+        (v.name, v.units, f"{v.mse:.6g}", f"{v.fvu:.4f}" if spread else "undefined")
+        for v in verdicts
+    ]
     return Section("Referee", sentence, (table(("", "units", "MSE", "FVU"), lines),))
 
 
@@ -93,10 +100,6 @@ def _parted(look: Look) -> tuple[Floats, Floats, Floats, slice]:
     if len(look.sight.fitted):
         return model_space(look.predictor, look.sight.fitted), look.space_BF, mean, slice(None)
     return look.space_BF[::2], look.space_BF[1::2], mean, slice(1, None, 2)
-
-
-def _share(fvu: float) -> str:
-    return "no spread" if math.isnan(fvu) else f"{fvu:.4f}"
 
 
 def _ruling(verdicts: list[Verdict], features: int) -> str:

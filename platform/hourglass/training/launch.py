@@ -156,6 +156,8 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
         ),
         "cached": cached,
     }
+    if job.train.early_stop is not None:
+        provenance.require_watched(dataset)
     return Measured(rows, census, refs, manifest.digest, dataset)
 
 

@@ -15,6 +15,9 @@ from hourglass.training.collective import Peers
 from hourglass.training.state import Record, State
 from hourglass.training.step import Sums, evaluate_batch, noise_seed, train_step
 
+SUMS = ["error", "spread", "rounding", "code", "rows"]
+"""What is summed over held-out rows, whatever the model."""
+
 
 class Commit(Protocol):
     """Makes the state durable; called on every worker, written by the first."""
@@ -117,19 +120,25 @@ def end_of_epoch(
 def evaluate(
     state: State, rows: Iterable[Tensor], peers: Peers, device: torch.device
 ) -> dict[str, float]:
-    """Holdout MSE in model space, FVU, mean code activation, of all workers; empty without rows."""
+    """Holdout MSE in model space, FVU, mean code activation, of all workers; empty without rows.
+
+    FVU is undefined, and absent, where the rows' distance from the mean is no more than rounding.
+    """
     zero = torch.zeros((), dtype=torch.float64, device=device)
     at_widths = [f"error_at_{width}" for width in state.module.spec.nested_widths]
-    sums: Sums = {name: zero.clone() for name in ("error", "spread", "code", "rows", *at_widths)}
+    sums: Sums = {name: zero.clone() for name in SUMS + at_widths}
     for part in rows:
         add(sums, evaluate_batch(state.module, part.to(device)))
     totals = reduce(sums, peers)
     if not totals["rows"]:
         return {}
     curve = {f"holdout_mse{name[5:]}": totals[name] / totals["rows"] for name in at_widths}
-    return curve | {
+    spread = totals["spread"]
+    fvu = {"holdout_fvu": totals["error"] / spread} if spread > totals["rounding"] else {}
+    return {
+        **curve,
         "holdout_mse": totals["error"] / totals["rows"],
-        "holdout_fvu": totals["error"] / totals["spread"] if totals["spread"] else 0.0,
+        **fvu,
         "holdout_code_mean": totals["code"] / totals["rows"],
     }
 

@@ -2,11 +2,12 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from hourglass.data.stats import Stats
+from hourglass.errors import SpecError
 from hourglass.spec import TrainJob
 
 MOST_NAMES = 100
@@ -37,6 +38,15 @@ def account(
         "constant_policy": job.data.constant,
         "constant_names": constant[:MOST_NAMES],
     }
+
+
+def require_watched(dataset: Mapping[str, Any], field: str = "train.early_stop") -> None:
+    """Raise SpecError when `field` would watch nothing; `dataset` is the account of the rows."""
+    if not dataset["holdout_rows"]:
+        raise SpecError(
+            f"{field} watches the holdout error, but none of the {dataset['train_rows']} rows is held "
+            "out; raise data.holdout, or remove it"
+        )
 
 
 def software(*more: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _leaders(board: Leaderboard) -> Section:
     sentence = f"{trials}: {said}. Ranked by {board.metric}, {order} first."
     first = [entry for entry in board.entries if entry.rank is not None][:SHOWN]
     if not first:
-        return Section("Trials", sentence, (note("No trial finished, so nothing is ranked."),))
+        return Section("Trials", sentence, (note(_why_none(board)),))
     names = short(board.paths)
     head = ("rank", *names.values(), board.metric, "PCA's MSE", "seconds", "trial")
     lines = [
@@ -302,6 +302,12 @@ def _story(board: Leaderboard, entry: Entry) -> str:
     lines = [f"{board.metric} {_figure(_metric(board, entry))}, trial {entry.trial}"]
     lines += [f"{names[path]}: {in_words(value)}" for path, value in entry.values.items()]
     return "<br>".join(text(cut(line, 80)) for line in lines)
+
+
+def _why_none(board: Leaderboard) -> str:
+    if any(entry.status == "finished" for entry in board.entries):
+        return f"No trial has a {board.metric}, so nothing is ranked."
+    return "No trial finished, so nothing is ranked."
 
 
 def _figure(value: float | None) -> str:

@@ -9,7 +9,8 @@ from hourglass.data.manifest import Manifest
 from hourglass.data.prepare import feature_schema
 from hourglass.data.reading import fetch
 from hourglass.errors import DataError, SpecError
-from hourglass.training import launch
+from hourglass.training import launch, provenance
+from hourglass.trees import below
 from hourglass.tune_job import TuneJob
 from hourglass.tuning.trial import Placed
 
@@ -41,4 +42,7 @@ class Rows:
                 f"base.data.holdout: {data.holdout:g} holds out none of {len(features)} rows, and "
                 f"metric {metric} needs some; raise it"
             )
+        for path in self.sweep.space:
+            if below(path, "train.early_stop"):
+                provenance.require_watched(measured.dataset, f"space.{path}")
         return Placed(measured, features[~held], features[held])
