@@ -3,7 +3,9 @@
 import math
 import re
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +13,18 @@ import torch
 
 from hourglass.data import stats
 from hourglass.data.feed import Batch
+from hourglass.data.reading import _census
 from hourglass.errors import DataError, TrainingError
 from hourglass.training import step
 from hourglass.training.build import build
+from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
+from hourglass.training.knobs import certify
 from hourglass.training.step import loss_terms, train_step
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import (
+    CPU,
     STILL,
     Planted,
     Run,
@@ -31,6 +37,7 @@ from training_kit import (
     ready,
     run,
     same_bits,
+    stream_feed,
     timeless,
     weights,
 )
@@ -381,3 +388,32 @@ def test_early_stop_goes_by_the_error_where_fvu_is_undefined() -> None:
     )
     assert len(made.records) == 3
     assert not any("holdout_fvu" in record for record in made.records)
+
+
+def locked(rows: np.ndarray) -> np.ndarray:
+    """The same rows in memory that cannot be written to, as Ray's object store is."""
+    return np.frombuffer(rows.tobytes(), rows.dtype).reshape(rows.shape)
+
+
+@pytest.mark.parametrize("feed", ["memory", "stream"])
+def test_rows_that_cannot_be_written_to_are_taken_without_a_warning(feed: str) -> None:
+    made = job({"penalties": [{"kind": "sparsity_kl", "rho": 0.2, "beta": 0.3}]}, epochs=2)
+    rows, held = locked(ROWS), held_out(len(ROWS))
+    table = [{n: v.tobytes() for n, v in stats.measure(rows[~held]).arrays().items()}]
+    counts = {"shard": 0, "group": 0, "train": 270, "holdout": 30, "dropped": 0, "imputed": 0}
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else PyTorch warns once in a process
+    try:
+        with warnings.catch_warnings(action="error"):
+            with pytest.raises(UserWarning, match="not writable"):  # the control
+                torch.from_numpy(rows)
+            census = _census([table[0] | counts])
+            parts: Any = stream_feed(made, rows) if feed == "stream" else memory_feed(made, rows)
+            if feed == "stream":
+                read = parts._read
+                parts._read = lambda slices: map(locked, read(slices))
+            certify(build(made, census.stats), parts, CPU)
+            state = Run(made, parts, fresh(made, rows)).fit()
+            calibrate([state.module], "mean", parts, Alone(), 0.99, CPU)
+    finally:
+        torch.set_warn_always(before)

@@ -155,7 +155,7 @@ class StreamFeed:
         for features in self._read_holdout():
             size += features.nbytes
             if size <= self._keep_bytes:
-                kept.append(features.copy())
+                kept.append(features)
             yield features
         self._kept = kept if size <= self._keep_bytes else None
 
@@ -171,7 +171,8 @@ class StreamFeed:
         slices = plan.stream_slices(self._counts, "holdout", cuts)[self._worker]
         for features in self._read(slices):
             for start in range(0, len(features), HOLDOUT_ROWS):
-                yield features[start : start + HOLDOUT_ROWS]
+                # What Ray holds cannot be written to, which PyTorch wants of an array that it views.
+                yield features[start : start + HOLDOUT_ROWS].copy()
 
     def _mine(self, epoch: int) -> list[Slice]:
         dealt = plan.epoch_slices(self._counts, self._seed, epoch, self._batch_rows, self._workers)

@@ -238,7 +238,7 @@ def _cell(array: NDArray[Any]) -> pa.Array:
 
 def _census(figures: list[dict[str, Any]]) -> Census:
     parts = [
-        Stats(**{name: np.frombuffer(row[name]) for name in Stats.__dataclass_fields__})
+        Stats(**{name: np.frombuffer(row[name]).copy() for name in Stats.__dataclass_fields__})
         for row in figures
     ]
     totals: dict[tuple[int, int], list[int]] = {}
