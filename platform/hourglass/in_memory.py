@@ -15,11 +15,12 @@ from torch import Tensor
 
 from hourglass import artifact, job_files
 from hourglass.artifact import Artifact
-from hourglass.data import arrays
+from hourglass.data import arrays, unlikely
 from hourglass.data.arrays import Rows
 from hourglass.data.feed import MemoryFeed
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
+from hourglass.data.unlikely import Sample
 from hourglass.errors import SpecError
 from hourglass.model.preprocessing import counts_levels
 from hourglass.spec import TrainJob
@@ -118,6 +119,17 @@ def _measured(
     )
     if job.train.early_stop is not None:
         provenance.require_watched(counted)
+    reasons = unlikely.why(
+        schema.columns,
+        index=[name for name in schema.columns if unlikely.INDEX.fullmatch(name)],
+        near_unique=[
+            n for n, x in zip(schema.columns, rows.T, strict=False) if Sample.of(x).near_unique
+        ],
+        constant=counted["constant_names"] if job.data.constant == "keep" else (),
+    )
+    if reasons:
+        sentence = unlikely.advice(reasons, how="X.drop(columns={})")
+        warnings.warn(f"among the columns are some that are {sentence}", stacklevel=2)
     return features, held, stats, {"rows": len(rows), **counted}
 
 

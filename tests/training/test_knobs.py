@@ -1,10 +1,12 @@
 """A knob that does nothing is refused before the run; every number of every part is a live one."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +19,7 @@ from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import measure
 from hourglass.errors import SpecError
 from hourglass.job_files import dump, parse
+from hourglass.spec import TrainJob
 from hourglass.training import launch
 from hourglass.training.build import build
 from hourglass.training.collective import Alone
@@ -198,19 +201,25 @@ UNWATCHED = (
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reads nothing: this process does."""
+
+    def load(rows: Any, keep_features: bool, watched: Any) -> tuple[Census, list[Any]]:
+        items = reading.groups(rows.shards)
+        tables = list(_ReadAll(rows, keep_features, tuple(watched))(items))
+        return _census([row for table in tables for row in table.to_pylist()]), tables
+
+    monkeypatch.setattr(reading, "load", load)
+    monkeypatch.setattr("ray.get", lambda table: table)
+
+
+@pytest.fixture
+def measured(read_here: None, tmp_path: Path) -> Callable[..., Any]:
     """`measured(job)` is what a run learns of six rows in a shard, read in this process."""
     path = tmp_path / "shard.parquet"
     lists = pa.array(generated(6).tolist(), pa.list_(pa.float32()))
     pq.write_table(pa.table({"x": lists}), path, write_page_checksum=True)
     manifest, arrow = open_dataset(str(path))
-
-    def load(rows: Any, keep_features: bool) -> tuple[Census, list[Any]]:
-        tables = list(_ReadAll(rows, keep_features)([(0, 0)]))
-        return _census([row for table in tables for row in table.to_pylist()]), tables
-
-    monkeypatch.setattr(reading, "load", load)
-    monkeypatch.setattr("ray.get", lambda table: table)
     return lambda made: launch.measure(made, manifest, arrow)
 
 
@@ -244,3 +253,35 @@ def test_early_stop_of_a_space_without_held_out_rows_is_refused(
     assert str(caught.value) == UNWATCHED.format(f"space.{path}")
     other = of_sweep({"train.optimizer.lr": {"grid": [0.1]}})
     assert len(Rows(other, manifest, schema).placed.train) == 6
+
+
+def table_job(**data: Any) -> TrainJob:
+    tree = dump(job())
+    tree["data"] |= {"features": {"columns": ["*"]}, **data}
+    tree["model"]["network"]["widths"] = [2]
+    made = parse(tree)
+    assert isinstance(made, TrainJob)
+    return made
+
+
+def test_a_run_warns_of_columns_that_a_glob_chose_and_that_are_hardly_features(
+    read_here: None, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).normal(size=300)
+    table = {"id": np.arange(300) + 7, "same": np.full(300, 2.5), "x": x, "__index_level_0__": x}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet", write_page_checksum=True)
+    dataset = open_dataset(str(tmp_path / "a.parquet"))
+    with pytest.warns(UserWarning, match="hardly") as caught:
+        launch.measure(table_job(), *dataset)
+    assert str(caught[0].message) == (
+        "features.columns: a glob chose hardly features: 'id' (near-unique whole numbers, as ids "
+        "are), 'same' (constant), '__index_level_0__' (the index of a table); to leave them out: "
+        '`exclude: ["id", "same", "__index_level_0__"]`'
+    )
+    with pytest.warns(UserWarning, match="hardly features: 'id'") as caught:
+        launch.measure(table_job(constant="drop"), *dataset)
+    assert "same" not in str(caught[0].message)
+    named = {"features": {"columns": ["id", "same", "x", "__index_level_0__"]}}
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        launch.measure(table_job(**named), *dataset)
+        launch.measure(table_job(features={"columns": ["*"], "exclude": ["[!x]*"]}), *dataset)

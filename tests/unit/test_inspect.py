@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,6 +78,64 @@ def test_a_damaged_page_stops_it(folder: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a.parquet: row group 1, column 'bytes': cannot be decod"):
         inspect(str(folder), lambda *_: None)
+
+
+N = np.arange(100)
+FAR: dict[str, tuple[pa.Array, str]] = {
+    "ids": (
+        pa.array(2**60 + N),
+        "min 1152921504606846976 mean 1.152921504606847e+18 max 1152921504606847075  near-unique",
+    ),
+    "unsigned": (
+        pa.array(np.uint64(2**64 - 1) - N.astype(np.uint64) % np.uint64(2)),
+        "min 18446744073709551614 mean 1.8446744073709552e+19 max 18446744073709551615",
+    ),
+    "one id": (
+        pa.array(np.full(100, 2**60 + 1)),
+        "min 1152921504606846977 mean 1.152921504606847e+18 max 1152921504606846977  constant",
+    ),
+    "epoch ms": (
+        pa.array(1_700_000_000_000 + N % 2 * 6000),
+        "min 1700000000000 mean 1.700000003e+12 max 1700000006000",
+    ),
+    "as floats": (
+        pa.array(1.7e12 + N % 2 * 0.5),
+        "min 1700000000000 mean 1700000000000.25 max 1700000000000.5",
+    ),
+    "one float": (
+        pa.array(np.full(100, 1_700_000_000_123.0)),
+        "min 1700000000123 mean 1700000000123 max 1700000000123  constant",
+    ),
+    "pairs": (
+        pa.array([[2**60, 2**60 + k % 2] for k in range(100)], pa.list_(pa.int64(), 2)),
+        "min 1152921504606846976 mean 1.152921504606847e+18 max 1152921504606846977  "
+        "1 of 2 positions constant",
+    ),
+    "with gaps": (
+        pa.array([[2**60 + 1, None], [2**60 + 2, 2**60]] * 50, pa.list_(pa.int64(), 2)),
+        "min 1152921504606846976 mean 1.152921504606847e+18 max 1152921504606846978  "
+        "50 NaN or infinite  1 of 2 positions constant",
+    ),
+    "days": (pa.array(N.astype("M8[D]")), "min 1970-01-01 max 1970-04-10"),
+    "instants": (
+        pa.array(N.astype("M8[ns]"), pa.timestamp("ns", "Europe/Zurich")),
+        "min 1970-01-01 00:00:00.000000000Z max 1970-01-01 00:00:00.000000099Z",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_numbers_far_from_zero_are_told_apart(tmp_path: Path, name: str) -> None:
+    column, figures = FAR[name]
+    for number in range(2):
+        table = pa.table({"x": column.slice(50 * number, 50)})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=9)
+    (found,) = inspect(str(tmp_path), lambda *_: None).columns
+    assert found.describe().rstrip().endswith(f"nulls  {figures}")
+
+
+def test_floats_would_make_ids_one_value() -> None:
+    assert len({*(2**60 + N).astype(np.float64).tolist()}) == 1
 
 
 @pytest.mark.skipif(not MNIST.exists(), reason="MNIST's shards are not beside the repository")

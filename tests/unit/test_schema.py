@@ -1,5 +1,6 @@
 """PQ-04: shards of another schema are refused by file and column, or read alike; and features."""
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from hourglass.data.decode import read_chunks
+from hourglass.data.footer import read_footer
 from hourglass.data.manifest import scan
 from hourglass.data.prepare import feature_schema
-from hourglass.data.schema import Features, FeatureSchema, Missing
+from hourglass.data.schema import Features, FeatureSchema, Missing, require_columns
 from hourglass.errors import DataError
 
 F32 = pa.float32()
@@ -283,3 +285,39 @@ def test_a_vector_without_a_list_has_no_length(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         resolved(path, "mean", vector="v")
     assert str(caught.value) == f"{path}: column 'v' has no list to tell its length from"
+
+
+def test_all_that_is_wrong_with_columns_is_told_at_once(shard: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        resolved(shard, columns=["*"], exclude=["image", "words", "texts"])
+    assert str(caught.value) == (
+        f"{shard}: 2 columns are no numbers or booleans, which features need: 'label' (string), "
+        '\'points\' (struct<x: int64>); leave them out with `exclude: ["label", "points"]`'
+    )
+    exclude = json.loads(str(caught.value).split("exclude: ")[1].rstrip("`"))
+    resolved(shard, columns=["*"], exclude=["image", "words", "texts", *exclude])
+    with pytest.raises(DataError) as caught:
+        resolved(shard, columns=["y*", "x1"], exclude=["lable"])
+    assert [line.removeprefix(f"{shard}: ") for line in str(caught.value).splitlines()] == [
+        f"features.columns: 'y*' matches no column. {SOME}",
+        f"features.exclude: 'lable' matches no column, did you mean 'label'? {SOME}",
+    ]
+
+
+def test_all_columns_that_a_model_misses_are_told_at_once(shard: Path) -> None:
+    schema = read_footer(str(shard)).schema
+    columns = FeatureSchema(None, ("x1", "label", "gone"), 3, "float64")
+    with pytest.raises(DataError) as caught:
+        require_columns(str(shard), schema, columns, ["words", "wrods", "x1"])
+    assert [line.removeprefix(f"{shard}: ") for line in str(caught.value).splitlines()] == [
+        "column 'label' is string, a feature needs numbers or booleans",
+        f"no column 'gone'. {SOME}",
+        f"no column 'wrods', did you mean 'words'? {SOME}",
+    ]
+    for width, name, said in [
+        (5, "image", "holds lists of 3 numbers, the model needs 5"),
+        (1, "x1", "is float, a vector needs a list of numbers"),
+    ]:
+        with pytest.raises(DataError, match=f"column '{name}' {said}"):
+            require_columns(str(shard), schema, FeatureSchema(name, (), width, "uint8"), [])
+    require_columns(str(shard), schema, FeatureSchema("image", (), 3, "uint8"), ["label"])

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hourglass.data.decode import read_tables
 from hourglass.data.footer import open_shard
 from hourglass.data.manifest import Manifest, scan, unchecked
 from hourglass.data.schema import FEATURE_TYPES, is_allowed, is_list
 from hourglass.data.stats import Stats, measure
+from hourglass.data.unlikely import Sample, advice, index_columns, why
 
 BATCH_ROWS = 8192
 BATCH_CELLS = 2**22
@@ -19,24 +21,34 @@ BATCH_CELLS = 2**22
 
 @dataclass
 class Column:
-    """Figures of one column; a vector column has them over all its values."""
+    """Figures of one column; a vector column has them over all its values.
+
+    Lowest and highest integers are exact; `span` are the first and the last date or timestamp.
+    """
 
     name: str
     kind: str
     nulls: int = 0
     values: int = 0
     non_finite: int = 0
-    low: float | None = None
-    high: float | None = None
+    low: float | int | None = None
+    high: float | int | None = None
     mean: float | None = None
     lengths: tuple[int, int] | None = None
     constant: int = 0
+    near_unique: bool = False
+    span: tuple[str, str] | None = None
 
     def describe(self) -> str:
         """One line of the report."""
         text = f"{self.name:<20} {self.kind:<38} {self.nulls:>8} nulls"
-        if self.mean is not None:
-            text += f"  min {self.low:<10.6g} mean {self.mean:<10.6g} max {self.high:<10.6g}"
+        if self.span is not None:
+            text += f"  min {self.span[0]} max {self.span[1]}"
+        if self.low is not None and self.high is not None and self.mean is not None:
+            figures = (self.low, self.mean, self.high)
+            digits = digits_of(figures, self.high - self.low)
+            low, mean, high = (_number(figure, digits) for figure in figures)
+            text += f"  min {low:<10} mean {mean:<10} max {high:<10}"
         if self.non_finite:
             text += f"  {self.non_finite} NaN or infinite"
         if self.lengths is not None and self.lengths[0] != self.lengths[1]:
@@ -45,15 +57,33 @@ class Column:
             text += f"  {self.constant} of {self.lengths[1]} positions constant"
         elif self.constant:
             text += "  constant"
+        elif self.near_unique:
+            text += "  near-unique"
         return text
+
+
+def digits_of(figures: Sequence[float], spread: float) -> int:
+    """How many digits figures need to be within a hundredth of the spread; six at least."""
+    near = spread / 100 or 0.5
+    enough = (
+        digits
+        for digits in range(6, 17)
+        if all(abs(float(f"{figure:.{digits}g}") - figure) <= near for figure in figures)
+    )
+    return next(enough, 17)
+
+
+def _number(figure: float, digits: int) -> str:
+    return str(figure) if isinstance(figure, int) else f"{figure:.{digits}g}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The manifest and the columns of a dataset."""
+    """The manifest and the columns of a dataset; those hardly features, or none, with the reason."""
 
     manifest: Manifest
     columns: list[Column]
+    unlikely: dict[str, str]
 
 
 def inspect(uri: str | Sequence[str], tell: Callable[[float, float, str], None]) -> Report:
@@ -61,6 +91,8 @@ def inspect(uri: str | Sequence[str], tell: Callable[[float, float, str], None])
     manifest, schema = scan(uri)
     columns = [Column(field.name, str(field.type)) for field in schema]
     stats: dict[str, Stats] = {}
+    extents: dict[str, Extent] = {}
+    samples: dict[str, Sample] = {}
     readable = [field.name for field in schema if is_allowed(field.type)]
     rows = max(1, min(BATCH_ROWS, BATCH_CELLS // max(map(_width, schema.types), default=1)))
     for number, shard in enumerate(manifest.shards):
@@ -69,37 +101,106 @@ def inspect(uri: str | Sequence[str], tell: Callable[[float, float, str], None])
                 for table in read_tables(shard.path, file, group, readable, rows):
                     for column in columns:
                         if column.name in readable:
-                            _count(column, table.column(column.name).chunk(0), stats)
+                            array = table.column(column.name).chunk(0)
+                            _count(column, array, stats, extents)
+                            if array.type in FEATURE_TYPES:
+                                part = Sample.of(_floats(array.drop_null()))
+                                samples[column.name] = samples.get(column.name, Sample()).merge(
+                                    part
+                                )
         tell(number + 1, len(manifest.shards), shard.name)
     for column in columns:
-        _conclude(column, stats.get(column.name))
-    return Report(manifest, columns)
+        _conclude(column, stats.get(column.name), extents.get(column.name))
+        column.near_unique = column.name in samples and samples[column.name].near_unique
+    return Report(manifest, columns, _unlikely(schema, columns))
+
+
+def _unlikely(schema: pa.Schema, columns: Sequence[Column]) -> dict[str, str]:
+    """Columns that are hardly features, with the reason; beside single numbers also what is none."""
+    numbers = [c for c in columns if schema.field(c.name).type in FEATURE_TYPES]
+    reasons = why(
+        [column.name for column in numbers],
+        index=index_columns(schema),
+        near_unique=[column.name for column in numbers if column.near_unique],
+        constant=[column.name for column in numbers if column.constant],
+    )
+    if numbers and not any(is_list(kind) for kind in schema.types):
+        reasons |= {column.name: column.kind for column in columns if column not in numbers}
+    return {column.name: reasons[column.name] for column in columns if column.name in reasons}
 
 
 def _width(kind: pa.DataType) -> int:
     return kind.list_size if pa.types.is_fixed_size_list(kind) else 1
 
 
-def _count(column: Column, array: pa.Array, stats: dict[str, Stats]) -> None:
+Extent = tuple[Any, Any]
+"""Lowest and highest values: of integers an array of each position (C,), in their own type; of dates
+and timestamps one Arrow scalar.
+"""
+
+
+def _count(
+    column: Column, array: pa.Array, stats: dict[str, Stats], extents: dict[str, Extent]
+) -> None:
     column.nulls += array.null_count
+    array = array.drop_null()
+    if not len(array):
+        return
     if is_list(array.type):
-        array = array.drop_null()
-        if not len(array):
-            return
         lengths = np.asarray(array.value_lengths())
         low, high = int(lengths.min()), int(lengths.max())
         known = column.lengths or (low, high)
         column.lengths = (min(known[0], low), max(known[1], high))
         if column.lengths[0] != column.lengths[1]:
             stats.pop(column.name, None)
+            extents.pop(column.name, None)
             return
-        values = _floats(array.flatten()).reshape(len(array), -1)
-    elif array.type in FEATURE_TYPES:
-        values = _floats(array.drop_null()).reshape(-1, 1)
+        values, width = array.flatten(), column.lengths[0]
     else:
-        return
-    part = measure(values)
-    stats[column.name] = stats[column.name].merge(part) if column.name in stats else part
+        values, width = array, 1
+    if values.type in FEATURE_TYPES:
+        part = measure(_floats(values).reshape(-1, width) if width else np.empty((0, 0)))
+        stats[column.name] = stats[column.name].merge(part) if column.name in stats else part
+    found = _extent(values, width) if len(values) else None
+    if found is not None:
+        known_low, known_high = extents.get(column.name, found)
+        extents[column.name] = (least(known_low, found[0]), most(known_high, found[1]))
+
+
+def _extent(values: pa.Array, width: int) -> Extent | None:
+    if pa.types.is_integer(values.type):
+        there = ~np.asarray(values.is_null()).reshape(-1, width)
+        numbers = values.fill_null(0).to_numpy(zero_copy_only=False).reshape(-1, width)
+        ends = np.iinfo(numbers.dtype)
+        return (
+            numbers.min(axis=0, where=there, initial=ends.max),
+            numbers.max(axis=0, where=there, initial=ends.min),
+        )
+    if pa.types.is_temporal(values.type):
+        return tuple(pc.min_max(values).values())
+    return None
+
+
+def least(first: Any, second: Any) -> Any:
+    """The lower of two ends, position by position."""
+    if isinstance(first, pa.Scalar):
+        return first if first.value <= second.value else second
+    return np.minimum(first, second)
+
+
+def most(first: Any, second: Any) -> Any:
+    """The higher of two ends, position by position."""
+    if isinstance(first, pa.Scalar):
+        return first if first.value >= second.value else second
+    return np.maximum(first, second)
+
+
+def _instant(end: pa.Scalar) -> str:
+    """As text; a zoned timestamp in UTC, for which no table of zones is needed."""
+    if pa.types.is_timestamp(end.type) and end.type.tz is not None:
+        end = end.cast(pa.timestamp(end.type.unit, "UTC"))
+    text: str = end.cast(pa.string()).as_py()
+    return text
 
 
 def _floats(values: pa.Array) -> Any:
@@ -108,7 +209,9 @@ def _floats(values: pa.Array) -> Any:
     return values.to_numpy(zero_copy_only=False)
 
 
-def _conclude(column: Column, stats: Stats | None) -> None:
+def _conclude(column: Column, stats: Stats | None, extent: Extent | None) -> None:
+    if extent is not None and stats is None:
+        column.span = _instant(extent[0]), _instant(extent[1])
     if stats is None or not stats.count.any():
         return
     column.values = int(stats.count.sum())
@@ -116,6 +219,11 @@ def _conclude(column: Column, stats: Stats | None) -> None:
     column.low, column.high = float(stats.low.min()), float(stats.high.max())
     column.mean = float((stats.mean * stats.count).sum() / stats.count.sum())
     column.constant = int(stats.constant.sum())
+    if extent is not None:
+        low, high = extent
+        there = stats.count > 0
+        column.low, column.high = int(low[there].min()), int(high[there].max())
+        column.constant = int((high <= low).sum())
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -131,3 +239,5 @@ def lines(report: Report) -> Iterator[str]:
     yield f"{len(report.columns)} columns"
     for column in report.columns:
         yield f"  {column.describe()}"
+    if report.unlikely:
+        yield f'with `columns: ["*"]`, {advice(report.unlikely)}'

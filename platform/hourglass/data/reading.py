@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from hourglass.data.manifest import Manifest, Shard
 from hourglass.data.plan import GroupCount, Slice
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.data.stats import Stats, measure, merge_all
+from hourglass.data.unlikely import Sample
 from hourglass.errors import DataError
 
 TASK_BYTES = 8 * 2**20
@@ -163,12 +165,14 @@ def pack(items: Sequence[Any], size: Callable[[Any], int], most: int) -> list[li
 class Census:
     """Every row accounted for: figures of the training rows, and counts for each row group.
 
-    `imputed` counts the missing cells of all rows, held-out ones included.
+    `imputed` counts the missing cells of all rows, held-out ones included; `samples` are those of the
+    columns that were watched.
     """
 
     stats: Stats
     counts: tuple[GroupCount, ...]
     imputed: int
+    samples: tuple[Sample, ...] = ()
 
     def rows(self, split: plan.Split) -> int:
         """Rows of one split."""
@@ -180,9 +184,10 @@ class Census:
         return sum(count.dropped for count in self.counts)
 
 
-def load(rows: Rows, keep_features: bool) -> tuple[Census, list[Any]]:
+def load(rows: Rows, keep_features: bool, watched: Sequence[int] = ()) -> tuple[Census, list[Any]]:
     """One distributed pass over all rows: the census, and with `keep_features` the chunks as refs.
 
+    Of the columns `watched` the census has samples of their values.
     Raises DataError with the file, row group and column of the first damaged or missing cell.
     """
     items = groups(rows.shards)
@@ -191,7 +196,7 @@ def load(rows: Rows, keep_features: bool) -> tuple[Census, list[Any]]:
     )
     if not tasks:
         raise DataError("no rows: every shard is empty")
-    dataset = stream(tasks, _ReadAll(rows, keep_features))
+    dataset = stream(tasks, _ReadAll(rows, keep_features, tuple(watched)))
     with _plain_errors():
         dataset = dataset.materialize()
         figures = dataset.drop_columns(["features", "held"]).take_all()
@@ -203,6 +208,7 @@ def load(rows: Rows, keep_features: bool) -> tuple[Census, list[Any]]:
 class _ReadAll:
     rows: Rows
     keep_features: bool
+    watched: tuple[int, ...] = ()
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
         for shard, group in items:
@@ -221,6 +227,10 @@ class _ReadAll:
                         "holdout": [int(held.sum())],
                         "dropped": [dropped],
                         "imputed": [imputed],
+                        "samples": pa.array(
+                            [[Sample.of(features[:, i]).to_bytes() for i in self.watched]],
+                            pa.list_(pa.binary()),
+                        ),
                         **{
                             name: pa.array([value.tobytes()], pa.binary())
                             for name, value in stats.arrays().items()
@@ -247,7 +257,9 @@ def _census(figures: list[dict[str, Any]]) -> Census:
         for index, name in enumerate(("train", "holdout", "dropped")):
             total[index] += row[name]
     counts = tuple(GroupCount(shard, group, *total) for (shard, group), total in totals.items())
-    return Census(merge_all(parts), counts, sum(row["imputed"] for row in figures))
+    watched = zip(*(map(Sample.from_bytes, row.get("samples", ())) for row in figures), strict=True)
+    samples = tuple(reduce(Sample.merge, column) for column in watched)
+    return Census(merge_all(parts), counts, sum(row["imputed"] for row in figures), samples)
 
 
 def fetch(refs: Sequence[Any], schema: FeatureSchema) -> tuple[NDArray[Any], NDArray[np.bool_]]:

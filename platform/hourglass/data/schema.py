@@ -6,7 +6,8 @@ types are never instantiated: Arrow metadata that names one has led to code exec
 
 import fnmatch
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -138,24 +139,68 @@ def resolve(
             features.vector, (), int(width), feature_dtype([kind.value_type], missing == "error")
         )
     names = _match(features, path, schema)
-    kinds = [check_column(path, schema, name) for name in names]
-    for name, kind in zip(names, kinds, strict=True):
-        if kind not in FEATURE_TYPES:
+    kinds = _feature_kinds(path, schema, names)
+    return FeatureSchema(None, tuple(names), len(names), feature_dtype(kinds, missing == "error"))
+
+
+def _feature_kinds(path: str, schema: pa.Schema, names: list[str]) -> list[pa.DataType]:
+    """The types of columns of single numbers. Raises DataError naming all that are none."""
+    bad = {f.name: f.type for f in schema if f.name in names and f.type not in FEATURE_TYPES}
+    if len(bad) > 1:
+        found = ", ".join(f"'{name}' ({kind})" for name, kind in bad.items())
+        raise DataError(
+            f"{path}: {len(bad)} columns are no numbers or booleans, which features need: {found}; "
+            f"leave them out with `exclude: {exclusion(bad)}`"
+        )
+    for name in names:
+        kind = check_column(path, schema, name)
+        if name in bad:
             raise DataError(
                 f"{path}: column '{name}' is {kind}, a feature needs numbers or booleans; "
                 f"leave it out with `exclude: [{name}]`"
             )
-    return FeatureSchema(None, tuple(names), len(names), feature_dtype(kinds, missing == "error"))
+    return [schema.field(name).type for name in names]
+
+
+def exclusion(names: Iterable[str]) -> str:
+    """A list of names as YAML takes it, to paste behind `exclude: `."""
+    return json.dumps([*names], ensure_ascii=False)
+
+
+def require_columns(
+    path: str, schema: pa.Schema, features: FeatureSchema, beside: Sequence[str]
+) -> None:
+    """Raise DataError naming every column, of `features` or `beside` them, that does not serve."""
+    told = []
+    for name in dict.fromkeys([*features.source_columns, *beside]):
+        try:
+            kind = check_column(path, schema, name)
+        except DataError as error:
+            told.append(str(error))
+            continue
+        if name in features.columns and kind not in FEATURE_TYPES:
+            told.append(f"{path}: column '{name}' is {kind}, a feature needs numbers or booleans")
+        if name == features.vector and not is_list(kind):
+            told.append(f"{path}: column '{name}' is {kind}, a vector needs a list of numbers")
+        if name == features.vector and getattr(kind, "list_size", features.width) != features.width:
+            told.append(
+                f"{path}: column '{name}' holds lists of {kind.list_size} numbers, the model needs "
+                f"{features.width}"
+            )
+    if told:
+        raise DataError("\n".join(told))
 
 
 def _match(features: Features, path: str, schema: pa.Schema) -> list[str]:
-    for field in ("columns", "exclude"):
-        for pattern in getattr(features, field):
-            if not _any(schema.names, (pattern,)):
-                raise DataError(
-                    f"{path}: features.{field}: '{pattern}' matches no column"
-                    f"{nearest(pattern, schema.names)} Columns: {_few(schema.names)}"
-                )
+    lost = [
+        f"{path}: features.{field}: '{pattern}' matches no column"
+        f"{nearest(pattern, schema.names)} Columns: {_few(schema.names)}"
+        for field in ("columns", "exclude")
+        for pattern in getattr(features, field)
+        if not _any(schema.names, (pattern,))
+    ]
+    if lost:
+        raise DataError("\n".join(lost))
     left_out = set(_any(schema.names, features.exclude))
     chosen = [name for name in _any(schema.names, features.columns) if name not in left_out]
     if not chosen:

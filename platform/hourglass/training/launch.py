@@ -3,6 +3,7 @@
 import math
 import secrets
 import subprocess
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hourglass import artifact, storage
-from hourglass.data import reading
+from hourglass.data import reading, unlikely
 from hourglass.data.manifest import Manifest, describe, locate
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import Census, Rows
@@ -139,7 +140,9 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
     data = job.data
     rows = reading.of(manifest, columns, data.missing, data.holdout, counts_levels(data.scaling))
     cached = _cached(job, manifest.rows * columns.row_bytes)
-    census, refs = reading.load(rows, keep_features=cached)
+    chosen = unlikely.globbed(data.features, columns.columns)
+    watched = [columns.columns.index(name) for name in chosen if columns.dtype != "uint8"]
+    census, refs = reading.load(rows, keep_features=cached, watched=watched)
     require_values(census.stats, columns.feature_names)
     fit_preprocessing(job, census.stats)
     dataset = {
@@ -158,6 +161,15 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
     }
     if job.train.early_stop is not None:
         provenance.require_watched(dataset)
+    constant = dict(zip(columns.feature_names, census.stats.constant, strict=True))
+    reasons = unlikely.why(
+        chosen,
+        index=unlikely.index_columns(schema),
+        near_unique=[n for n, s in zip(chosen, census.samples, strict=False) if s.near_unique],
+        constant=[n for n in chosen if constant[n] and job.data.constant == "keep"],
+    )
+    if reasons:
+        warnings.warn(f"features.columns: a glob chose {unlikely.advice(reasons)}", stacklevel=2)
     return Measured(rows, census, refs, manifest.digest, dataset)
 
 
