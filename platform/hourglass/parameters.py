@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from hourglass import job_files
 from hourglass.errors import SpecError
 from hourglass.model.dense import Dense
-from hourglass.model.presets import PRESETS
+from hourglass.model.presets import WHOLE
 from hourglass.spec import TrainJob
 
 DENSE = tuple(name for name in Dense.model_fields if name != "kind")
@@ -89,7 +89,7 @@ def _network(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Any:
     if given["network"] is None:
         fields = {name: given[name] for name in DENSE}
         widths = fields["widths"]
-        if widths is None and "widths" not in PRESETS.get(given["preset"], {}).get("network", {}):
+        if widths is None and given["preset"] not in WHOLE:
             widths = WIDTHS
         fields["widths"] = [widths] if np.isscalar(widths) else widths
         return _chosen(kind="dense", **fields)

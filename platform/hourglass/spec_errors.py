@@ -14,6 +14,8 @@ Steps = tuple[str | int, ...]
 Lines = dict[Steps, int]
 """The line of each field of a file, from 1; `SET` for a field that an override gave."""
 SET = 0
+PRESET = "preset"
+"""The field that stands for others beside it."""
 
 
 def read_yaml(path: str | Path) -> tuple[Any, Lines]:
@@ -75,8 +77,7 @@ def explain(where: str, error: ValidationError, adapter: TypeAdapter[Any], lines
     """Every mistake as one line: file:line, field, found beside allowed, nearest name."""
     schema = _schema(adapter)
     mistakes: dict[str, list[str]] = {}
-    for item in error.errors(include_url=False):
-        steps = _without_tags(item["loc"], schema)
+    for steps, item in _told(error, schema):
         field = ".".join(str(step) for step in steps)
         place = f"  {where}{_line(steps, lines)}: {field + ': ' if field else ''}"
         told = mistakes.setdefault(place, [])
@@ -88,6 +89,15 @@ def explain(where: str, error: ValidationError, adapter: TypeAdapter[Any], lines
     every = [place + sentence for place, told in mistakes.items() for sentence in told]
     count = "1 mistake" if len(every) == 1 else f"{len(every)} mistakes"
     return "\n".join([f"{where}: {count}", *every])
+
+
+def _told(error: ValidationError, schema: dict[str, Any]) -> Iterator[tuple[Steps, Any]]:
+    """Each mistake with its field, but no field as missing that a misspelt preset meant to bring."""
+    found = [(_without_tags(i["loc"], schema), i) for i in error.errors(include_url=False)]
+    mistaken = {steps for steps, _ in found}
+    for steps, item in found:
+        if item["type"] != "missing" or (*steps[:-1], PRESET) not in mistaken:
+            yield steps, item
 
 
 def _line(steps: Steps, lines: Lines) -> str:

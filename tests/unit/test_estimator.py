@@ -361,3 +361,14 @@ def test_early_stop_with_nothing_to_watch_is_refused(X: np.ndarray) -> None:
     )
     assert make().fit(few).dataset_["holdout_rows"] == 0
     assert make(early_stop={"patience": 1}, holdout=0.5).fit(few).dataset_["holdout_rows"] > 0
+
+
+@pytest.mark.parametrize("preset", ["anomoly", ["anomaly"], 3])
+def test_a_misspelt_preset_and_policy_are_told_as_such(X: np.ndarray, preset: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        make(widths=None, preset=preset, missing="men", combine="men").fit(X)
+    said = str(caught.value).splitlines()
+    assert said[0] == "job: 3 mistakes"
+    assert said[1].startswith("  job: data.missing: found 'men', did you mean 'mean'? Allowed: ")
+    assert said[2].startswith(f"  job: model.preset: found {preset!r}")
+    assert said[3].startswith("  job: train.combine: found 'men', did you mean 'mean'? Allowed: ")

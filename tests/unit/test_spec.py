@@ -634,3 +634,21 @@ def test_schedule(schedule: Any, steps: int, factors: dict[int, float]) -> None:
 )
 def test_nearest(word: str, answer: str) -> None:
     assert nearest(word, ["epochs", "seed"]) == answer
+
+
+@pytest.mark.parametrize("preset", ["anomoly", "desnoising", "[anomaly]", "3", "true", "{a: 1}"])
+def test_a_preset_that_is_none_hides_no_mistake_and_makes_none(check: Any, preset: str) -> None:
+    """What it meant to bring is not missing; everything else is told."""
+    text = TRAIN.partition("model:")[0].replace("/rows", "/rows\n  missing: men")
+    said = refusal(check, f"{text}model: {{preset: {preset}, loss: {{kind: msee}}}}\n").splitlines()
+    assert said[0] == "job.yaml: 3 mistakes"
+    assert "data.missing: found 'men', did you mean 'mean'?" in said[1]
+    assert ": model.preset: found " in said[2]
+    assert ("did you mean 'anomaly'?" in said[2]) == (preset in ("anomoly", "[anomaly]"))
+    assert "model.loss: found kind 'msee', did you mean 'mse'?" in said[3]
+
+
+def test_without_a_preset_the_network_is_missing(check: Any) -> None:
+    text = TRAIN.partition("model:")[0]
+    assert "model.network: missing" in refusal(check, f"{text}model: {{loss: {{kind: mse}}}}\n")
+    assert "model.network: missing" in refusal(check, f"{text}model: {{preset: denoising}}\n")

@@ -68,7 +68,7 @@ BESIDE: dict[Preset, dict[str, Any]] = {
 
 def expand(tree: Any) -> Any:
     """The fields of the preset that `tree` names under those of `tree`; other values as they are."""
-    if not isinstance(tree, Mapping) or tree.get("preset") not in PRESETS:
+    if not isinstance(tree, Mapping) or _named(tree) not in PRESETS:
         return tree
     return _over(PRESETS[tree["preset"]], tree)
 
@@ -76,9 +76,15 @@ def expand(tree: Any) -> Any:
 def expand_job(tree: Any) -> Any:
     """The fields that the preset of the model in `tree` asks of a job, under those of `tree`."""
     model = tree.get("model") if isinstance(tree, Mapping) else None
-    if not isinstance(model, Mapping) or model.get("preset") not in BESIDE:
+    if not isinstance(model, Mapping) or _named(model) not in BESIDE:
         return tree
     return _over(BESIDE[model["preset"]], tree)
+
+
+def _named(model: Mapping[str, Any]) -> Any:
+    """The preset that a model names; None for what can be no name, which validation refuses."""
+    name = model.get("preset")
+    return name if isinstance(name, str) else None
 
 
 def _over(below: Any, above: Any) -> Any:
