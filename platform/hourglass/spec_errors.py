@@ -1,6 +1,7 @@
 """YAML with line numbers, and validation errors as sentences: where, found, allowed, nearest name."""
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,11 @@ def _descend(
         return holder["properties"][step], True
     if isinstance(node.get("additionalProperties"), dict):
         return node["additionalProperties"], True
-    return {}, not _is_branch(node, step)
+    names = re.findall(
+        r"\w+", step
+    )  # pydantic's of a branch: Autoscaling, function-after[f(), Limits]
+    branches = (b for b in node.get("anyOf", []) if b.get("$ref", "").rpartition("/")[2] in names)
+    return next(branches, {}), not _is_branch(node, step)
 
 
 def _is_branch(node: dict[str, Any], step: str) -> bool:

@@ -11,13 +11,31 @@ from hourglass.cli.connected import connected
 def check(
     file: File,
     overrides: Overrides = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Compare a job with the shards that it names as well.")
+    ] = False,
 ) -> None:
-    """Validate a job file and print what it resolves to; reports every mistake at once."""
+    """Validate a job or serve file and print what it resolves to; reports every mistake at once."""
     import yaml
 
-    from hourglass.job_files import dump, load
+    from hourglass import job_files, spec_errors
+    from hourglass.errors import SpecError
+    from hourglass.serving import schemas
 
-    typer.echo(yaml.safe_dump(dump(load(file, overrides or ())), sort_keys=False), nl=False)
+    if schemas.is_serve_file(spec_errors.read_yaml(file)[0]):
+        if data:
+            raise SpecError(f"{file}: a serve file names no shards; run it without --data")
+        tree = schemas.load(file, overrides or ()).model_dump(mode="json", exclude_none=True)
+        typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
+        return
+    job = job_files.load(file, overrides or ())
+    shards = ""
+    if data:
+        from hourglass.check import against_shards
+        from hourglass.settings import Settings
+
+        shards = f"# {against_shards(file, job, Settings())}\n"
+    typer.echo(yaml.safe_dump(job_files.dump(job), sort_keys=False) + shards, nl=False)
 
 
 def schema(

@@ -14,11 +14,17 @@ from hourglass.errors import DataError
 def open_dataset(
     uri: str | Sequence[str], pinned_at: str | None = None
 ) -> tuple[Manifest, pa.Schema]:
-    """List and check the shards, against the pinned manifest if there is one. Raises DataError.
+    """List and check the shards, against the pinned manifest if there is one. Raises DataError."""
+    found, schema = scan(uri)
+    require_data(uri, found, pinned_at)
+    return found, schema
+
+
+def require_data(uri: str | Sequence[str], found: Manifest, pinned_at: str | None = None) -> None:
+    """Raise DataError when the shards found have no rows, or are not those of the pinned manifest.
 
     Warns when damage to a page could go unnoticed: no page checksums, and no content pinned.
     """
-    found, schema = scan(uri)
     by_content = False
     if pinned_at is not None:
         pinned = load_manifest(pinned_at)
@@ -29,7 +35,6 @@ def open_dataset(
     sentence = unchecked(found)
     if sentence is not None and not by_content:
         warnings.warn(sentence, stacklevel=2)
-    return found, schema
 
 
 def feature_schema(

@@ -23,7 +23,7 @@ from hourglass.artifact import Artifact, load
 from hourglass.data.manifest import Manifest, describe
 from hourglass.data.prepare import open_dataset
 from hourglass.data.reading import threads_ended
-from hourglass.data.schema import check_column
+from hourglass.data.schema import require_columns
 from hourglass.errors import ClusterError, DataError, WriteError
 from hourglass.inference import parts
 from hourglass.inference.parts import Item, Options, Tally
@@ -86,13 +86,11 @@ def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) 
     """
     job = _absolute(job)
     manifest, schema = open_dataset(job.uri, job.manifest)
-    _output_elsewhere(job)
+    require_elsewhere(job)
     loaded = load(model.path, model.digest)
     features = loaded.manifest.features.schema_
-    first = manifest.shards[0].path
-    for name in [*features.source_columns, *job.passthrough]:
-        check_column(first, schema, name)
-    _no_clash(job)
+    require_columns(manifest.shards[0].path, schema, features, job.passthrough)
+    require_no_clash(job)
     options = Options(
         outputs=job.outputs,
         passthrough=job.passthrough,
@@ -277,7 +275,8 @@ def _threshold(job: ScoreJob, loaded: Artifact) -> float:
     return loaded.manifest.calibration.threshold if job.threshold == "auto" else job.threshold
 
 
-def _no_clash(job: ScoreJob) -> None:
+def require_no_clash(job: ScoreJob) -> None:
+    """Raise DataError when the output would have two columns of a name."""
     taken = parts.reserved(job.outputs)
     clash = [name for name in job.passthrough if name in taken]
     if clash:
@@ -315,8 +314,9 @@ def _absolute(job: ScoreJob) -> ScoreJob:
     return ScoreJob.model_validate({**job.model_dump(), "output": os.path.abspath(job.output)})
 
 
-def _output_elsewhere(job: ScoreJob) -> None:
+def require_elsewhere(job: ScoreJob) -> None:
     """Raise DataError when the parts would be found among the shards by the next run."""
+    job = _absolute(job)
     for uri in [job.uri] if isinstance(job.uri, str) else job.uri:
         folder = (uri if "://" in uri else os.path.abspath(uri)).rstrip("/")
         if f"{job.output.rstrip('/')}/".startswith(f"{folder}/"):

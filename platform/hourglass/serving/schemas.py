@@ -5,7 +5,7 @@ The same file is accepted by `hourglass serve`, `serve run` and `serve deploy`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -185,6 +185,11 @@ class ServeFile(Strict):
 
 
 SERVE: TypeAdapter[ServeFile] = TypeAdapter(ServeFile)
+
+
+def is_serve_file(tree: dict[str, Any]) -> bool:
+    """True of a file that has no kind of job, and a field of a serve file."""
+    return "kind" not in tree and not tree.keys().isdisjoint(ServeFile.model_fields)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> ServeFile:
