@@ -5,9 +5,12 @@ The environment describes the machine, never the experiment; experiments live in
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from hourglass.errors import SpecError
 
 
 class Settings(BaseSettings):
@@ -22,7 +25,23 @@ class Settings(BaseSettings):
     address: str | None = Field(None, description="Ray cluster; default: one on this machine.")
     temp_dir: str | None = Field(None, description="Ray's session folder; keep the path short.")
     serve_token: SecretStr | None = Field(None, description="Bearer token of the endpoints.")
+    s3_connect_timeout_s: PositiveFloat = Field(5.0, description="Seconds to reach an S3 endpoint.")
+    s3_read_timeout_s: PositiveFloat = Field(15.0, description="Seconds it may be silent.")
+    s3_attempts: PositiveInt = Field(
+        2,
+        description="How often botocore asks it.",
+        validation_alias=AliasChoices("HOURGLASS_S3_ATTEMPTS", "AWS_MAX_ATTEMPTS"),
+    )
+    s3_total_timeout_s: PositiveFloat = Field(
+        600.0, description="Seconds that one request may take, its answer included."
+    )
     tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SpecError("\n".join(map(_sentence, error.errors(include_url=False)))) from None
 
     @cached_property
     def root(self) -> Path:
@@ -40,3 +59,10 @@ class Settings(BaseSettings):
     def mlflow_uri(self) -> str:
         """The MLflow store: MLFLOW_TRACKING_URI when set, else SQLite in the project folder."""
         return self.tracking_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+
+
+def _sentence(item: Any) -> str:
+    """Which variable is wrong, and how."""
+    name = str(item["loc"][0])
+    variable = name if name.isupper() else f"HOURGLASS_{name.upper()}"
+    return f"{variable}: found {item['input']!r}; {item['msg'][:1].lower()}{item['msg'][1:]}"

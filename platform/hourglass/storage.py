@@ -1,6 +1,7 @@
 """Bytes on a local disk or in S3, written so that a name either holds all of its bytes or does not exist."""
 
 import errno
+import functools
 import os
 import secrets
 import shutil
@@ -13,6 +14,10 @@ from typing import Any
 import fsspec
 
 from hourglass.errors import DataError, WriteError
+from hourglass.settings import Settings
+
+S3FS_TRIES = 2
+"""Of s3fs, around botocore's: the only ones where an answer stops halfway."""
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -22,8 +27,59 @@ def filesystem(uri: str) -> tuple[Any, str]:
         raise DataError(
             f"{uri}: scheme '{scheme}://' is not supported; use a path or s3://bucket/key"
         )
-    fs, path = fsspec.core.url_to_fs(uri)
+    if scheme == "file":
+        fs, path = fsspec.core.url_to_fs(uri)
+        return fs, path
+    fs, path = fsspec.core.url_to_fs(uri, config_kwargs=_s3_limits())
+    fs.retries = S3FS_TRIES
     return fs, path
+
+
+def _s3_limits() -> dict[str, Any]:
+    """Botocore's settings of how long to wait for S3, and how often to ask."""
+    settings = Settings()
+    return {
+        "connect_timeout": settings.s3_connect_timeout_s,
+        "read_timeout": settings.s3_read_timeout_s,
+        "retries": {"total_max_attempts": settings.s3_attempts},
+        "http_session_cls": _session(settings.s3_total_timeout_s),
+    }
+
+
+@functools.cache
+def _session(total_s: float) -> type:
+    """Sessions in which a request ends in time, whatever the endpoint goes on sending."""
+    from aiobotocore.httpsession import AIOHTTPSession
+    from aiohttp import ClientTimeout
+
+    class Session(AIOHTTPSession):  # type: ignore[misc]
+        _timeout: ClientTimeout
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            wait = self._timeout
+            self._timeout = ClientTimeout(
+                total=total_s, sock_connect=wait.sock_connect, sock_read=wait.sock_read
+            )
+
+    return Session
+
+
+def trouble(error: BaseException | None) -> str | None:
+    """What kept S3 from answering, as a sentence; None for errors of any other kind."""
+    if isinstance(error, IndexError):  # s3fs trips over errors without arguments, as timeouts are
+        error = error.__context__
+    if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
+        return None
+    slow = "Timeout" in type(error).__name__
+    usual = "the answer stopped halfway" if slow else type(error).__name__
+    said = (str(error).splitlines() or [usual])[0][:1000]
+    if slow:
+        return (
+            f"S3 did not answer in time ({said}); check AWS_ENDPOINT_URL and the network, or wait "
+            "longer (HOURGLASS_S3_READ_TIMEOUT_S)"
+        )
+    return f"S3 cannot be reached ({said}); check AWS_ENDPOINT_URL, the credentials and the region"
 
 
 def is_local(uri: str) -> bool:
@@ -79,11 +135,12 @@ def writing(uri: str) -> Iterator[None]:
     except WriteError:
         raise
     except Exception as error:
-        s3 = type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp"))
-        if not s3 and not isinstance(error, OSError):
+        s3 = trouble(error)
+        if s3 is None and not isinstance(error, OSError):
             raise
         number = getattr(error, "errno", None) or errno.EIO
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["refused"])[0]
+        said = getattr(error, "strerror", None) or (str(error).splitlines() or ["refused"])[0]
+        reason = s3 or said
         raise WriteError(number, reason, uri) from error
 
 

@@ -131,12 +131,21 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:  # of a disk, where nobody had more to say
-        if "--debug" in sys.argv:
+    except Exception as error:
+        from hourglass.storage import trouble
+
+        sentence = trouble(error)
+        disk = isinstance(error, OSError)  # where nobody had more to say
+        if "--debug" in sys.argv or not (sentence or disk):
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {where}{error.strerror or error}", err=True)
-        sys.exit(1)
+        if sentence is None:
+            where = f"{error.filename}: " if error.filename else ""
+            sentence = f"{where}{error.strerror or error}"
+            code = 1
+        else:
+            code = 2
+        typer.echo(f"error: {sentence}", err=True)
+        sys.exit(code)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)

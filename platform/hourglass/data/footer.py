@@ -85,15 +85,13 @@ def reaching(uri: str) -> Iterator[None]:
         raise DataError(f"{uri}: no such file or folder") from None
     except PermissionError:
         raise DataError(f"{uri}: permission denied; check the credentials") from None
-    except OSError as error:
-        raise DataError(f"{uri}: cannot be read ({first_line(error)})") from None
     except Exception as error:
-        if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+        sentence = storage.trouble(error)
+        if sentence is None and isinstance(error, OSError):
+            sentence = f"cannot be read ({first_line(error)})"
+        if sentence is None:
             raise
-        raise DataError(
-            f"{uri}: S3 cannot be reached ({first_line(error)}); check AWS_ENDPOINT_URL, the "
-            "credentials and the region"
-        ) from None
+        raise DataError(f"{uri}: {sentence}") from None
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,193 @@
+"""An S3 endpoint that does not answer, or not to the end, is given up on, with a sentence."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import s3fs
+
+from hourglass import cli, storage
+from hourglass.cli import data
+from hourglass.data.manifest import content_digest, list_shards, load_manifest, scan
+from hourglass.errors import DataError, SpecError
+from hourglass.settings import Settings
+
+URI = "s3://bucket/a.parquet"
+SIZE = 40
+HEAD = f'HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\nETag: "x"\r\n\r\n'.encode()
+ADVICE = "check AWS_ENDPOINT_URL and the network, or wait longer (HOURGLASS_S3_READ_TIMEOUT_S)"
+REACH = "check AWS_ENDPOINT_URL, the credentials and the region"
+Answer = Callable[[socket.socket, bytes], None]
+
+
+def never(connection: socket.socket, asked: bytes) -> None:
+    """It says nothing."""
+
+
+def halfway(connection: socket.socket, asked: bytes) -> None:
+    """It says how much there is, and not all of it."""
+    connection.sendall(HEAD if asked.startswith(b"HEAD") else HEAD + b"x")
+
+
+def drop_by_drop(connection: socket.socket, asked: bytes) -> None:
+    """It says one byte after the other, each in time."""
+    connection.sendall(HEAD)
+    for _ in range(0 if asked.startswith(b"HEAD") else SIZE):
+        time.sleep(0.02)
+        connection.sendall(b"x")
+
+
+def hangs_up(connection: socket.socket, asked: bytes) -> None:
+    connection.close()
+
+
+class Endpoint:
+    """Accepts, reads one request of each connection, and answers as it is told to."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.asked = 0
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            self._open.append(connection)
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        asked = b""
+        try:
+            while b"\r\n\r\n" not in asked:
+                asked += connection.recv(65536)
+            self.asked += 1
+            self._answer(connection, asked)
+        except OSError:
+            pass  # the client has gone
+
+    def close(self) -> None:
+        for open_socket in (self._listening, *self._open):
+            open_socket.close()
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint]]:
+    """`endpoint(answer)` is where S3 is from now on, for requests that wait 0.3 s and no longer."""
+    made: list[Endpoint] = []
+
+    def make(answer: Answer, **variables: str) -> Endpoint:
+        made.append(Endpoint(answer))
+        usual = {
+            "AWS_ENDPOINT_URL": made[-1].url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "hidden",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "HOURGLASS_S3_CONNECT_TIMEOUT_S": "0.3",
+            "HOURGLASS_S3_READ_TIMEOUT_S": "0.3",
+        }
+        for name, value in (usual | variables).items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        return made[-1]
+
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
+    yield make
+    for one in made:
+        one.close()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+USES: list[Any] = [scan, list_shards, content_digest, load_manifest]
+
+
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+def test_one_that_never_answers_is_given_up_on(endpoint: Any, use: Any) -> None:
+    found = endpoint(never, AWS_MAX_ATTEMPTS="1")
+    with pytest.raises(DataError) as caught:
+        use(URI)
+    assert str(caught.value).startswith(f"{URI}: S3 did not answer in time (Read timeout on endpo")
+    assert str(caught.value).endswith(ADVICE)
+    assert "hidden" not in str(caught.value)
+    assert 0 < found.asked <= 2 * storage.S3FS_TRIES
+
+
+@pytest.mark.parametrize(("variables", "tries"), [({}, 2), ({"AWS_MAX_ATTEMPTS": "3"}, 3)])
+def test_how_often_it_is_asked_is_known(
+    endpoint: Any, variables: dict[str, str], tries: int
+) -> None:
+    found = endpoint(never, HOURGLASS_S3_READ_TIMEOUT_S="0.1", **variables)
+    with pytest.raises(DataError):
+        list_shards(URI)
+    assert found.asked == storage.S3FS_TRIES * tries
+    own = endpoint(never, HOURGLASS_S3_READ_TIMEOUT_S="0.1", HOURGLASS_S3_ATTEMPTS="1", **variables)
+    with pytest.raises(DataError):
+        list_shards(URI)
+    assert own.asked == storage.S3FS_TRIES
+
+
+def test_one_that_stops_halfway_is_given_up_on(endpoint: Any) -> None:
+    endpoint(halfway)
+    with pytest.raises(DataError) as caught:
+        scan(URI)
+    assert str(caught.value) == (
+        f"{URI}: S3 did not answer in time (the answer stopped halfway); {ADVICE}"
+    )
+
+
+def test_one_that_answers_drop_by_drop_is_given_up_on(endpoint: Any) -> None:
+    endpoint(drop_by_drop)
+    assert storage.read(URI) == b"x" * SIZE  # the control: no silence is too long
+    endpoint(drop_by_drop, HOURGLASS_S3_TOTAL_TIMEOUT_S="0.2")
+    with pytest.raises(DataError) as caught:
+        load_manifest(URI)
+    assert str(caught.value).endswith(ADVICE)
+
+
+def test_one_that_hangs_up_is_named(endpoint: Any) -> None:
+    endpoint(hangs_up)
+    with pytest.raises(DataError) as caught:
+        scan(URI)
+    assert str(caught.value).startswith(f"{URI}: S3 cannot be reached (Connection was closed bef")
+    assert str(caught.value).endswith(REACH)
+
+
+@pytest.mark.parametrize(("answer", "advice"), [(never, ADVICE), (hangs_up, REACH)])
+def test_whatever_asked_ends_with_a_sentence(
+    endpoint: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, answer: Answer, advice: str
+) -> None:
+    """Not everything that asks S3 knows how to say what went wrong."""
+    endpoint(answer, AWS_MAX_ATTEMPTS="1")
+    for act in (lambda: data.inspect([URI]), lambda: storage.exists(URI)):
+        monkeypatch.setattr(cli, "app", act)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("error: ")
+        assert said.endswith(advice)
+
+
+def test_errors_that_are_not_of_s3_stay_what_they_are() -> None:
+    for error in (IndexError("x"), ValueError("x"), OSError("x"), TimeoutError("x"), None):
+        assert storage.trouble(error) is None
+
+
+def test_settings_that_are_none_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOURGLASS_S3_READ_TIMEOUT_S", "-3")
+    monkeypatch.setenv("HOURGLASS_S3_ATTEMPTS", "no")
+    with pytest.raises(SpecError) as caught:
+        Settings()
+    assert str(caught.value).splitlines() == [
+        "HOURGLASS_S3_READ_TIMEOUT_S: found '-3'; input should be greater than 0",
+        "HOURGLASS_S3_ATTEMPTS: found 'no'; input should be a valid integer, unable to parse string "
+        "as an integer",
+    ]
