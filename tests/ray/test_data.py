@@ -202,3 +202,27 @@ def test_a_shard_replaced_after_listing_is_told(folder: str) -> None:
     assert told(lambda: reading.load(rows, keep_features=False)) == (
         f"{uri}/part-0.parquet: was replaced since it was listed; run again"
     )
+
+
+def test_a_shard_that_ends_its_reader_is_named(cluster: Path, monkeypatch: Any) -> None:
+    """Ray Data would begin such a task again without end."""
+    monkeypatch.setattr(reading, "TASK_BYTES", 1)
+    uri = str(cluster / "deadly")
+    for number in range(3):
+        storage.write(f"{uri}/part-{number}.parquet", shard(300 * number))
+    found = rows_of(uri, vector="image")
+
+    class Deadly(Rows):
+        """Rows of which the second shard does what a native crash does."""
+
+        def chunks(self, shard: int, group: int) -> Any:
+            if shard == 1:
+                os.abort()
+            return super().chunks(shard, group)
+
+    deadly = Deadly(found.shards, found.schema, found.missing, found.holdout)
+    sentence = f"reading failed: the process that read {uri}/part-1.parquet died; is it damaged?"
+    assert told(lambda: reading.load(deadly, keep_features=True)) == sentence
+    slices = [Slice(number, 0, "train", 0, 20) for number in range(3)]
+    assert told(lambda: list(reading.stream_features(deadly, slices, cpus=0.5))) == sentence
+    assert reading.load(found, keep_features=False)[0].rows("train") > 0

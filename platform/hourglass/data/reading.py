@@ -19,6 +19,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass.data import plan
 from hourglass.data.decode import read_chunks
@@ -41,6 +42,9 @@ _THREADS = ("StreamingExecutor", "iter_threaded")
 
 THREAD_S = 10.0
 """Seconds to wait for one of them; it looks for its end every 0.1 s."""
+
+RETRIES = 3
+"""How often a task begins again whose process died; Ray Data would begin again without end."""
 
 _TRACEBACKS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 """Loggers that print every error of a task, with all of Ray's frames, before it is raised."""
@@ -142,7 +146,10 @@ def stream(
     for name in _TRACEBACKS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     dataset = ray.data.read_datasource(
-        TaskSource(tasks, read), override_num_blocks=len(tasks), num_cpus=cpus
+        TaskSource(tasks, read),
+        override_num_blocks=len(tasks),
+        num_cpus=cpus,
+        ray_remote_args={"max_retries": RETRIES},
     )
     dataset.context.execution_options.preserve_order = True
     return dataset
@@ -197,7 +204,7 @@ def load(rows: Rows, keep_features: bool, watched: Sequence[int] = ()) -> tuple[
     if not tasks:
         raise DataError("no rows: every shard is empty")
     dataset = stream(tasks, _ReadAll(rows, keep_features, tuple(watched)))
-    with _plain_errors():
+    with _plain_errors(rows):
         dataset = dataset.materialize()
         figures = dataset.drop_columns(["features", "held"]).take_all()
     refs = list(dataset.to_arrow_refs()) if keep_features else []
@@ -309,7 +316,7 @@ def stream_features(
         first = next(runs, None)
         reading = None if first is None else opener.submit(read, first)
         while reading is not None:
-            with _plain_errors():
+            with _plain_errors(rows, cpus):
                 refs = reading.result()
             following = next(runs, None)
             reading = None if following is None else opener.submit(read, following)
@@ -337,8 +344,12 @@ def threads_ended() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Raise the DataError that a read task raised, without Ray's frames around it."""
+def _plain_errors(rows: Rows, cpus: float = 1.0) -> Iterator[None]:
+    """Raise the DataError that a read task raised, without Ray's frames around it.
+
+    Where processes died that read `rows`, each shard is read once more, by a task of `cpus` CPUs, to
+    name the one that ends them.
+    """
     try:
         with threads_ended():
             yield
@@ -347,6 +358,35 @@ def _plain_errors() -> Iterator[None]:
         if isinstance(cause, DataError):
             raise DataError(first_line(cause)) from None  # below it Ray adds advice of its own
         raise DataError(f"reading failed: {error}") from error
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        sentence = _deadly(rows, cpus)
+        if sentence is not None:
+            raise DataError(sentence) from None
+        raise DataError(f"reading failed: {first_line(error)}") from error
+
+
+def _deadly(rows: Rows, cpus: float) -> str | None:
+    """A sentence about the first shard that ends the process that reads it; None: there is none."""
+    task = ray.remote(num_cpus=cpus, max_retries=0)(_read_through)
+    reads = [task.remote(rows, number) for number in range(len(rows.shards))]
+    try:
+        for shard, read in zip(rows.shards, reads, strict=True):
+            try:
+                ray.get(read)
+            except ray.exceptions.WorkerCrashedError:
+                return f"reading failed: the process that read {shard.path} died; is it damaged?"
+    except ray.exceptions.RayError:
+        return None  # it is not a shard that ends them
+    finally:
+        for read in reads:
+            ray.cancel(read, force=True)
+    return None
+
+
+def _read_through(rows: Rows, shard: int) -> None:
+    for group, count in enumerate(rows.shards[shard].rows):
+        for _ in rows.chunks(shard, group) if count else ():
+            pass
 
 
 def of(

@@ -17,12 +17,13 @@ import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass import storage
 from hourglass.artifact import Artifact, load
 from hourglass.data.manifest import Manifest, describe
 from hourglass.data.prepare import open_dataset
-from hourglass.data.reading import threads_ended
+from hourglass.data.reading import RETRIES, threads_ended
 from hourglass.data.schema import require_columns
 from hourglass.errors import ClusterError, DataError, WriteError
 from hourglass.inference import parts
@@ -207,6 +208,8 @@ def _pool(
         compute=ActorPoolStrategy(size=workers),
         num_cpus=1,
         num_gpus=1 if gpu else 0,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
     )
     try:
         # Closed now and not when forgotten: after a shutdown that would start Ray anew.
@@ -219,7 +222,7 @@ def _pool(
                 if row["error"]:
                     raise DataError(row["error"])
                 yield row["name"], Tally(**json.loads(row["tally"]))
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         cause = str(error).split("\n\nThe above exception was the direct cause")[0]
         raise ClusterError(
             f"scoring failed: {cause.strip().splitlines()[-1]}. What was written is kept; the same "
