@@ -156,6 +156,12 @@ def test_nulls_of_frames_are_missing(X: np.ndarray) -> None:
             make().fit(table)
 
 
+def test_sparse_columns_are_numbers(X: np.ndarray) -> None:
+    frame = pd.DataFrame(X.round(), columns=NAMES)
+    sparse = frame.astype({"b": pd.SparseDtype(float, 0.0)})
+    assert make().fit(sparse).anomaly(sparse).tolist() == make().fit(frame).anomaly(frame).tolist()
+
+
 def test_two_columns_of_one_name(X: np.ndarray) -> None:
     with pytest.raises(InputError, match="^column 'a' is there 2 times; names must be unique$"):
         make().fit(pd.DataFrame(X, columns=["a", "a", "b"]))

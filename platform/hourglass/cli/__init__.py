@@ -134,16 +134,12 @@ def main() -> None:
     except Exception as error:
         from hourglass.storage import trouble
 
-        sentence = trouble(error)
-        disk = isinstance(error, OSError)  # where nobody had more to say
-        if "--debug" in sys.argv or not (sentence or disk):
-            raise
-        if sentence is None:
+        sentence, code = trouble(error), 2
+        if sentence is None and isinstance(error, OSError):  # of a disk; nobody had more to say
             where = f"{error.filename}: " if error.filename else ""
-            sentence = f"{where}{error.strerror or error}"
-            code = 1
-        else:
-            code = 2
+            sentence, code = f"{where}{error.strerror or error}", 1
+        if sentence is None or "--debug" in sys.argv:
+            raise
         typer.echo(f"error: {sentence}", err=True)
         sys.exit(code)
     except KeyboardInterrupt:

@@ -131,7 +131,10 @@ def _arrow(column: Any) -> Any:
         if isinstance(column, np.ma.MaskedArray):
             column = unmasked(column)
         kind = getattr(column, "dtype", None)
-        plain = isinstance(kind, np.dtype) and kind.kind in "buif"
+        if str(kind).startswith("Sparse"):  # of pandas
+            column = np.asarray(column)
+        dtype = getattr(column, "dtype", None)
+        plain = isinstance(dtype, np.dtype) and dtype.kind in "buif"
         try:
             column = pa.array(np.asarray(column)) if plain else pa.array(column, from_pandas=True)
         except (pa.ArrowException, TypeError, ValueError):

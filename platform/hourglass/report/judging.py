@@ -81,7 +81,7 @@ def referees(look: Look) -> Section:
             "which no encoder does in one pass."
         )
     sentence = f"{_ruling(verdicts, fitted.shape[1])} In model space; {look.sight.split}.{more}"
-    beyond = rounding(torch.from_numpy(judged), torch.from_numpy(mean), scale).mean()
+    beyond = rounding(torch.from_numpy(judged), torch.from_numpy(mean)).mean()
     spread = np.square(judged - mean).mean() > float(beyond)
     lines = [
         (v.name, v.units, f"{v.mse:.6g}", f"{v.fvu:.4f}" if spread else "undefined")

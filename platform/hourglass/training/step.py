@@ -18,7 +18,6 @@ from hourglass.data.feed import Batch
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.passes import Pass
-from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import SPARSE
 from hourglass.training.adversary import Discriminator
 from hourglass.training.collective import Peers, blame
@@ -170,14 +169,10 @@ def non_finite(state: State, batch: Batch, rng: torch.Generator, peers: Peers) -
     return blame(candidates, peers)
 
 
-def rounding(clean_BF: Tensor, mean_F: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Squared distance of each row (B,) from the mean in model space that may be rounding alone:
-
-    of float32 there, and of float64 in the raw column, which may lie far from zero.
-    """
-    raw_F = preprocessing.mean_C[preprocessing.kept_F] / preprocessing.scale_F
+def rounding(clean_BF: Tensor, mean_F: Tensor) -> Tensor:
+    """Squared distance of each row (B,) from the mean in model space that may be rounding alone."""
     there = (clean_BF.square() + mean_F.square()).mean(dim=1) * torch.finfo(torch.float32).eps ** 2
-    return ULPS**2 * (there + raw_F.double().square().mean() * torch.finfo(torch.float64).eps ** 2)
+    return ULPS**2 * there
 
 
 @torch.no_grad()
@@ -197,7 +192,7 @@ def evaluate_batch(module: AutoencoderModule, rows: Tensor) -> Sums:
     return at_widths | {
         "error": (result.output_BF - result.clean_BF).square().mean(dim=1).double().sum(),
         "spread": (result.clean_BF - mean_F).square().mean(dim=1).double().sum(),
-        "rounding": rounding(result.clean_BF, mean_F, preprocessing).double().sum(),
+        "rounding": rounding(result.clean_BF, mean_F).double().sum(),
         "code": result.code_BK.mean(dim=1).double().sum(),
         "rows": torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device),
     }
