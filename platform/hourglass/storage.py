@@ -139,8 +139,8 @@ def writing(uri: str) -> Iterator[None]:
         if s3 is None and not isinstance(error, OSError):
             raise
         number = getattr(error, "errno", None) or errno.EIO
-        said = getattr(error, "strerror", None) or (str(error).splitlines() or ["refused"])[0]
-        reason = s3 or said
+        said = (str(error).splitlines() or [s3 or "refused"])[0]
+        reason = getattr(error, "strerror", None) or said
         raise WriteError(number, reason, uri) from error
 
 

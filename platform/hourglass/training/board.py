@@ -135,7 +135,7 @@ class Line:
     def kept(self) -> list[Message]:
         """What the listener does not have when this process ends, for it to return."""
         self._settle()
-        return [*self._undelivered, *self._posted.values(), *self._left]
+        return sorted([*self._undelivered, *self._posted.values(), *self._left], key=_number)
 
     def _settle(self) -> None:
         """Wait until the listener has everything, but not for ever."""
@@ -157,6 +157,10 @@ class Line:
         while self._left and len(self._posted) < MOST:
             message = self._left.pop(0)
             self._posted[self._board.post.remote(message)] = message
+
+
+def _number(message: Message) -> Number:
+    return message[0]
 
 
 class Listening:
