@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
+from numbers import Real
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -84,6 +85,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         code: Any = None,
         loss: Any = None,
         trim: float | None = None,
+        scaled_score: bool | None = None,
         penalties: Any = None,
         adversary: Any = None,
         scaling: Any = None,
@@ -119,6 +121,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.code = code
         self.loss = loss
         self.trim = trim
+        self.scaled_score = scaled_score
         self.penalties = penalties
         self.adversary = adversary
         self.scaling = scaling
@@ -254,32 +257,38 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     @threshold_.setter
     def threshold_(self, score: float) -> None:
-        if not math.isfinite(score):
-            raise InputError(f"threshold_: found {score}, allowed are finite numbers")
-        self._fitted.threshold = float(score)
+        fitted = self._fitted
+        if not isinstance(score, Real) or isinstance(score, bool) or not math.isfinite(score):
+            raise InputError(f"threshold_: found {score!r}, allowed are finite numbers")
+        fitted.threshold = float(score)
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, as scikit-learn does; of a fitted model `quantile` moves `threshold_` at once.
 
         Where the held-out rows' score at that quantile is not kept, a warning says that it does not.
+        Raises: ValueError for an unknown parameter, which sets none.
         """
-        super().set_params(**params)
+        before = dict(vars(self))
+        try:
+            super().set_params(**params)
+        except ValueError:
+            self.__dict__ = before
+            raise
         if "quantile" in params and "predictor_" in vars(self):
             self._move_threshold()
         return self
 
     def _move_threshold(self) -> None:
         kept, found = self.predictor_.artifact.manifest.calibration, self.quantile
-        name = f"{found:g}" if isinstance(found, int | float) else ""
-        if found == kept.quantile:
-            score = kept.threshold
-        elif name in kept.quantiles and float(name) == found:
-            score = kept.quantiles[name]
-        else:
+        moves = isinstance(found, Real) and not isinstance(found, bool) and 0.0 < found < 1.0
+        score = kept.quantiles.get(f"{found:g}") if moves else None
+        if moves and (score is None or float(f"{found:g}") != found):
+            score = kept.threshold if found == kept.quantile else None
+        if score is None:
             warnings.warn(
                 f"quantile={found!r} takes effect with the next fit: threshold_ stays "
                 f"{self.threshold_:.6g}. Without one, set threshold_, or a quantile of those kept: "
-                f"{', '.join(kept.quantiles)}",
+                f"{', '.join(name for name in kept.quantiles if 0.0 < float(name) < 1.0)}",
                 stacklevel=3,
             )
             return

@@ -48,6 +48,7 @@ def job_of(
             code=_part(given["code"]),
             loss=_part(given["loss"]),
             trim=given["trim"],
+            scaled_score=given["scaled_score"],
             penalties=_parts(given["penalties"]),
             adversary=given["adversary"],
         ),

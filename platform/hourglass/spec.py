@@ -76,7 +76,7 @@ class TrainSpec(Strict):
 
 YOUNGER = ("phases", "seeds", "combine")
 """Fields that came after the first runs: at their defaults, a run keeps the name it had."""
-YOUNGER_PARTS = ("adversary", "trim")
+YOUNGER_PARTS = ("adversary", "trim", "scaled_score")
 """The same, of a model."""
 
 

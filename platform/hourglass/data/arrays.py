@@ -4,7 +4,10 @@ Neither pandas nor polars is imported. Shapes: B rows, C columns.
 """
 
 import datetime
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -67,18 +70,31 @@ def table_columns(table: Any) -> dict[str, Any] | None:
     return _named(table.columns, [table[name] for name in table.columns])
 
 
+def from_vectors(name: str, column: Any) -> Rows:
+    """The rows (B, C) in the column `name` of equally long lists. Raises DataError."""
+    if hasattr(column, "to_arrow") or isinstance(column, pa.Array | pa.ChunkedArray):
+        found = vectors(column)
+        if found is None:
+            raise DataError(f"column '{name}' holds no lists, a vector is a list of numbers")
+        return found[0]
+    if getattr(column, "dtype", None) == np.dtype(object):
+        column = list(column)
+    try:
+        return unmasked(column)
+    except ValueError:
+        raise DataError(f"rows of unequal lengths in {name}") from None
+
+
 def tabular(X: Any) -> Any:
     """`X`, an Arrow record batch as a table."""
     return pa.Table.from_batches([X]) if isinstance(X, pa.RecordBatch) else X
 
 
 def _named(names: Sequence[Any], columns: Sequence[Any]) -> dict[str, Any]:
-    words = [str(name) for name in names]
-    twice = next((word for word in words if words.count(word) > 1), None)
-    if twice is not None:
-        raise DataError(
-            f"column '{twice}' is there {words.count(twice)} times; names must be unique"
-        )
+    words = Counter(str(name) for name in names)
+    twice, count = next(((word, count) for word, count in words.items() if count > 1), ("", 0))
+    if count:
+        raise DataError(f"column '{twice}' is there {count} times; names must be unique")
     return dict(zip(words, columns, strict=True))
 
 
@@ -128,22 +144,37 @@ def _arrow(column: Any) -> Any:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if not isinstance(column, pa.Array):
-        if isinstance(column, np.ma.MaskedArray):
-            column = unmasked(column)
+        column = unmasked(column) if isinstance(column, np.ma.MaskedArray) else column
         kind = getattr(column, "dtype", None)
         if str(kind).startswith("Sparse"):  # of pandas
             column = np.asarray(column)
         dtype = getattr(column, "dtype", None)
-        plain = isinstance(dtype, np.dtype) and dtype.kind in "buif"
+        if isinstance(dtype, np.dtype) and dtype.kind in "buif":
+            native = dtype.newbyteorder("=") if dtype.itemsize <= 8 else np.dtype(np.float64)
+            column = np.asarray(column).astype(native, copy=False)
         try:
-            column = pa.array(np.asarray(column)) if plain else pa.array(column, from_pandas=True)
-        except (pa.ArrowException, TypeError, ValueError):
-            return str(kind) if kind is not None else type(column).__name__
+            column = pa.array(column, from_pandas=not isinstance(column, np.ndarray))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            numbers = _floats(column)
+            if numbers is None:
+                return str(kind) if kind is not None else type(column).__name__
+            column = numbers
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
     if pa.types.is_decimal(column.type) or pa.types.is_null(column.type):
         column = column.cast(pa.float64())
     return column
+
+
+def _floats(column: Any) -> pa.Array | None:
+    """A column of Python's numbers of several kinds as float64, None and NaN as null; None for others."""
+    cells = [None if cell is None or cell is np.ma.masked else cell for cell in column]
+    if not all(isinstance(cell, Real | Decimal | None) for cell in cells):
+        return None
+    try:
+        return pa.array([None if cell is None else float(cell) for cell in cells], pa.float64())
+    except (OverflowError, ValueError):
+        return None
 
 
 def is_masked(rows: Any) -> bool:
@@ -168,8 +199,12 @@ def refuse_words(rows: Any) -> None:
     array = rows if isinstance(rows, np.ndarray) else None
     if array is None and isinstance(rows, list | tuple):
         try:
+            if (
+                np.asarray(rows).dtype.kind in "buif"
+            ):  # numbers alone, of which NumPy makes no others
+                return
             array = np.array(rows, dtype=object)
-        except ValueError:  # ragged, which is said elsewhere
+        except (ValueError, TypeError):  # ragged, which is said elsewhere
             return
     if array is None or array.dtype.kind in "buifcV" or array.ndim != 2:
         return

@@ -22,7 +22,14 @@ from hourglass.data import arrays
 from hourglass.data.decode import bounded
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import DataError
-from hourglass.model.ensemble import Combine, combined, score_parts, scores, squared_error
+from hourglass.model.ensemble import (
+    Combine,
+    combined,
+    score_parts,
+    scored_error,
+    scores,
+    squared_error,
+)
 
 Array = NDArray[Any]
 TILE = 64
@@ -151,7 +158,7 @@ class Predictor:
         """Scores (B,) of raw rows: mean squared error in model space; higher = more abnormal."""
 
         def forward(tile: Tensor) -> Iterable[Tensor]:
-            errors = [squared_error(member(tile)) for member in self.members]
+            errors = [scored_error(member, member(tile)) for member in self.members]
             yield combined(scores(errors), self.combine)
 
         score: NDArray[np.float64]
@@ -171,11 +178,12 @@ class Predictor:
         ratio_F1 = preprocessing.range_ratio_F.square()[:, None] / preprocessing.columns
 
         def forward(tile: Tensor) -> Iterable[Tensor]:
-            lead, *others = (member(tile) for member in self.members)
-            errors = [squared_error(result) for result in (lead, *others)]
+            results = [member(tile) for member in self.members]
+            errors = [*map(scored_error, self.members, results)]
+            lead = results[0]
             yield lead.code_BK
             yield combined(scores(errors), self.combine)
-            yield (errors[0] @ ratio_F1)[:, 0]
+            yield (squared_error(lead) @ ratio_F1)[:, 0]
             if reconstruction:
                 yield self.raw(lead.output_BF)
             if feature_errors:
@@ -210,10 +218,7 @@ class Predictor:
             )
         if self.features.vector is None:
             return arrays.from_columns({name: columns[name] for name in names})
-        try:
-            return np.asarray(columns[self.features.vector])
-        except ValueError:
-            raise DataError(f"rows of unequal lengths in {names[0]}") from None
+        return arrays.from_vectors(names[0], columns[names[0]])
 
     def map_tiles(
         self, rows: Array, forward: Callable[[Tensor], Iterable[Tensor]]

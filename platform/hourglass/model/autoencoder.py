@@ -16,8 +16,11 @@ from hourglass.model.spec import CODE_LOW, ModelSpec
 class AutoencoderModule(nn.Module):
     """Raw rows to code and back, as `spec` says; `unit_data` is true when model space is [0, 1].
 
+    `typical_F` are the errors that `scaled_score` divides by, None without it.
     Raises: ValueError when the network does not fit the number of features.
     """
+
+    typical_F: Tensor | None
 
     def __init__(self, spec: ModelSpec, preprocessing: Preprocessing, unit_data: bool) -> None:
         super().__init__()
@@ -26,6 +29,8 @@ class AutoencoderModule(nn.Module):
         self.preprocessing = preprocessing
         units = spec.code.pre_units(spec.network.code_width)
         self.network = spec.network.build(len(preprocessing.kept_F), units)
+        ones_F = torch.ones(len(preprocessing.kept_F)) if spec.scaled_score else None
+        self.register_buffer("typical_F", ones_F)  # set after training, by calibration
         self.batch_threshold = BatchThreshold() if spec.code.kind == "batch_top_k" else None
         self._code_activation = FUNCTIONS[spec.code_activation]
         self._output_activation = FUNCTIONS[spec.output_activation(unit_data)]

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.passes import Pass
 
 Combine = Literal["mean", "max"]
@@ -25,8 +26,14 @@ def squared_error(result: Pass) -> Tensor:
     return (result.output_BF - result.clean_BF).square()
 
 
+def scored_error(member: AutoencoderModule, result: Pass) -> Tensor:
+    """What a row's score is the mean of, (B, F): squared errors, beside their typical size if asked for."""
+    error_BF = squared_error(result)
+    return error_BF if member.typical_F is None else error_BF / member.typical_F
+
+
 def scores(errors: Sequence[Tensor]) -> Tensor:
-    """The scores (M, B) of the members, float64: means of their squared errors, (B, F) each."""
+    """The scores (M, B) of the members, float64: means of their scored errors, (B, F) each."""
     return torch.stack([error_BF.mean(dim=1, dtype=torch.float64) for error_BF in errors])
 
 

@@ -87,8 +87,8 @@ class Range(Strict):
         0,
         ge=0,
         le=32,
-        description="Columns of at most so many distinct values, where most columns have more, are "
-        "levels: their range becomes a quarter of the others' typical standard deviation.",
+        description="Columns of at most so many distinct values, beside columns of more, are levels: "
+        "their range becomes half of the others' typical standard deviation.",
     )
 
     def affine(self, stats: ColumnStats) -> Affine:
@@ -97,19 +97,22 @@ class Range(Strict):
         return Affine(*stats.centre, spread * self._damping(stats, spread))
 
     def _damping(self, stats: ColumnStats, spread: Float64s) -> Float64s:
-        """What to divide levels by besides: a rare level is no outlier merely by being rare.
+        """What to divide levels by besides, so that they do not rule the loss.
 
-        Its range beside that of a column of measures is many standard deviations, so that rows of a
-        minority have the largest errors, and `trim` keeps the model from learning them.
+        The range of a flag is that of a column of measures, but many of the latter's standard deviations:
+        rows of a minority would have the largest errors, the code would be spent on them, and `trim` would
+        leave them out.
         """
-        if not self.levels or stats.distinct is None:
+        if not self.levels:
             return np.ones_like(spread)
+        if stats.distinct is None:
+            raise ValueError("scaling range with `levels` needs the number of distinct values")
         level = (stats.distinct <= self.levels) & ~stats.flat
         measure = (stats.distinct > self.levels) & ~stats.flat
-        if level.sum() >= measure.sum():
+        if not measure.any():
             return np.ones_like(spread)
         typical = float(np.median((stats.sd / spread)[measure]))
-        return np.where(level, 4.0 / typical, 1.0)
+        return np.where(level, 2.0 / typical, 1.0)
 
 
 class Unit(Strict):

@@ -48,11 +48,13 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "adversary": {"prior": {"kind": "gaussian"}},
     },
     # A code too narrow for rare rows, and a loss that neither looks at the worst fifth of a batch nor
-    # squares what is left: rows among the training rows that should be found do not teach.
+    # squares what is left: rows among the training rows that should be found do not teach. A column that
+    # the model cannot know, such as a flag, has large errors in every row, so each column has its own scale.
     "anomaly": {
         "network": {"kind": "dense", "widths": [64, 3]},
         "loss": {"kind": "mae"},
         "trim": 0.2,
+        "scaled_score": True,
     },
 }
 WHOLE = [name for name, parts in PRESETS.items() if "widths" in parts.get("network", {})]

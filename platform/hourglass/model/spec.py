@@ -52,6 +52,11 @@ class ModelSpec(Strict):
         le=0.5,
         description="Share of a batch's rows, those of the largest loss, that it leaves out.",
     )
+    scaled_score: bool = Field(
+        False,
+        description="The score divides each column's squared error by its mean over the training "
+        "rows, so that a column that is hard to reconstruct does not outweigh the others.",
+    )
     penalties: tuple[Penalty, ...] = Field((), description="Terms added to the loss, by name.")
     adversary: Adversary | None = Field(
         None, description="A second network that makes codes look like draws of a prior."

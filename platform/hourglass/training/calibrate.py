@@ -14,12 +14,13 @@ from torch import Tensor
 from hourglass.artifact import Calibration
 from hourglass.data.feed import Feed
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.ensemble import Combine, combined, scores, squared_error
+from hourglass.model.ensemble import Combine, combined, scored_error, scores, squared_error
 from hourglass.training.collective import Peers
 
 MOST_ROWS = 2**20
 MOST_CODES = 2**14
 GOLDEN_ROWS = 8
+FLOOR, TINY = 1e-3, 1e-30
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 
 
@@ -40,6 +41,8 @@ def calibrate(
     for member in members:
         member.eval()
     module = members[0]
+    if module.spec.scaled_score:
+        _set_typical_errors(members, feed, peers, device)
     width = module.spec.network.code_width
     # Filled in place: thousands of small results kept between large temporaries would scatter the
     # heap, and memory would grow with the rows.
@@ -51,8 +54,9 @@ def calibrate(
         part = part[: MOST_ROWS - rows]
         if not len(part):
             continue
-        lead, *others = (member(part) for member in members)
-        errors = [squared_error(result) for result in (lead, *others)]
+        results = [member(part) for member in members]
+        errors = [*map(scored_error, members, results)]
+        lead = results[0]
         score_BM[rows : rows + len(part)] = scores(errors).T
         if rows < MOST_CODES:
             room = codes[rows : rows + len(part)]
@@ -75,6 +79,33 @@ def calibrate(
     )
     kept = [part for worker in peers.share(golden) for part in worker]
     return calibration, torch.cat(kept)[:GOLDEN_ROWS], rank_agreement(every_MB.numpy())
+
+
+def _set_typical_errors(
+    members: Sequence[AutoencoderModule], feed: Feed, peers: Peers, device: torch.device
+) -> None:
+    """Give each member the mean squared error of each column over the training rows.
+
+    No column's counts as less than a thousandth of the mean of all, and that of a constant one, whose
+    errors say nothing of its rows, as no less than that mean.
+    """
+    sums = [
+        torch.zeros(len(m.preprocessing.kept_F), dtype=torch.float64, device=device)
+        for m in members
+    ]
+    rows = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in islice(feed.train(0), feed.steps):
+        part = torch.from_numpy(batch.rows).to(device)
+        rows += len(part)
+        for member, sum_F in zip(members, sums, strict=True):
+            sum_F += squared_error(member(part)).sum(dim=0, dtype=torch.float64)
+    total = peers.sum(rows)
+    for member, sum_F in zip(members, sums, strict=True):
+        mean_F = peers.sum(sum_F) / total
+        constant_F = member.preprocessing.low_F >= member.preprocessing.high_F
+        least_F = torch.where(constant_F, 1.0, FLOOR) * mean_F.mean()
+        assert member.typical_F is not None
+        member.typical_F.copy_(mean_F.maximum(least_F).clamp(min=TINY))
 
 
 def rank_agreement(score_MB: NDArray[np.float64]) -> dict[str, float]:

@@ -130,15 +130,19 @@ class Measured:
         )
 
 
-def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Measured:
+def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema, levels: bool = False) -> Measured:
     """Read, check, count and measure every row; keep the features where the job allows it.
+
+    With `levels`, distinct values are counted whether this job asks for them or not.
 
     Raises: DataError, SpecError.
     """
     columns = feature_schema(manifest, schema, job.data.features, job.data.missing)
     require_width(job, columns.width)
     data = job.data
-    rows = reading.of(manifest, columns, data.missing, data.holdout, counts_levels(data.scaling))
+    rows = reading.of(
+        manifest, columns, data.missing, data.holdout, levels or counts_levels(data.scaling)
+    )
     cached = _cached(job, manifest.rows * columns.row_bytes)
     chosen = unlikely.globbed(data.features, columns.columns)
     watched = [columns.columns.index(name) for name in chosen if columns.dtype != "uint8"]

@@ -35,7 +35,8 @@ class Rows:
                 f"base.data.cache_bytes: trials share the rows in memory, which takes {size} bytes, "
                 f"found {data.cache_bytes}; raise it, or search on fewer rows"
             )
-        measured = launch.measure(base, self.manifest, self.schema)
+        # A point may ask for levels, or for a preset that does.
+        measured = launch.measure(base, self.manifest, self.schema, levels=True)
         features, held = fetch(measured.refs, measured.rows.schema)
         if metric.startswith("holdout") and not held.any():
             raise DataError(
