@@ -72,11 +72,6 @@ def fit(
         state.history.append(record)
         commit(state)
         report(record)
-    keep_best(state)
-
-
-def keep_best(state: State) -> None:
-    """The best weights of the holdout into the module; without a holdout it keeps those it has."""
     if state.best_weights:
         state.module.load_state_dict(state.best_weights)
 

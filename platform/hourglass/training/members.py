@@ -139,7 +139,7 @@ def _train(
     """One run, from its newest checkpoint, if there is one, to its end."""
     now = state.fresh(build(job, stats).to(device), job.train)
     begin(now, job.train, feed, saved, peers, tell, device)
-    interrupted = False
+    latest = _Latest()
     try:
         loop.fit(
             now,
@@ -148,17 +148,36 @@ def _train(
             job.train,
             peers,
             report=partial(tell, "epoch"),
-            commit=partial(saved.save, peers=peers) if saved else _nothing,
+            commit=partial(saved.save, peers=peers) if saved else latest,
             device=device,
             until=until,
         )
     except KeyboardInterrupt:
-        if saved or not now.history:
+        if saved or not latest.history:
             raise
-        interrupted = True
-        loop.keep_best(now)
+        now.module.load_state_dict(latest.weights)
+        return Member(now.module, latest.history, latest.history[latest.best], interrupted=True)
     best = now.history[now.best_epoch if now.best_weights else -1]
-    return Member(now.module, now.history, best, interrupted)
+    return Member(now.module, now.history, best)
+
+
+class _Latest:
+    """What an interrupt leaves of a run without checkpoints: the end of the last epoch, whole."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+        self.history: list[Record] = []
+        self.best = -1
+
+    def __call__(self, state: State) -> None:
+        """Keep the best weights so far, the last ones without a holdout, and the records up to now."""
+        if state.epoch_step:
+            return
+        weights = state.best_weights
+        if not weights:
+            weights = {name: value.clone() for name, value in state.module.state_dict().items()}
+        best = state.best_epoch if state.best_weights else -1
+        vars(self).update(weights=weights, history=[*state.history], best=best)
 
 
 def begin(
@@ -225,7 +244,3 @@ def _require_room(job: TrainJob, module: AutoencoderModule) -> None:
             f"train.seeds: {job.train.seeds} members of {own} tensors each, an artifact holds "
             f"{artifact.TENSORS}; use {artifact.TENSORS // own} seeds or fewer"
         )
-
-
-def _nothing(state: State) -> None:
-    """Commits nothing: a notebook's run starts anew."""
