@@ -127,7 +127,9 @@ def _chosen(**fields: Any) -> dict[str, Any]:
 
 def _parts(values: Any) -> Any:
     """A list of parts, or None."""
-    return None if values is None else [_part(value) for value in values]
+    if values is None or isinstance(values, str | Mapping):
+        return _part(values)  # a mistake, told as such
+    return [_part(value) for value in values]
 
 
 def _part(value: Any) -> Any:

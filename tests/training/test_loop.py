@@ -363,6 +363,17 @@ def test_fvu_of_rows_without_variance_is_undefined(value: float, scaling: str) -
     assert found["holdout_mse"] > 0
 
 
+@pytest.mark.parametrize("scaling", ["range", "unit", "none", "standard"])
+def test_fvu_of_held_out_rows_that_are_all_alike_is_undefined(scaling: str) -> None:
+    """Only a training row differs: the held-out rows lie apart from the mean, not from each other."""
+    rows = np.full((300, 8), 3.0)
+    trained = np.flatnonzero(~held_out(len(rows)))
+    rows[trained[0], 2] = 4.0
+    assert "holdout_fvu" not in held_figures(rows, scaling)
+    rows[np.flatnonzero(held_out(len(rows)))[1], 3] = 4.0  # the control: now one of them differs
+    assert held_figures(rows, scaling)["holdout_fvu"] > 0
+
+
 def test_fvu_tells_variance_from_rounding() -> None:
     """One unit in the last place is rounding; a 100,000th of the value is not."""
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (120, 8))

@@ -134,7 +134,7 @@ MISTAKES = {
     "condition on no field": (
         "  train.epochs: {grid: [3], when: {model.lss: mse}}\n",
         "tune.yaml:5: space.train.epochs.when: 'lss' is no field of model, did you mean 'loss'? "
-        "Allowed: adversary, code, corruption, loss, network, penalties, preset, trim",
+        "Allowed: adversary, code, corruption, loss, network, penalties, preset, scaled_score, trim",
     ),
     "scalings in their own units": (
         "  data.scaling: {grid: [{kind: unit}, {kind: range}]}\n",

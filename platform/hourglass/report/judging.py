@@ -82,7 +82,8 @@ def referees(look: Look) -> Section:
         )
     sentence = f"{_ruling(verdicts, fitted.shape[1])} In model space; {look.sight.split}.{more}"
     beyond = rounding(torch.from_numpy(judged), torch.from_numpy(mean)).mean()
-    spread = np.square(judged - mean).mean() > float(beyond)
+    apart = min(np.square(judged - other).mean() for other in (mean, judged[:1]))
+    spread = apart > float(beyond)
     lines = [
         (v.name, v.units, f"{v.mse:.6g}", f"{v.fvu:.4f}" if spread else "undefined")
         for v in verdicts

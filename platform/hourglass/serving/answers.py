@@ -127,7 +127,10 @@ def _named(part: Arrays, most: int) -> Arrays:
 
 
 def check_finite(arrays: Arrays) -> None:
-    """Raise RequestError naming the row whose answer overflowed: no NaN is ever sent."""
+    """Raise RequestError naming the row whose answer overflowed: no NaN or infinity is ever sent.
+
+    A notebook and a batch job say infinite of its score, which JSON has no word for.
+    """
     for values in arrays.values():
         if values.dtype.kind != "f":
             continue

@@ -15,7 +15,7 @@ from hourglass.training.collective import Peers
 from hourglass.training.state import Record, State
 from hourglass.training.step import Sums, evaluate_batch, noise_seed, train_step
 
-SUMS = ["error", "spread", "rounding", "code", "rows"]
+SUMS = ["error", "spread", "apart", "rounding", "code", "rows"]
 """What is summed over held-out rows, whatever the model."""
 
 
@@ -117,7 +117,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Holdout MSE in model space, FVU, mean code activation, of all workers; empty without rows.
 
-    FVU is undefined, and absent, where the rows' distance from the mean is no more than rounding.
+    FVU is undefined, and absent, where the rows differ by no more than rounding, or from the mean.
     """
     zero = torch.zeros((), dtype=torch.float64, device=device)
     at_widths = [f"error_at_{width}" for width in state.module.spec.nested_widths]
@@ -129,7 +129,8 @@ def evaluate(
         return {}
     curve = {f"holdout_mse{name[5:]}": totals[name] / totals["rows"] for name in at_widths}
     spread = totals["spread"]
-    fvu = {"holdout_fvu": totals["error"] / spread} if spread > totals["rounding"] else {}
+    varies = min(spread, totals["apart"]) > totals["rounding"]
+    fvu = {"holdout_fvu": totals["error"] / spread} if varies else {}
     return {
         **curve,
         "holdout_mse": totals["error"] / totals["rows"],

@@ -177,8 +177,8 @@ def rounding(clean_BF: Tensor, mean_F: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate_batch(module: AutoencoderModule, rows: Tensor) -> Sums:
-    """Sums over held-out rows (B, C): squared error, squared distance from the mean, what
-    of it may be rounding, code, rows."""
+    """Sums over held-out rows (B, C): squared error, squared distance from the mean and from the first
+    of them, what of it may be rounding, code, rows."""
     result = module(rows)
     mean_F = module.preprocessing.mean_F
     at_widths = {
@@ -192,6 +192,7 @@ def evaluate_batch(module: AutoencoderModule, rows: Tensor) -> Sums:
     return at_widths | {
         "error": (result.output_BF - result.clean_BF).square().mean(dim=1).double().sum(),
         "spread": (result.clean_BF - mean_F).square().mean(dim=1).double().sum(),
+        "apart": (result.clean_BF - result.clean_BF[:1]).square().mean(dim=1).double().sum(),
         "rounding": rounding(result.clean_BF, mean_F).double().sum(),
         "code": result.code_BK.mean(dim=1).double().sum(),
         "rows": torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device),
