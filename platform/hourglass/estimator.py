@@ -407,7 +407,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         rows, vector = found or (X, None)
         if found is None:
             arrays.refuse_words(X)
-            rows = arrays.unmasked(X) if arrays.is_masked(X) else X
+            rows = arrays.plain(X)
         checked = validate_data(self, rows, reset=reset, dtype="numeric", ensure_all_finite=False)
         return checked, vector
 

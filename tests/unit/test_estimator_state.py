@@ -162,6 +162,99 @@ def test_sparse_columns_are_numbers(X: np.ndarray) -> None:
     assert make().fit(sparse).anomaly(sparse).tolist() == make().fit(frame).anomaly(frame).tolist()
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [1, 2.5, True, False, Decimal("0.5")] * 40,
+        np.arange(200, dtype=">i4"),
+        np.arange(200, dtype=np.longdouble),
+        [2**70, 1] * 100,
+    ],
+    ids=["of several kinds", "other byte order", "long double", "beyond int64"],
+)
+def test_unusual_numbers_are_numbers(X: np.ndarray, cells: Any) -> None:
+    frame = pd.DataFrame({"a": X[:, 0], "b": cells})
+    expected = np.column_stack([X[:, 0], [float(cell) for cell in cells]])
+    assert (
+        make().fit(frame).anomaly(frame).tolist() == make().fit(expected).anomaly(expected).tolist()
+    )
+
+
+def test_lists_with_none_are_rows_with_missing_cells(X: np.ndarray) -> None:
+    holes = X.copy()
+    holes[3, 1] = np.nan
+    lists = [[None if np.isnan(cell) else cell for cell in row] for row in holes.tolist()]
+    ae = make(missing="mean").fit(lists)
+    assert ae.dataset_["imputed_cells"] == 1
+    assert ae.anomaly(lists).tolist() == ae.anomaly(holes).tolist()
+
+
+def test_vectors_in_any_table_are_rows_for_pyfunc(X: np.ndarray) -> None:
+    ae = make(missing="mean").fit(pd.DataFrame({"v": list(X)}))
+    expected = ae.anomaly(X).tolist() if ae.n_features_in_ == 3 else None
+    for table in (
+        {"v": X},
+        {"v": X.tolist()},
+        pd.DataFrame({"v": list(X)}),
+        pl.DataFrame({"v": X}),
+        pa.table({"v": X.tolist()}),
+    ):
+        found = Pyfunc(ae.predictor_).predict(table, {"output": "anomaly"})
+        assert found.tolist() == expected
+    hidden = masked(X)
+    scores = Pyfunc(ae.predictor_).predict({"v": hidden}, {"output": "anomaly"})
+    assert scores.tolist() == ae.predictor_.anomaly(hidden.filled(np.nan)).tolist()
+
+
+def test_quantiles_that_no_fit_takes_move_nothing(X: np.ndarray, tmp_path: Path) -> None:
+    ae = make().fit(X)
+    first = ae.threshold_
+    for wrong in (0.0, 1.0, True, -1, 2.0, np.nan, None, "0.95"):
+        with pytest.warns(UserWarning, match="takes effect with the next fit"):
+            ae.set_params(quantile=wrong)
+        assert ae.threshold_ == first
+    with pytest.raises(ValueError, match="Invalid parameter 'bogus'"):
+        ae.set_params(quantile=0.5, bogus=1)
+    assert ae.threshold_ == first
+    ae.save(tmp_path / "model")
+    assert Autoencoder.load(tmp_path / "model").threshold_ == first
+    for wrong in (None, "x", True):
+        with pytest.raises(InputError, match="threshold_: found .*, allowed are finite numbers"):
+            ae.threshold_ = wrong
+
+
+def test_an_interrupt_after_the_look_at_the_holdout_keeps_the_epoch_before(
+    X: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, seen = loop.watch, []
+
+    def interrupted(*arguments: Any) -> None:
+        look(*arguments)
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "watch", interrupted)
+    with pytest.warns(UserWarning, match="interrupted after epoch 2/50"):
+        ae = make(epochs=50).fit(X)
+    monkeypatch.undo()
+    assert len(ae.history_) == 2
+    assert ae.anomaly(X).tolist() == make(epochs=2).fit(X).anomaly(X).tolist()
+
+
+def test_without_a_holdout_an_interrupt_keeps_the_weights_of_its_record(
+    X: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, 5)
+    with pytest.warns(UserWarning, match="interrupted after epoch 1/50"):
+        ae = make(epochs=50, holdout=0.0, batch_rows=64).fit(X)
+    monkeypatch.undo()
+    assert (
+        ae.anomaly(X).tolist()
+        == make(epochs=1, holdout=0.0, batch_rows=64).fit(X).anomaly(X).tolist()
+    )
+
+
 def test_two_columns_of_one_name(X: np.ndarray) -> None:
     with pytest.raises(InputError, match="^column 'a' is there 2 times; names must be unique$"):
         make().fit(pd.DataFrame(X, columns=["a", "a", "b"]))

@@ -194,6 +194,19 @@ def unmasked(rows: Any) -> Rows:
     return np.asarray(rows.astype(np.float32 if small else np.float64).filled(np.nan))
 
 
+def plain(rows: Any) -> Any:
+    """Lists and masked arrays as an array, masked cells and None in lists of numbers as NaN."""
+    if is_masked(rows):
+        return unmasked(rows)
+    if not isinstance(rows, list | tuple):
+        return rows
+    try:
+        array = np.asarray(rows)
+        return array.astype(np.float64) if array.dtype == np.dtype(object) else array
+    except (ValueError, TypeError, OverflowError):  # ragged, or no numbers: said elsewhere
+        return rows
+
+
 def refuse_words(rows: Any) -> None:
     """Raise DataError for text, dates and durations in rows (B, C) that have no column names."""
     array = rows if isinstance(rows, np.ndarray) else None

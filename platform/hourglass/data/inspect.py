@@ -212,10 +212,11 @@ def _floats(values: pa.Array) -> Any:
 def _conclude(column: Column, stats: Stats | None, extent: Extent | None) -> None:
     if extent is not None and stats is None:
         column.span = _instant(extent[0]), _instant(extent[1])
+    if stats is not None:
+        column.non_finite = int(stats.missing.sum())
     if stats is None or not stats.count.any():
         return
     column.values = int(stats.count.sum())
-    column.non_finite = int(stats.missing.sum())
     column.low, column.high = float(stats.low.min()), float(stats.high.max())
     column.mean = float((stats.mean * stats.count).sum() / stats.count.sum())
     column.constant = int(stats.constant.sum())

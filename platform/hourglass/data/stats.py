@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from hourglass.errors import DataError
 
 Float64s = NDArray[np.float64]
+ROUNDING = 8.0
+"""Steps of a column's largest value that a sum of a few rounded numbers may be off by."""
 HEAD_ROWS = 512
 """Rows that tell most columns with many values from those with few."""
 MOST_LEVELS = 32
@@ -27,7 +29,8 @@ class Stats:
 
     `excess` is mean - low and `root` the root of the summed squared deviations: both keep their digits
     however far from zero a column lies, and however small it is. `step` is the distance of neighbouring
-    values at the largest: what rounding may add; 0 for whole numbers, which are exact. `values` are the
+    values at the largest: what rounding may add; 0 for whole numbers, which are as exact up to 2^53 and
+    an offset of that size as their type can hold them. `values` are the
     first distinct values of each column, MOST_LEVELS + 1 at most, flat; empty where nobody asked.
     """
 
@@ -58,7 +61,7 @@ class Stats:
     @property
     def constant(self) -> NDArray[np.bool_]:
         """Columns with a single value, or several that differ by rounding only, or none at all."""
-        return np.asarray(self.high - self.low <= 2.0 * self.step)
+        return np.asarray(self.high - self.low <= ROUNDING * self.step)
 
     @property
     def distinct(self) -> NDArray[np.int64]:
@@ -174,7 +177,7 @@ def _step(low: Float64s, high: Float64s, dtype: "np.dtype[Any]") -> Float64s:
     if dtype.kind != "f":
         dtype = np.dtype(np.float64)
     whole = some & (np.trunc(low) == low) & (np.trunc(high) == high)
-    exact = whole & (largest <= 2.0 ** (np.finfo(dtype).nmant + 1))
+    exact = whole & (largest <= (2.0**24 if dtype.itemsize < 8 else 2.0**54))
     step = np.spacing(largest.astype(dtype)).astype(np.float64)
     return np.where(exact | ~some, 0.0, step)
 
