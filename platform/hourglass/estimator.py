@@ -21,7 +21,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from hourglass import artifact, in_memory, job_files, parameters, storage
+from hourglass import artifact, in_memory, job_files, parameters
 from hourglass.data import arrays
 from hourglass.data.arrays import VECTOR, Rows
 from hourglass.data.decode import FLOAT32_MAX, bounded
@@ -325,9 +325,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def load(cls, path: str) -> Self:
         """The estimator of a saved artifact, a run's included, fitted. Raises ArtifactError."""
         path = str(path)
-        loaded = artifact.load(path)
-        golden = artifact.locate(path, loaded.manifest)[artifact.GOLDEN]
-        rows = artifact.parse_tensors(golden, storage.read(golden))["rows"]
+        files = artifact.read(path)
+        loaded = artifact.rebuild(path, files)
+        rows = artifact.parse_tensors(artifact.GOLDEN, files[artifact.GOLDEN])["rows"]
         try:
             job = job_files.parse(loaded.manifest.job)
         except SpecError as error:

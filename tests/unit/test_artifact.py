@@ -1,5 +1,6 @@
 """The artifact: what is saved is what loads, and nothing else does (REG-01, REG-03, REG-05)."""
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +27,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from hourglass import artifact, storage
-from hourglass.artifact import GOLDEN, MANIFEST, WEIGHTS
+from hourglass.artifact import GOLDEN, MANIFEST, WEIGHTS, untrusted
+from hourglass.artifact import folder as saving
 from hourglass.errors import ArtifactError
 from hourglass.inference.predictor import Predictor
 
@@ -996,3 +999,107 @@ def test_a_damaged_artifact_of_format_1_is_refused(
     tensors(tmp_path / "old", WEIGHTS, lambda held: held.pop(f"preprocessing.{missing}"))
     with pytest.raises(ArtifactError, match=r"tensor '.*' does not fit the spec"):
         artifact.load(str(tmp_path / "old"))
+
+
+def once_after(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, ends: str, what: Callable[[], Any]
+) -> None:
+    """`what` happens once, right after `owner.name` was called for a path with this end."""
+    real, left = getattr(owner, name), [what]
+
+    def call(path: str, *args: Any) -> Any:
+        done = real(path, *args)
+        if path.endswith(ends) and left:
+            left.pop()()
+        return done
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize("after", [MANIFEST, WEIGHTS])
+@pytest.mark.parametrize("reads", [saving.READS, 1])
+def test_an_artifact_that_is_replaced_while_it_is_read(
+    tmp_path: Path, save_artifact: Save, monkeypatch: pytest.MonkeyPatch, after: str, reads: int
+) -> None:
+    """It is read anew; with a single read, as the control, another file than listed is found."""
+    save_artifact(tmp_path)
+    monkeypatch.setattr(saving, "READS", reads)
+    once_after(monkeypatch, untrusted, "read_file", after, lambda: save_artifact(tmp_path, seed=1))
+    if reads == 1:
+        with pytest.raises(ArtifactError, match="the file was changed"):
+            artifact.load(str(tmp_path))
+    else:
+        assert artifact.load(str(tmp_path)).manifest.provenance == {"seed": 1}
+
+
+def test_a_file_that_takes_its_name_while_it_is_read(
+    tmp_path: Path, save_artifact: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process's save has written its manifest, and gives the files their names only now."""
+    save_artifact(tmp_path)
+    waiting = {
+        file: saving._waiting(file, entry["sha256"])
+        for file, entry in manifest_of(tmp_path)["files"].items()
+    }
+    for file, name in waiting.items():
+        (tmp_path / file).rename(tmp_path / name)
+
+    def named() -> None:
+        for file, name in waiting.items():
+            (tmp_path / name).rename(tmp_path / file)
+
+    once_after(monkeypatch, storage, "names", "", named)
+    assert artifact.load(str(tmp_path)).manifest.provenance == {"seed": 0}
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("ends", [MANIFEST, "model.safetensors"])
+def test_two_saves_into_one_folder(
+    tmp_path: Path,
+    save_artifact: Save,
+    monkeypatch: pytest.MonkeyPatch,
+    waits: bool,
+    ends: str,
+) -> None:
+    """The second waits for the first, and the folder loads; where none can wait, the loser is told."""
+    save_artifact(tmp_path)
+    others: list[threading.Thread] = []
+    told: list[str] = []
+
+    def other() -> None:
+        others.append(threading.Thread(target=save_artifact, args=(tmp_path,), kwargs={"seed": 2}))
+        others[0].start()
+        if not waits:
+            others[0].join()
+
+    if not waits:
+
+        def no_locks(*_: Any) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(saving.fcntl, "flock", no_locks)
+    if ends == MANIFEST:
+        once_after(monkeypatch, storage, "write", ends, other)
+    else:
+        real = storage.move
+
+        def move(uri: str, to: str) -> None:
+            real(uri, to)
+            if to.endswith(ends) and not others:
+                other()
+
+        monkeypatch.setattr(storage, "move", move)
+    try:
+        save_artifact(tmp_path, seed=1)
+    except ArtifactError as error:
+        told.append(str(error))
+    others[0].join()
+    if waits:
+        assert not told
+        assert artifact.load(str(tmp_path)).manifest.provenance == {"seed": 2}
+        assert sorted(storage.names(str(tmp_path))) == sorted([MANIFEST, WEIGHTS, GOLDEN])
+    else:
+        assert told[0].startswith(
+            f"{tmp_path}: another process saved here at the same time ({tmp_path}: manifest digest is "
+        )
+        assert told[0].endswith("); save again, or elsewhere")

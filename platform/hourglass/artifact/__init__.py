@@ -12,7 +12,8 @@ and one artifact is replaced by another in one step. Nothing in it is executed.
 
 from hourglass.artifact.folder import Artifact as Artifact
 from hourglass.artifact.folder import load as load
-from hourglass.artifact.folder import locate as locate
+from hourglass.artifact.folder import read as read
+from hourglass.artifact.folder import rebuild as rebuild
 from hourglass.artifact.folder import save as save
 from hourglass.artifact.manifest import FORMAT as FORMAT
 from hourglass.artifact.manifest import GOLDEN as GOLDEN

@@ -1,11 +1,14 @@
 """The artifact's folder: replaced in one step, loaded only where everything is as it was."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +42,8 @@ HALF = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})(\.[0-9a-f]{{16}})?\.[
 MANIFEST_BYTES = 16 * 2**20
 FILE_BYTES = 16 * 2**30
 SHARED = "preprocessing."
+READS = 5
+"""How often an artifact is read that is replaced meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,9 @@ def save(
 
     `others` are the modules of `ensemble.others`. An artifact already there is replaced at once, when
     the manifest is: the other files wait for their names until then, and `load` finds them if
-    nobody gave them any.
-    Raises: ArtifactError when a number is not finite, or the folder holds what is not an artifact's;
-    WriteError.
+    nobody gave them any. Saves into one folder wait for each other.
+    Raises: ArtifactError when a number is not finite, the folder holds what is not an artifact's, or
+    another save took its place where none can wait (S3, some network disks); WriteError.
     """
     members = [member.cpu().eval() for member in (module, *others)]
     weights = {
@@ -106,15 +111,53 @@ def save(
     manifest = validated(uri, fields).model_dump(mode="json")
     text = json.dumps(manifest, indent=1, sort_keys=True).encode()
     waiting = {file: _waiting(file, entry["sha256"]) for file, entry in manifest["files"].items()}
-    _tidy(uri, but=_replaceable(uri))
-    for file, name in waiting.items():
-        storage.write(storage.join(uri, name), content[file])
-    storage.write(storage.join(uri, MANIFEST), text)
-    with contextlib.suppress(OSError):  # saved it is; the next save tidies up
+    digest = hashlib.sha256(text).hexdigest()
+    with _in_turn(uri) as alone:
+        _tidy(uri, but=_replaceable(uri))
         for file, name in waiting.items():
-            storage.move(storage.join(uri, name), storage.join(uri, file))
-        _tidy(uri)
-    return hashlib.sha256(text).hexdigest()
+            storage.write(storage.join(uri, name), content[file])
+        storage.write(storage.join(uri, MANIFEST), text)
+        with contextlib.suppress(OSError):  # saved it is; the next save tidies up
+            for file, name in waiting.items():
+                storage.move(storage.join(uri, name), storage.join(uri, file))
+            _tidy(uri)
+        if not alone:
+            _require_saved(uri, digest)
+    return digest
+
+
+@contextlib.contextmanager
+def _in_turn(uri: str) -> Iterator[bool]:
+    """Wait for other saves into a folder on a disk; yields whether none can come in between.
+
+    The folder itself is locked: a file for that would not be the artifact's.
+    """
+    if not storage.is_local(uri):
+        yield False
+        return
+    folder = Path(uri.removeprefix("file://"))
+    with storage.writing(uri):
+        storage.make_folder(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            alone = True
+        except OSError:  # not every network disk has locks
+            alone = False
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+def _require_saved(uri: str, digest: str) -> None:
+    """Raise ArtifactError where another save came in between."""
+    try:
+        read(uri, digest)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{uri}: another process saved here at the same time ({error}); save again, or elsewhere"
+        ) from None
 
 
 def _waiting(file: str, sha256: str) -> str:
@@ -154,7 +197,7 @@ def _tidy(uri: str, but: Sequence[str] = ()) -> None:
             storage.remove(storage.join(uri, name))
 
 
-def locate(uri: str, manifest: Manifest) -> dict[str, str]:
+def _locate(uri: str, manifest: Manifest) -> dict[str, str]:
     """Where each file is that the manifest lists: under its name, or, of a save cut short, beside it.
 
     Raises: ArtifactError for a folder that holds other files.
@@ -188,20 +231,47 @@ def load(uri: str, digest: str | None = None) -> Artifact:
     hashes, names, shapes, dtypes, finiteness, and that the golden rows give the recorded outputs.
     Raises: ArtifactError naming file and cause.
     """
+    return rebuild(uri, read(uri, digest))
+
+
+def read(uri: str, digest: str | None = None) -> dict[str, bytes]:
+    """The files of the artifact at `uri` by name, those that its manifest means, sizes and hashes checked.
+
+    One that is replaced meanwhile is read anew. Raises: ArtifactError.
+    """
     path = storage.join(uri, MANIFEST)
-    text = untrusted.read_file(path, MANIFEST_BYTES)
-    found = hashlib.sha256(text).hexdigest()
-    if digest is not None and found != digest:
-        raise ArtifactError(f"{uri}: manifest digest is {found[:12]}, registered is {digest[:12]}")
-    manifest = parse_manifest(path, text)
-    paths = locate(uri, manifest)
-    weights = _tensors(uri, WEIGHTS, manifest, paths)
+    for left in reversed(range(READS)):
+        text = untrusted.read_file(path, MANIFEST_BYTES)
+        found = hashlib.sha256(text).hexdigest()
+        if digest is not None and found != digest:
+            raise ArtifactError(
+                f"{uri}: manifest digest is {found[:12]}, registered is {digest[:12]}"
+            )
+        manifest = parse_manifest(path, text)
+        paths = _locate(uri, manifest)
+        try:
+            return {MANIFEST: text} | {
+                file: _read_listed(uri, file, manifest, paths) for file in (WEIGHTS, GOLDEN)
+            }
+        except ArtifactError:
+            now = untrusted.read_file(path, MANIFEST_BYTES), _locate(uri, manifest)
+            if not left or now == (text, paths):
+                raise
+    raise AssertionError
+
+
+def rebuild(uri: str, files: Mapping[str, bytes]) -> Artifact:
+    """`load`, of files that were read."""
+    text = files[MANIFEST]
+    manifest = parse_manifest(storage.join(uri, MANIFEST), text)
+    weights, recorded = (
+        untrusted.parse_tensors(storage.join(uri, file), files[file]) for file in (WEIGHTS, GOLDEN)
+    )
     if manifest.format == 1:
         weights = upgraded(weights, SHARED)
-    recorded = _tensors(uri, GOLDEN, manifest, paths)
     members = _build(uri, manifest, weights)
-    golden.check(paths[GOLDEN], members, recorded)
-    return Artifact(manifest, members[0], found, tuple(members[1:]))
+    golden.check(storage.join(uri, GOLDEN), members, recorded)
+    return Artifact(manifest, members[0], hashlib.sha256(text).hexdigest(), tuple(members[1:]))
 
 
 def _no_other_files(uri: str, names: Sequence[str]) -> None:
@@ -213,9 +283,7 @@ def _no_other_files(uri: str, names: Sequence[str]) -> None:
         )
 
 
-def _tensors(
-    uri: str, file: str, manifest: Manifest, paths: Mapping[str, str]
-) -> dict[str, Tensor]:
+def _read_listed(uri: str, file: str, manifest: Manifest, paths: Mapping[str, str]) -> bytes:
     record = manifest.files.get(file)  # type: ignore[call-overload]
     if record is None:
         raise ArtifactError(f"{storage.join(uri, file)}: not listed in {MANIFEST}")
@@ -228,7 +296,7 @@ def _tensors(
         raise ArtifactError(
             f"{path}: SHA-256 is {found[:12]}, the manifest says {record.sha256[:12]}; the file was changed"
         )
-    return untrusted.parse_tensors(path, data)
+    return data
 
 
 def _build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> list[AutoencoderModule]:

@@ -7,12 +7,12 @@ data/artifact/                   the artifact, byte for byte
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hourglass import __version__, artifact, storage
-from hourglass.errors import ArtifactError
+from hourglass import __version__, artifact
 
 LOADER = "hourglass.inference.pyfunc"
 """A module name, not an import: MLflow imports it when somebody loads the model."""
@@ -43,7 +43,8 @@ def log(client: Any, run_id: str, uri: str) -> Logged:
     """
     from mlflow.entities import LoggedModelOutput
 
-    loaded = artifact.load(uri)
+    files = artifact.read(uri)
+    loaded = artifact.rebuild(uri, files)
     run = client.get_run(run_id)
     found = client.search_logged_models(
         [run.info.experiment_id], f"tags.`{DIGEST_TAG}` = '{loaded.digest}'", max_results=10
@@ -59,7 +60,7 @@ def log(client: Any, run_id: str, uri: str) -> Logged:
             tags={DIGEST_TAG: loaded.digest},
         )
     if ready is None:
-        _fill(client, model, uri, loaded)
+        _fill(client, model, files, loaded)
     outputs = run.outputs.model_outputs if run.outputs else ()
     if all(output.model_id != model.model_id for output in outputs):
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
@@ -72,26 +73,17 @@ def log(client: Any, run_id: str, uri: str) -> Logged:
     )
 
 
-def _fill(client: Any, model: Any, uri: str, loaded: artifact.Artifact) -> None:
+def _fill(client: Any, model: Any, files: Mapping[str, bytes], loaded: artifact.Artifact) -> None:
     """Upload the artifact into a logged model, which is ready then."""
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "artifact"
-        copy(uri, plain, loaded)
+        plain.mkdir()
+        for name, content in files.items():
+            (plain / name).write_bytes(content)
         dressed = Path(folder) / "model"
         _dress(dressed, plain, model, loaded)
         client.log_model_artifacts(model.model_id, str(dressed))
     client.finalize_logged_model(model.model_id, "READY")
-
-
-def copy(uri: str, folder: Path, loaded: artifact.Artifact) -> None:
-    """The files of the artifact at `uri`, read once each, into `folder`."""
-    folder.mkdir()
-    paths = artifact.locate(uri, loaded.manifest)
-    for name, path in {**paths, artifact.MANIFEST: storage.join(uri, artifact.MANIFEST)}.items():
-        (folder / name).write_bytes(storage.read(path))
-    problem = artifact_problem(folder, loaded.digest)
-    if problem:
-        raise ArtifactError(f"{uri}: {problem} while it was copied")
 
 
 def artifact_problem(folder: Path, digest: str) -> str | None:
