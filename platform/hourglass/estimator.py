@@ -298,8 +298,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def save(self, path: str, name: str = "autoencoder") -> str:
         """Write the artifact, as a run does, to a folder or s3:// URI; returns its digest.
 
-        It has `threshold_` as it is now.
+        It has `threshold_` as it is now. Raises: ArtifactError, DataError for a folder in another
+        artifact's, WriteError.
         """
+        artifact.require_outside(str(path), replaces=True)
         predictor = self._fitted
         manifest = predictor.artifact.manifest
         moved = {"quantile": self._quantile}

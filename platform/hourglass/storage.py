@@ -92,6 +92,18 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def above(uri: str) -> Iterator[str]:
+    """`uri`, absolute and without links, and every folder above it, the nearest first."""
+    if is_local(uri):
+        place = Path(os.path.realpath(uri.removeprefix("file://")))
+        yield from map(str, (place, *place.parents))
+        return
+    scheme, _, path = uri.rstrip("/").partition("://")
+    steps = path.split("/")
+    for count in range(len(steps), 0, -1):
+        yield f"{scheme}://{'/'.join(steps[:count])}"
+
+
 def read(uri: str) -> bytes:
     """All bytes at `uri`. Raises FileNotFoundError."""
     if is_local(uri):

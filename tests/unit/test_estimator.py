@@ -147,6 +147,16 @@ def test_saved_and_loaded_bits_are_the_same(X: np.ndarray, tmp_path: Path, kind:
     assert clone(again).fit(X).encode(X).tolist() == ae.encode(X).tolist()
 
 
+def test_it_is_saved_over_another_model_but_in_none(X: np.ndarray, tmp_path: Path) -> None:
+    made = make(epochs=1).fit(X)
+    made.save(tmp_path / "model")
+    with pytest.raises(DataError, match="lies in the folder of an artifact"):
+        made.save(tmp_path / "model" / "better")
+    assert make(epochs=1, random_state=1).fit(X).save(tmp_path / "model") == (
+        load(str(tmp_path / "model")).artifact.digest
+    )
+
+
 @pytest.mark.parametrize("combine", ["mean", "max"])
 def test_several_seeds_score_together(X: np.ndarray, tmp_path: Path, combine: str) -> None:
     """Each member is the estimator of its own random state; one of them leads."""

@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,16 +25,18 @@ import pytest
 import s3fs
 from pydantic import TypeAdapter
 
-from hourglass import artifact, cli, report, storage
+from hourglass import artifact, check, cli, report, storage
 from hourglass.cluster import start, tokens
 from hourglass.cluster.start import Head
 from hourglass.data import demo
 from hourglass.data.manifest import scan
-from hourglass.errors import ArtifactError, HourglassError, WriteError
+from hourglass.errors import ArtifactError, DataError, HourglassError, WriteError
 from hourglass.inference import batch, parts
 from hourglass.inference.parts import Item, Options
 from hourglass.inference.predictor import Predictor
+from hourglass.job_files import parse
 from hourglass.settings import Settings
+from hourglass.spec import ScoreJob
 from hourglass.tracking import registry
 from hourglass.tracking.registry import Version
 from hourglass.tracking.spool import Spool
@@ -671,19 +674,71 @@ COMMANDS = {
 }
 
 
+INSIDE = "lies in the folder of an artifact, which holds no other files and would no longer load"
+
+
+def wait_for_names(folder: Path) -> None:
+    """What a save leaves that was killed right after its manifest."""
+    files = json.loads((folder / artifact.MANIFEST).read_bytes())["files"]
+    for file, entry in files.items():
+        (folder / file).rename(folder / f"{file}.{entry['sha256'][:16]}")
+    artifact.load(str(folder))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_writes_into_an_artifact(command: str, place: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("where", ["model", "cut short", "model/a", "model/a/b", "link", "link/a"])
+def test_no_command_writes_into_an_artifact(
+    command: str, where: str, place: Path, capsys: Any
+) -> None:
     shards(place / "rows")
+    if where == "cut short":
+        wait_for_names(place / "model")
+    if where.startswith("link"):
+        (place / "link").symlink_to(place / "model")
     before = visible(place / "model")
-    words = [w.format(place=place, rows=place / "rows") for w in COMMANDS[command]]
+    into = where.replace("cut short", "model")
+    words = [
+        w.replace("{place}/model", f"{{place}}/{into}").format(place=place, rows=place / "rows")
+        for w in COMMANDS[command]
+    ]
     with pytest.raises(SystemExit) as end:
         hourglass(*command.split(), *words)(place)
     assert end.value.code == 2
-    assert capsys.readouterr().err == (
-        f"error: {words[-1]}: lies in the folder of an artifact, which holds no other files and would "
-        "no longer load; write elsewhere\n"
-    )
+    assert capsys.readouterr().err == f"error: {words[-1]}: {INSIDE}; write elsewhere\n"
     assert visible(place / "model") == before
+
+
+@pytest.mark.parametrize("output", ["model", "model/scores", "model/a/scores"])
+def test_no_scores_in_an_artifact(output: str, place: Path) -> None:
+    """Told before the lock is there; by `check --data` as well."""
+    before = sorted((place / "model").rglob("*"))
+    shards(place / "rows")
+    scored = {"uri": str(place / "rows"), "output": str(place / output), "model": "m"}
+    job = parse({"kind": "score", **scored})
+    assert isinstance(job, ScoreJob)
+    model = SimpleNamespace(path=str(place / "other"))
+    sentence = re.escape(f"{place / output}: {INSIDE}; write elsewhere")
+    with pytest.raises(DataError, match=sentence):
+        batch.score(job, model, None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=sentence):
+        check.against_shards("job.yaml", job, Settings(home=place / "home"))
+    assert sorted((place / "model").rglob("*")) == before
+
+
+def test_a_manifest_of_another_kind_keeps_nobody_out(place: Path) -> None:
+    (place / artifact.MANIFEST).write_text('{"name": "a web page"}')
+    shards(place / "rows")
+    hourglass("data", "manifest", place / "rows", "--out", place / "m.json")(place)
+    assert (place / "m.json").exists()
+
+
+def test_above_a_place() -> None:
+    assert list(storage.above("s3://bucket/a/b/")) == [
+        "s3://bucket/a/b",
+        "s3://bucket/a",
+        "s3://bucket",
+    ]
+    assert list(storage.above("file:///a/b")) == list(storage.above("/a/b")) == ["/a/b", "/a", "/"]
 
 
 @pytest.mark.parametrize("name", [artifact.MANIFEST, "notes.json"])

@@ -14,6 +14,7 @@ from hourglass.artifact.folder import Artifact as Artifact
 from hourglass.artifact.folder import load as load
 from hourglass.artifact.folder import read as read
 from hourglass.artifact.folder import rebuild as rebuild
+from hourglass.artifact.folder import require_outside as require_outside
 from hourglass.artifact.folder import save as save
 from hourglass.artifact.manifest import FORMAT as FORMAT
 from hourglass.artifact.manifest import GOLDEN as GOLDEN

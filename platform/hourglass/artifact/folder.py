@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from hourglass.artifact.manifest import (
     parse_manifest,
     validated,
 )
-from hourglass.errors import ArtifactError
+from hourglass.data.footer import reaching
+from hourglass.errors import ArtifactError, DataError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import Preprocessing, upgraded
 
@@ -209,6 +211,32 @@ def _locate(uri: str, manifest: Manifest) -> dict[str, str]:
         waiting = _waiting(file, entry.sha256)
         found[str(file)] = storage.join(uri, waiting if waiting in names else file)
     return found
+
+
+def require_outside(uri: str, replaces: bool = False) -> None:
+    """Raise DataError for a place to write to that lies in an artifact, however deep, or is one.
+
+    An artifact with another file in it no longer loads. One that the writing `replaces` may be there.
+    """
+    for folder in islice(storage.above(uri), int(replaces), None):
+        with reaching(uri):
+            inside = _is_artifact(folder)
+        if inside:
+            raise DataError(
+                f"{uri}: lies in the folder of an artifact, which holds no other files and would no "
+                "longer load; write elsewhere"
+            )
+
+
+def _is_artifact(folder: str) -> bool:
+    """True also for one whose files wait for their names; a manifest alone may be anybody's."""
+    path = storage.join(folder, MANIFEST)
+    try:
+        files = untrusted.parse_json(untrusted.read_file(path, MANIFEST_BYTES))["files"]
+        waiting = _waiting(WEIGHTS, files[WEIGHTS]["sha256"])
+    except (ArtifactError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return not {WEIGHTS, waiting}.isdisjoint(storage.names(folder))
 
 
 def _names(ensemble: Ensemble | None, names: Iterable[str]) -> list[dict[str, str]]:

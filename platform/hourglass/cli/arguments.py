@@ -1,5 +1,6 @@
 """Arguments that several commands take."""
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -23,15 +24,12 @@ def not_in_an_artifact(out: str) -> str:
     """A place to write to. Raises DataError for one in an artifact, which would no longer load."""
     from hourglass import storage
     from hourglass.data.footer import reaching
-    from hourglass.errors import DataError
     from hourglass.tracking.registry import FILES
 
-    for folder in (out, out.rpartition("/")[0] or "."):
-        with reaching(folder):
-            inside = storage.names(folder)
-        if set(FILES) <= set(inside):
-            raise DataError(
-                f"{out}: lies in the folder of an artifact, which holds no other files and would no "
-                "longer load; write elsewhere"
-            )
+    for folder in storage.above(out):
+        with reaching(out), contextlib.suppress(PermissionError):  # then it is nobody's to load
+            if storage.exists(storage.join(folder, FILES[0])):
+                from hourglass import artifact  # PyTorch takes two seconds, which few need here
+
+                artifact.require_outside(out)
     return out

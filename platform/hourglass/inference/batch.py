@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass import storage
-from hourglass.artifact import Artifact, load
+from hourglass.artifact import Artifact, load, require_outside
 from hourglass.data.manifest import Manifest, describe
 from hourglass.data.prepare import open_dataset
 from hourglass.data.reading import RETRIES, threads_ended
@@ -318,8 +318,9 @@ def _absolute(job: ScoreJob) -> ScoreJob:
 
 
 def require_elsewhere(job: ScoreJob) -> None:
-    """Raise DataError when the parts would be found among the shards by the next run."""
+    """Raise DataError when the parts would be in an artifact, or among the shards of the next run."""
     job = _absolute(job)
+    require_outside(job.output)
     for uri in [job.uri] if isinstance(job.uri, str) else job.uri:
         folder = (uri if "://" in uri else os.path.abspath(uri)).rstrip("/")
         if f"{job.output.rstrip('/')}/".startswith(f"{folder}/"):
