@@ -3,6 +3,7 @@
 The run is that of every worker; only its processes, and the reading of rows, are left out.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +20,14 @@ from hourglass import artifact, storage
 from hourglass.data import stats
 from hourglass.data.manifest import Manifest
 from hourglass.data.schema import FeatureSchema
-from hourglass.errors import ClusterError, DataError, HourglassError, SpecError, TrainingError
+from hourglass.errors import (
+    ClusterError,
+    DataError,
+    HourglassError,
+    SpecError,
+    TrainingError,
+    WriteError,
+)
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.training import launch
@@ -217,27 +225,59 @@ def test_a_fresh_run_on_other_shards_is_gone_on_with(home: Home) -> None:
     assert home.train().resumed_at == 2
 
 
-def test_killed_between_its_artifact_and_the_clearing_up(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["checkpoints", "fresh"])
+@pytest.mark.parametrize("ends", [Stop, WriteError])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_the_clearing_up_leaves_makes_no_run_unfinished(
+    home: Home, monkeypatch: pytest.MonkeyPatch, folder: str, ends: type[BaseException], half: bool
 ) -> None:
-    """The same command says so once more, and has the same model."""
+    """Killed at it, or refused: the same command finds the run finished, and clears up."""
     home.train()
-    remove = storage.remove
+    old, remove = home.digest(), storage.remove
 
-    def killed(uri: str) -> None:
-        if uri.endswith("/checkpoints"):
-            raise Stop
+    def fails(uri: str) -> None:
+        if uri.endswith(f"/{folder}") and home.digest() != old:
+            if half:  # as when a folder is removed file by file
+                for file in Path(uri).rglob("state.safetensors"):
+                    file.unlink()
+            raise ends(13, "denied", uri)
         remove(uri)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "remove", killed)
-        with pytest.raises(Stop):
+        patch.setattr(storage, "remove", fails)
+        with pytest.raises(Stop) if ends is Stop else contextlib.nullcontext():
             home.train(fresh=True)
-    whole = artifact.load(str(home.run / "artifact")).module.state_dict()
-    heard = home.train()
-    assert heard.resumed_at == 4
-    again = artifact.load(str(home.run / "artifact")).module.state_dict()
-    assert all(bool((whole[name] == again[name]).all()) for name in whole)
+        new = home.digest()
+        assert new != old
+        for _ in range(2):
+            with pytest.raises(Stop) if ends is Stop else contextlib.nullcontext():
+                assert home.train().prepared_at == 0
+                assert home.outcome.already
+            assert home.digest() == new
+    assert home.train().prepared_at == 0
+    assert (home.outcome.already, home.digest(), home.names()) == (True, new, ["artifact"])
+
+
+def test_without_its_record_in_the_artifact_a_finished_run_would_conclude_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control."""
+    home.train()
+    monkeypatch.setattr(launch, "_clear_up", lambda _: None)
+    home.train(fresh=True)
+    assert home.train().resumed_at == 0
+    whole = artifact.load(str(home.run / "artifact"))
+    del whole.manifest.provenance["fresh"]
+    monkeypatch.setattr(artifact, "load", lambda _: whole)
+    assert home.train().resumed_at == 4
+
+
+def test_a_later_fresh_run_is_not_taken_for_the_one_that_has_ended(home: Home) -> None:
+    home.train()
+    home.train(fresh=True)
+    with pytest.raises(Stop):
+        home.train(fresh=True, end_at=2)
+    assert home.train().resumed_at == 2
     assert home.names() == ["artifact"]
 
 

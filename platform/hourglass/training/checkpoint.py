@@ -99,6 +99,14 @@ class Checkpoints:
         """
         self._keep(self.committed()[-1:])
 
+    def remove(self) -> None:
+        """Remove all of them, and the folder: cut short, what is left is whole or does not count.
+
+        Raises: WriteError.
+        """
+        self._keep(())
+        storage.remove(self.uri)
+
     def start(self, warn: Callable[[str], None]) -> "tuple[Checkpoints, str] | None":
         """Where the run goes on: its own newest checkpoint, else its parent's."""
         name = self.newest(warn)

@@ -161,6 +161,7 @@ def _conclude(
             provenance={
                 **run.provenance,
                 **so_far,
+                **({FRESH: run.checkpoints.committed()} if run.fresh else {}),
                 "history": trained.history,
                 "seconds": round(so_far["seconds"] + time.perf_counter() - began, 3),
             },

@@ -20,7 +20,14 @@ from hourglass.data import reading, unlikely
 from hourglass.data.manifest import Manifest, describe, locate
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import Census, Rows
-from hourglass.errors import ClusterError, DataError, HourglassError, SpecError, TrainingError
+from hourglass.errors import (
+    ArtifactError,
+    ClusterError,
+    DataError,
+    HourglassError,
+    SpecError,
+    TrainingError,
+)
 from hourglass.model.preprocessing import counts_levels
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
@@ -85,26 +92,49 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
 def _train(job: TrainJob, uri: str, listener: Listener, fresh: bool) -> Outcome:
     manifest, schema = open_dataset(job.data.uri, job.data.manifest)
     found = storage.join(uri, "artifact")
-    replaces = bool(storage.names(uri)) if fresh else _began_anew(uri)
+    replaces = bool(storage.names(uri)) if fresh else _began_anew(uri, found)
     if not replaces and storage.exists(storage.join(found, artifact.MANIFEST)):
-        return _finished(job, found, manifest.digest)
+        outcome = _finished(job, found, manifest.digest)
+        if FRESH in outcome.manifest.provenance:
+            _clear_up(uri)
+        return outcome
     room = _room(job)
     measured = measure(job, manifest, schema)
     if fresh:
-        storage.remove(storage.join(uri, FRESH))
+        _anew(uri).remove()
     listener.prepared(job, measured.dataset)
     distribute(replace(measured.run(job, uri), fresh=replaces), measured, room, listener)
     loaded = artifact.load(found)
     if replaces:
-        with suppress(OSError):  # the artifact says that the run is finished
-            storage.remove(storage.join(uri, CHECKPOINTS))
-            storage.remove(storage.join(uri, FRESH))
+        _clear_up(uri)
     return Outcome(found, loaded.manifest, loaded.digest, already=False)
 
 
-def _began_anew(uri: str) -> bool:
-    """True when the run began anew and has a checkpoint since, but no artifact yet."""
-    return bool(Checkpoints(storage.join(uri, FRESH), None, "", 1).committed())
+def _anew(uri: str) -> Checkpoints:
+    """Those of a run that began anew beside an earlier one."""
+    return Checkpoints(storage.join(uri, FRESH), None, "", 1)
+
+
+def _began_anew(uri: str, found: str) -> bool:
+    """True when the run began anew and has a checkpoint since, but is not what the artifact is of.
+
+    Its checkpoints may be there after it has ended: to remove them was refused, or cut short.
+    """
+    committed = _anew(uri).committed()
+    if not committed:
+        return False
+    try:
+        ended = artifact.load(found).manifest.provenance.get(FRESH, ())
+    except ArtifactError:
+        return True
+    return not set(committed) <= set(ended)
+
+
+def _clear_up(uri: str) -> None:
+    """Remove the checkpoints of a run that has replaced another, and of that one; again the next time."""
+    with suppress(OSError):
+        storage.remove(storage.join(uri, CHECKPOINTS))
+        _anew(uri).remove()
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,11 @@ def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = Fa
                 listener.note(wasted)
             trials.train(sweep, rows.placed, crew, folder, sitting)
         board = sitting.close()
-        board.save(folder)
         ended = board.ended
     finally:
-        _settle(folder, ended)
+        old = _settle(folder, ended)
+    if not old:
+        board.save(folder)
     return Swept(board, folder, sitting.widths, sitting.histories, rows)
 
 
@@ -89,16 +90,21 @@ def _set_aside(folder: str) -> None:
         storage.move(mine, before)
 
 
-def _settle(folder: str, ended: bool) -> None:
-    """Let trials that were set aside go when the sweep has ended; without a finished one they come back."""
+def _settle(folder: str, ended: bool) -> bool:
+    """Let trials that were set aside go when the sweep has ended; without a finished one they come back.
+
+    True when they did, and so what the leaderboard of before is of.
+    """
     mine, before = trials_of(folder), storage.join(folder, BEFORE)
     if not storage.exists(before):
-        return
+        return False
     if not _any_finished(mine):
         storage.remove(mine)
         storage.move(before, mine)
-    elif ended:
+        return True
+    if ended:
         storage.remove(before)
+    return False
 
 
 def _any_finished(trials_uri: str) -> bool:
