@@ -5,17 +5,20 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from hourglass import storage
+from hourglass import artifact, storage
 from hourglass.errors import DataError
 from hourglass.job_files import parse
 from hourglass.settings import Settings
 from hourglass.tune_job import TuneJob
-from hourglass.tuning import conclude, sweep
+from hourglass.tuning import conclude, leaderboard, sweep
+from hourglass.tuning.leaderboard import Entry, Leaderboard
 
 WHO = rf"pid {os.getpid()} on {re.escape(socket.gethostname())}, since [0-9-]+T[0-9:]+Z"
 HOLD = """
@@ -91,3 +94,58 @@ def test_the_lock_of_a_killed_command_is_free(tmp_path: Path) -> None:
     with sweep.alone(folder):
         assert storage.names(str(tmp_path)) == [".grid.lock"]
     assert storage.names(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_fresh_sweep_that_finishes_nothing_keeps_the_leaderboard_of_before(
+    finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials come back, and with them what was written of them, the plots included."""
+    settings, made = Settings(home=tmp_path), named("grid")
+    folder = Path(sweep.folder_of(made, settings))
+
+    def ranked(trial: str) -> Leaderboard:
+        entry = Entry(trial=trial, status="finished", values={}, holdout_mse=1.0)
+        return leaderboard.ranked("grid", "holdout_mse", [entry])
+
+    def train(*_: Any) -> None:
+        if finished:
+            storage.write(f"{folder}/trials/new/artifact/{artifact.MANIFEST}", b"{}")
+
+    storage.write(f"{folder}/trials/old/artifact/{artifact.MANIFEST}", b"{}")
+    ranked("old").save(str(folder))
+    (folder / "plots.html").write_text("old")
+    sitting = SimpleNamespace(
+        advance=lambda: True, close=lambda: ranked("new"), widths={}, histories={}
+    )
+    listener = SimpleNamespace(sweeping=lambda *_: None, note=lambda _: None)
+    monkeypatch.setattr(sweep, "open_dataset", lambda *_: (None, None))
+    monkeypatch.setattr(sweep, "locate", lambda _: {})
+    monkeypatch.setattr(sweep, "describe", lambda _: {})
+    monkeypatch.setattr(sweep, "Rows", lambda *_: SimpleNamespace(placed=True))
+    monkeypatch.setattr(sweep, "Sitting", lambda *_: sitting)
+    monkeypatch.setattr(sweep.trials, "crew", lambda _: SimpleNamespace(at_once=1))
+    monkeypatch.setattr(sweep.trials, "train", train)
+    swept = sweep.run(made, settings, listener, fresh=True)  # type: ignore[arg-type]
+    there = "new" if finished else "old"
+    assert storage.names(f"{folder}/trials") == [there]
+    assert [entry.trial for entry in leaderboard.load(str(folder)).entries] == [there]
+    assert swept.stands is finished
+    monkeypatch.setattr(sweep, "run", lambda *_: swept)
+    monkeypatch.setattr(conclude, "shown", lambda *_: nullcontext())
+    monkeypatch.setattr(
+        conclude.plots, "save", lambda *_: (folder / "plots.html").write_text("new")
+    )
+    monkeypatch.setattr(conclude, "_Recording", Recorded)
+    conclude.tune(made, settings, register=False)
+    assert (folder / "plots.html").read_text() == there
+
+
+class Recorded:
+    """Tells MLflow nothing."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def recorder(self, ended: bool) -> Any:
+        said = SimpleNamespace(note="", registered=None, board=None, version=None)
+        return SimpleNamespace(finish=lambda *_: said)

@@ -43,7 +43,8 @@ def tune(
             listener = _Recording(progress, job, settings)
             try:
                 swept = sweep.run(job, settings, listener, fresh)
-                plots.save(swept.folder, swept.board, swept.widths, swept.histories)
+                if swept.stands:
+                    plots.save(swept.folder, swept.board, swept.widths, swept.histories)
             except BaseException:
                 listener.finish_failed(sweep.folder_of(job, settings))
                 raise

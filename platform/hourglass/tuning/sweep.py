@@ -34,13 +34,17 @@ BEFORE = "before"
 
 @dataclass(frozen=True)
 class Swept:
-    """An ended sweep: its leaderboard and folder, of its trials code units and epochs, its rows."""
+    """An ended sweep: its leaderboard and folder, of its trials code units and epochs, its rows.
+
+    `stands` unless the folder has the trials of before again, and what was written of them.
+    """
 
     board: Leaderboard
     folder: str
     widths: dict[str, int]
     histories: dict[str, Sequence[Record]]
     rows: Rows
+    stands: bool = True
 
     def holdout(self) -> Features:
         """The held-out rows (B, C), raw."""
@@ -74,10 +78,10 @@ def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = Fa
         board = sitting.close()
         ended = board.ended
     finally:
-        old = _settle(folder, ended)
-    if not old:
+        stands = _settle(folder, ended)
+    if stands:
         board.save(folder)
-    return Swept(board, folder, sitting.widths, sitting.histories, rows)
+    return Swept(board, folder, sitting.widths, sitting.histories, rows, stands)
 
 
 def _set_aside(folder: str) -> None:
@@ -93,18 +97,18 @@ def _set_aside(folder: str) -> None:
 def _settle(folder: str, ended: bool) -> bool:
     """Let trials that were set aside go when the sweep has ended; without a finished one they come back.
 
-    True when they did, and so what the leaderboard of before is of.
+    False when they did.
     """
     mine, before = trials_of(folder), storage.join(folder, BEFORE)
     if not storage.exists(before):
-        return False
+        return True
     if not _any_finished(mine):
         storage.remove(mine)
         storage.move(before, mine)
-        return True
+        return False
     if ended:
         storage.remove(before)
-    return False
+    return True
 
 
 def _any_finished(trials_uri: str) -> bool:
