@@ -48,6 +48,16 @@ class WriteError(HourglassError, OSError):
         return f"{self.filename}: cannot be written ({self.strerror}); what was there is kept"
 
 
+class NotDurableError(WriteError):
+    """A file or folder has its name, but the disk refuses to say that it will after a power cut."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.filename}: what was written is there, but may not outlast a power cut "
+            f"({self.strerror}); look at the disk, and run the command again"
+        )
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the closest allowed word, or a full stop where none is close."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

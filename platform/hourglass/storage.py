@@ -13,11 +13,13 @@ from typing import Any
 
 import fsspec
 
-from hourglass.errors import DataError, WriteError
+from hourglass.errors import DataError, NotDurableError, WriteError
 from hourglass.settings import Settings
 
 S3FS_TRIES = 2
 """Of s3fs, around botocore's: the only ones where an answer stops halfway."""
+UNSYNCED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""Of a folder that one may write to but not read, and of disks that sync no folders."""
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -117,7 +119,8 @@ def read(uri: str) -> bytes:
 def write(uri: str, content: bytes) -> None:
     """Write `content` durably and atomically: temporary file, fsync, rename, fsync of the folder.
 
-    On S3 a PUT is atomic already. Raises WriteError (disk full, read only); what was there is kept.
+    On S3 a PUT is atomic already. Raises WriteError (disk full, read only), and what was there is kept;
+    NotDurableError once the new is there.
     """
     with writing(uri):
         if not is_local(uri):
@@ -205,12 +208,20 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make a rename inside `folder`, which is made, survive a power cut, where the disk can do that.
+
+    Raises: NotDurableError.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in UNSYNCED:
+            return
+        raise NotDurableError(error.errno or errno.EIO, error.strerror, str(folder)) from error
 
 
 def exists(uri: str) -> bool:

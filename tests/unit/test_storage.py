@@ -1,7 +1,10 @@
 """A name either holds all of its bytes or does not exist."""
 
+import contextlib
+import errno
 import os
 import pickle
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from hourglass import storage
-from hourglass.errors import DataError, WriteError
+from hourglass.errors import DataError, NotDurableError, WriteError
 
 
 def refuse(*_: Any, **__: Any) -> Any:
@@ -70,6 +73,38 @@ def test_what_refuses_to_write_is_one_error(raised: Exception, reason: str) -> N
     assert (error.exit_code, error.filename) == (1, "s3://b/k")
     with pytest.raises(KeyError), storage.writing("s3://b/k"):
         raise KeyError  # a mistake of ours stays one
+
+
+@pytest.mark.parametrize("what", ["write", "move"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EINVAL])
+def test_a_folder_that_cannot_be_synced_keeps_nobody_from_the_new(
+    what: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no sentence says that the old is there; a disk that syncs no folders is as good as it gets."""
+    real, uri = os.fsync, tmp_path / "x"
+    uri.write_bytes(b"old")
+    (tmp_path / "y").write_bytes(b"new")
+
+    def refused(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    told = pytest.raises(NotDurableError) if number == errno.EIO else contextlib.nullcontext()
+    with told as caught:
+        if what == "write":
+            storage.write(str(uri), b"new")
+        else:
+            storage.move(str(tmp_path / "y"), str(uri))
+    assert uri.read_bytes() == b"new"
+    if number == errno.EIO:
+        error = pickle.loads(pickle.dumps(caught.value))
+        assert error.exit_code == 1
+        assert str(error) == (
+            f"{tmp_path}: what was written is there, but may not outlast a power cut (Input/output "
+            "error); look at the disk, and run the command again"
+        )
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
