@@ -204,6 +204,29 @@ def test_before_its_first_checkpoint_a_fresh_run_is_nothing(
     assert (home.outcome.already, home.digest()) == (True, old)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_interrupted_it_says_when_nothing_of_it_is_kept(
+    home: Home, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Without --fresh, the run of before would be found then."""
+    home.train()
+    save, saved = Checkpoints.save, []
+
+    def interrupt(self: Checkpoints, *args: Any, **kwargs: Any) -> None:
+        if len(saved) == (2 if kept else 0):
+            raise KeyboardInterrupt
+        save(self, *args, **kwargs)
+        saved.append(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            home.train(fresh=True)
+    assert getattr(caught.value, "__notes__", []) == ([] if kept else [launch.BEGINS])
+    assert home.train().resumed_at == (2 if kept else 0)
+    assert home.outcome.already is not kept
+
+
 def test_a_fresh_run_twice_begins_twice(home: Home) -> None:
     home.train()
     for _ in range(2):
@@ -309,7 +332,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(
     assert sentence.startswith(f"trained to the end, but {home.run}/artifact/model.safetensors.")
     assert sentence.endswith(
         ": cannot be written (No space left on device); what was there is kept; make room and run the "
-        "same command to save the model"
+        "same command without --fresh to save the model"
     )
     assert home.digest() == old
     assert home.train().resumed_at == 4

@@ -116,6 +116,13 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         planted(monkeypatch, DataError("no column"), "--debug", "check")
 
 
+class Noted(KeyboardInterrupt):
+    """With a word of who knows what was kept."""
+
+    def __init__(self) -> None:
+        self.add_note("nothing was kept")
+
+
 INTERRUPTED = [
     (KeyboardInterrupt, ["train", "job.yaml"], 130, "interrupted; the same command resumes\n"),
     (KeyboardInterrupt, ["tune", "job.yaml"], 130, "interrupted; the same command resumes\n"),
@@ -126,6 +133,13 @@ INTERRUPTED = [
         130,
         "interrupted; the same command without --fresh resumes\n",
     ),
+    (
+        KeyboardInterrupt,
+        ["score", "--fresh", "job.yaml"],
+        130,
+        "interrupted; the same command resumes\n",
+    ),
+    (Noted, ["train", "--fresh", "job.yaml"], 130, "interrupted; nothing was kept\n"),
     (KeyboardInterrupt, ["check", "job.yaml"], 130, "interrupted\n"),
     (KeyboardInterrupt, ["cluster", "status"], 130, "interrupted\n"),
 ]

@@ -107,6 +107,13 @@ def test_the_same_job_is_scored_anew(score: Scoring) -> None:
     assert score.read() == {score.old.digest}
 
 
+def test_the_same_fresh_command_goes_on_where_nothing_was_to_be_replaced(score: Scoring) -> None:
+    with pytest.raises(Killed):
+        score(score.new, fresh=True, end_after=1)
+    assert score(score.new, fresh=True) == SHARDS - 2  # one, and the one that it was killed at
+    assert score.read() == {score.new.digest}
+
+
 def test_parts_of_another_job_that_was_cut_short_are_not_gone_on_with(score: Scoring) -> None:
     score(score.old)
     with pytest.raises(Killed):

@@ -112,6 +112,10 @@ def test_a_fresh_sweep_that_finishes_nothing_keeps_the_leaderboard_of_before(
         if finished:
             storage.write(f"{folder}/trials/new/artifact/{artifact.MANIFEST}", b"{}")
 
+    def interrupted(*_: Any) -> None:
+        train()
+        raise KeyboardInterrupt
+
     storage.write(f"{folder}/trials/old/artifact/{artifact.MANIFEST}", b"{}")
     ranked("old").save(str(folder))
     (folder / "plots.html").write_text("old")
@@ -125,6 +129,12 @@ def test_a_fresh_sweep_that_finishes_nothing_keeps_the_leaderboard_of_before(
     monkeypatch.setattr(sweep, "Rows", lambda *_: SimpleNamespace(placed=True))
     monkeypatch.setattr(sweep, "Sitting", lambda *_: sitting)
     monkeypatch.setattr(sweep.trials, "crew", lambda _: SimpleNamespace(at_once=1))
+    monkeypatch.setattr(sweep.trials, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        sweep.run(made, settings, listener, fresh=True)  # type: ignore[arg-type]
+    assert getattr(stop.value, "__notes__", []) == (
+        [] if finished else ["no new trial had finished, and those of before are back"]
+    )
     monkeypatch.setattr(sweep.trials, "train", train)
     swept = sweep.run(made, settings, listener, fresh=True)  # type: ignore[arg-type]
     there = "new" if finished else "old"

@@ -43,8 +43,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             resumes = ctx.invoked_subcommand in RESUMED
-            without = " without --fresh" if "--fresh" in sys.argv else ""
-            then = f"; the same command{without} resumes" if resumes else ""
+            apart = "--fresh" in sys.argv and ctx.invoked_subcommand != "score"
+            goes_on = f"the same command{' without --fresh' if apart else ''} resumes"
+            said = getattr(stop, "__notes__", [goes_on])  # by who knows what is on the disk
+            then = f"; {said[-1]}" if resumes else ""
             typer.echo(f"interrupted{then}", err=True)
             number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
             for late in (signal.SIGINT, signal.SIGTERM):

@@ -115,12 +115,14 @@ def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) 
     ):
         if storage.exists(whole):  # an earlier --fresh was killed when it had come so far
             _take_its_place(job.output)
-        replaces = fresh and any(map(_is_ours, storage.names(job.output)))
+        mine = {item.name(options.key) for item in work}
+        # Parts of this job that were not committed are gone on with, and replace nothing.
+        replaces = fresh and any(_is_ours(n) and n not in mine for n in storage.names(job.output))
         if not replaces:
             committed = _committed(job.output, options, manifest)
             return committed or _run(job, job.output, options, manifest, work, loaded, listener)
         _no_strangers(job.output, filter(_is_ours, storage.names(job.output)))
-        _clear(aside, but=[item.name(options.key) for item in work])
+        _clear(aside, but=mine)
         scored = _run(job, aside, options, manifest, work, loaded, listener)
         _take_its_place(job.output)
         return scored

@@ -47,6 +47,8 @@ class Checkpoints:
     workers: int
     parent: "Checkpoints | None" = None
     """Of the run that this one goes on from, with other numbers."""
+    again: str = "the same command"
+    """What goes on from them."""
 
     def of(self, member: int) -> "Checkpoints":
         """Those of an ensemble's member, counted from 1; the first has the folder of a single run."""
@@ -70,7 +72,7 @@ class Checkpoints:
         if problem:
             raise TrainingError(
                 f"stopped at step {state.step}: the checkpoint was not written, {problem}. "
-                "The last checkpoint is kept; make room and run the same command to resume"
+                f"The last checkpoint is kept; make room and run {self.again} to resume"
             )
 
     def newest(self, warn: Callable[[str], None]) -> str | None:

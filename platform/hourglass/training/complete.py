@@ -35,7 +35,7 @@ class Run:
 
     One with an `until` ends after that epoch and has no artifact; another, with its checkpoints as
     `parent`, goes on from there. A `fresh` one keeps its checkpoints apart from those of the run that it
-    is to replace.
+    is to replace. `again` is what goes on with it.
     """
 
     job: TrainJob
@@ -47,13 +47,15 @@ class Run:
     until: int | None = None
     parent: Checkpoints | None = None
     fresh: bool = False
+    again: str = "the same command"
 
     @property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
         uri = storage.join(self.uri, FRESH if self.fresh else CHECKPOINTS)
         job = self.job
-        return Checkpoints(uri, job.run_name, self.data_digest, job.scale.workers, self.parent)
+        workers = job.scale.workers
+        return Checkpoints(uri, job.run_name, self.data_digest, workers, self.parent, self.again)
 
     @property
     def artifact_uri(self) -> str:
@@ -170,7 +172,7 @@ def _conclude(
         )
     except WriteError as error:
         raise TrainingError(
-            f"trained to the end, but {error}; make room and run the same command to save the model"
+            f"trained to the end, but {error}; make room and run {run.again} to save the model"
         ) from error
     return metrics
 

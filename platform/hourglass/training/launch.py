@@ -40,6 +40,7 @@ from hourglass.training.complete import CHECKPOINTS, FRESH, Run
 from hourglass.training.trainer import Trainer
 from hourglass.training.worker import Task, train_worker
 
+BEGINS = "nothing was committed yet; the same command begins again"
 LEAST_READ_CPUS = 0.5
 """What workers must leave: a read task computes as much as it can, so it asks for a whole CPU."""
 
@@ -103,7 +104,15 @@ def _train(job: TrainJob, uri: str, listener: Listener, fresh: bool) -> Outcome:
     if fresh:
         _anew(uri).remove()
     listener.prepared(job, measured.dataset)
-    distribute(replace(measured.run(job, uri), fresh=replaces), measured, room, listener)
+    run = replace(measured.run(job, uri), fresh=replaces)
+    if fresh:
+        run = replace(run, again="the same command without --fresh")
+    try:
+        distribute(run, measured, room, listener)
+    except KeyboardInterrupt as stop:
+        if fresh and not run.checkpoints.committed():
+            stop.add_note(BEGINS)
+        raise
     loaded = artifact.load(found)
     if replaces:
         _clear_up(uri)
@@ -289,7 +298,7 @@ def _fit(task: Task, room: Room, listening: Listening) -> None:
         raise failure from None
     if lost:
         raise TrainingError(
-            f"training failed: {_cause(lost)} What was committed is kept; the same command resumes"
+            f"training failed: {_cause(lost)} What was committed is kept; {task.run.again} resumes"
         ) from lost
 
 

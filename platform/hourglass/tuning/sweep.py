@@ -77,6 +77,10 @@ def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = Fa
             trials.train(sweep, rows.placed, crew, folder, sitting)
         board = sitting.close()
         ended = board.ended
+    except KeyboardInterrupt as stop:
+        if not _settle(folder, ended):
+            stop.add_note("no new trial had finished, and those of before are back")
+        raise
     finally:
         stands = _settle(folder, ended)
     if stands:
