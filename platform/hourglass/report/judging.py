@@ -27,11 +27,14 @@ def scores(look: Look) -> Section:
     drawn = charts.histogram(
         figures.bins(score, skewed=True), "score", "rows", ("threshold", threshold)
     )
+    meaning = "its mean squared error in model space"
+    if look.predictor.module.spec.scaled_score:
+        meaning = "the mean over columns of its squared error beside that column's usual one"
     label = [look.label] if look.label is not None else []
     columns = ["shard, row group, row", *label, "score"]
     columns += [f"worst feature {index + 1}" for index in range(FEATURES)]
     sentence = (
-        f"The score of each row, its mean squared error in model space: {above} of {len(score)} "
+        f"The score of each row, {meaning}: {above} of {len(score)} "
         f"rows ({above / len(score):.2%}) are above the threshold {threshold:.4g}. Below, the rows "
         "with the highest scores, and the features that make them so, with their share of the "
         "score: value, then reconstruction."
