@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
+from botocore.exceptions import ClientError
 
 from hourglass import storage
 from hourglass.errors import DataError, WriteError
@@ -227,6 +229,59 @@ def test_a_store_without_conditions_is_used_without_them(
     with locks.alone(lock, DOING, INSTEAD):
         assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
     assert ["IfNoneMatch"] in asked
+
+
+@pytest.mark.parametrize(("status", "asked"), [(404, 1), (409, 3), (412, 3)])
+def test_a_store_that_contradicts_itself_is_given_up_on(
+    s3: str, monkeypatch: pytest.MonkeyPatch, status: int, asked: int
+) -> None:
+    """It says that nobody holds the lock, and refuses it to everybody; nobody asks for ever."""
+    lock = f"{s3}/contradiction/.x.lock"
+    monkeypatch.setattr(locks, "TRIES", 3)
+    monkeypatch.setattr(locks, "PAUSE_S", 0.0)
+    refuse, puts = refusing(lock, status)
+    monkeypatch.setattr(type(storage.filesystem(lock)[0]), "call_s3", refuse)
+    with pytest.raises(WriteError) as caught, locks.alone(lock, DOING, INSTEAD):
+        pass
+    reason = (
+        "the store said 404"
+        if status == 404
+        else "S3 refused this lock 3 times, though it says that nobody holds it"
+    )
+    assert str(caught.value) == f"{lock}: cannot be written ({reason}); what was there is kept"
+    assert len(puts) == asked
+
+
+def test_a_store_that_contradicts_itself_once_is_asked_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = f"{s3}/once/.x.lock"
+    monkeypatch.setattr(locks, "PAUSE_S", 0.0)
+    refuse, puts = refusing(lock, 409, times=1)
+    monkeypatch.setattr(type(storage.filesystem(lock)[0]), "call_s3", refuse)
+    with locks.alone(lock, DOING, INSTEAD):
+        assert len(puts) == 2
+        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+
+
+def refusing(lock: str, status: int, times: int = 50) -> tuple[Any, list[str]]:
+    """A `call_s3` that refuses the first puts of an object as a store does, and those it was asked."""
+    fs = storage.filesystem(lock)[0]
+    call, puts = fs.call_s3, []
+
+    def call_s3(_: Any, name: str, **words: Any) -> Any:
+        if name == "put_object":
+            puts.append(name)
+            assert len(puts) <= 50, "it asks for ever"
+            if len(puts) <= times:
+                answer = {
+                    "Error": {"Code": str(status), "Message": f"the store said {status}"},
+                    "ResponseMetadata": {"HTTPStatusCode": status},
+                }
+                raise s3fs.errors.translate_boto_error(ClientError(answer, "PutObject"))
+        return call(name, **words)
+
+    return call_s3, puts
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from hourglass.errors import DataError
 LEASE_S = 60.0
 """How long an object locks after its holder was heard last."""
 RENEW_S = 15.0
+TRIES, PAUSE_S = 8, 0.25
+"""How often a lock is asked for while S3 contradicts itself, and the pause between."""
 
 Owner = dict[str, str]
 
@@ -140,8 +142,13 @@ class _Lease:
         self._etag = ""
 
     def take(self) -> str | None:
-        """Put it where there is none, or one that has run out; who holds it otherwise."""
-        while True:
+        """Put it where there is none, or one that has run out; who holds it otherwise.
+
+        Raises: OSError when S3 goes on refusing what nobody holds.
+        """
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(PAUSE_S)
             found = self._look()
             if found is None:
                 condition = {"IfNoneMatch": "*"}
@@ -156,6 +163,9 @@ class _Lease:
                 condition = {"IfMatch": etag}
             if self._put(condition):
                 return None
+        raise OSError(
+            errno.EBUSY, f"S3 refused this lock {TRIES} times, though it says that nobody holds it"
+        )
 
     def renew(self, ended: threading.Event) -> None:
         """Keep it until `ended`; a warning says when another process has taken it over."""
@@ -201,7 +211,8 @@ class _Lease:
         except OSError as error:
             answer = getattr(error.__cause__, "response", None) or {}
             status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in (404, 409, 412) and answer.get("Error", {}).get("Code") != "NoSuchBucket":
+            gone = status == 404 and "IfMatch" in condition
+            if gone or status in (409, 412):
                 return False
             if error.errno != errno.ENOSYS:
                 raise
