@@ -32,18 +32,19 @@ def train(job: TrainJob, settings: Settings, fresh: bool = False, stderr: bool =
     """Train, record and register `job` on the connected cluster; shows progress.
 
     Of a run that finished before, what is not recorded or registered yet is.
-    Raises: DataError, SpecError, ClusterError, TrainingError.
+    Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
-    with bar("epoch", stderr) as shown:
-        listener = _Recording(TrainProgress(shown), settings)
-        try:
-            outcome = launch.train(job, settings, listener, fresh)
-        except BaseException:
-            if listener.tracker is not None:
-                listener.tracker.finish("failed", None)
-            raise
-    tracker = listener.tracker or tracking.again(settings, job, outcome.uri, outcome.manifest)
-    return Trained(outcome, tracker.finish("finished", outcome.uri))
+    with launch.alone(job, settings):  # until all is recorded, so that nobody else does it as well
+        with bar("epoch", stderr) as shown:
+            listener = _Recording(TrainProgress(shown), settings)
+            try:
+                outcome = launch.train(job, settings, listener, fresh)
+            except BaseException:
+                if listener.tracker is not None:
+                    listener.tracker.finish("failed", None)
+                raise
+        tracker = listener.tracker or tracking.again(settings, job, outcome.uri, outcome.manifest)
+        return Trained(outcome, tracker.finish("finished", outcome.uri))
 
 
 def score(job: ScoreJob, settings: Settings, fresh: bool = False) -> tuple[Resolved, Scored]:

@@ -4,12 +4,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hourglass import artifact, run, tracking
+from hourglass.errors import DataError
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.tracking import facts, registry, tracker
@@ -364,3 +366,109 @@ def test_the_same_job_on_other_rows_is_another_run(
         assert told_of == [(["d"], [(1, 0.5)], "FAILED"), (["e"], [(1, 0.75)], "FAILED")]
     else:
         assert [epochs for _, epochs, _ in told_of] == [[(1, 0.5)]]
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_lock_is_held_until_all_is_recorded(
+    settings: Settings, finished_before: None, guard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command, given while MLflow is told, is told who does that."""
+    of, refused = job(f"locked-{guard}"), []
+    finish = tracker.SpooledTracker.finish
+
+    def meanwhile(self: Any, *told: Any) -> Any:
+        monkeypatch.setattr(tracker.SpooledTracker, "finish", finish)
+        try:
+            run.train(of, settings)
+        except DataError as error:
+            refused.append(str(error))
+        return finish(self, *told)
+
+    monkeypatch.setattr(tracker.SpooledTracker, "finish", meanwhile)
+    if not guard:  # negative control
+        monkeypatch.setattr(launch, "alone", lambda *_: nullcontext())
+    run.train(of, settings)
+    assert len(refused) == guard
+    assert all("another process trains this run (pid " in said for said in refused)
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("other", ["works", "was faster"])
+def test_another_process_delivers_the_events(
+    settings: Settings,
+    made: Path,
+    finished_before: None,
+    other: str,
+    guard: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `hourglass models sync` does: that is waited for, and the end is the same."""
+    name = f"{other}-{guard}".replace(" ", "-")
+    of, drain = job(name, name, epochs=3), tracker.drain
+    busy = iter([True] * 3 if other == "works" else [])
+
+    def shared(spool: Spool, *rest: Any) -> None:
+        if spool.run_name == of.run_name:
+            if next(busy, False):
+                raise tracker.Delivering("another process delivers it")
+            drain(spool, settings)
+        drain(spool, *rest)
+
+    monkeypatch.setattr(tracker, "drain", shared)
+    monkeypatch.setattr(tracker, "RETRY_S", 0.0)
+    if not guard:  # negative control: nobody looks what the other one made
+        monkeypatch.setattr(store.Delivery, "recall", lambda *_: None)
+    done = run.train(of, settings).record
+    assert next(busy, "none left") == "none left"
+    if guard:
+        run_id = run_of(settings, of.run_name).info.run_id
+        assert done.note == f"recorded in MLflow ({settings.mlflow_uri}) as run {run_id}"
+        assert done.registered == registry.Registered(name, "1", challenger="1")
+        assert_whole(settings, of, name)
+    else:
+        assert (done.run_id, done.registered) == (None, None)
+
+
+def test_who_delivers_for_too_long_is_named(
+    settings: Settings, finished_before: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = job("long")
+    monkeypatch.setattr(tracker, "FINISH_S", 0.2)
+    spool = Spool(settings.root / "spool", of.run_name)
+    spool.append("epoch", epoch=1, metrics={})
+    with tracker.try_locked(spool.lock) as ours:
+        assert ours
+        note = run.train(of, settings).record.note
+    assert note == (
+        f"MLflow ({settings.mlflow_uri}) has not taken everything: another process delivers "
+        f"{spool.path}; the rest waits in {spool.path}, `hourglass models sync` delivers it"
+    )
+    spool.path.unlink()
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_runs_of_trials_that_another_process_delivered(
+    settings: Settings, guard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are on the leaderboard all the same."""
+    drain, name = tracker.drain, f"swept-{guard}"
+
+    def shared(spool: Spool, *rest: Any) -> None:
+        if spool.run_name == name:
+            drain(spool, settings)
+        drain(spool, *rest)
+
+    monkeypatch.setattr(tracker, "drain", shared)
+    if not guard:  # negative control
+        monkeypatch.setattr(store.Delivery, "recall", lambda *_: None)
+    begin = {"run": name, "experiment": "digits", "hourglass": "1", "dataset": DATASET}
+    outbox = tracker.Outbox(settings, name, {**begin, "job": job(name).model_dump(mode="json")})
+    told = {"status": "failed", "values": {}, "metrics": {}, "tags": {}, "seconds": 1.0}
+    where = {"artifact": None, "history": [], "ended_ms": 2000}
+    for trial in ("a", "b"):
+        outbox.put("trials", trials=[{"trial": trial, **told, **where}])
+        assert outbox.settle()
+    outbox.put("end", status="finished")
+    assert outbox.close().startswith("recorded")
+    assert outbox.delivery is not None
+    assert sorted(outbox.delivery.run_ids) == (["a", "b"] if guard else [])

@@ -18,7 +18,7 @@ import pytest
 import s3fs
 from botocore.exceptions import ClientError
 
-from hourglass import storage
+from hourglass import run, storage
 from hourglass.errors import DataError, WriteError
 from hourglass.job_files import parse
 from hourglass.settings import Settings
@@ -337,7 +337,7 @@ def test_two_train_commands_at_once(
     with holder(locks.beside(uri)) as first:
         for fresh in (False, True):
             with pytest.raises(DataError) as caught:
-                launch.train(job, settings, None, fresh)  # type: ignore[arg-type]
+                run.train(job, settings, fresh)
             assert caught.value.exit_code == 2
             left = LEFT if where == "s3" else ""
             sentence = told(first.pid, left).replace("/runs/x", uri)

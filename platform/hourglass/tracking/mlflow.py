@@ -7,7 +7,7 @@ step; an artifact once per digest. A sweep's run has those of its trials below i
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -112,6 +112,30 @@ class Delivery:
         elif kind in self._ways:
             self._take(kind, partial(self._ways[kind], self, event))
 
+    def forget(self) -> None:
+        """What MLflow had: another process has delivered events of this run since."""
+        self._trials = None
+        self._steps.clear()
+
+    def recall(self, begin: Event, artifact: Event | None, trials: Collection[str] = ()) -> None:
+        """Look up what other deliveries made: the run that `begin` is of, those of `trials`, a version.
+
+        Asks MLflow for what this delivery did not make itself, and for nothing else.
+        """
+        from hourglass.tracking import registry
+
+        if self.run_id is None or self._who is None or _data(self._who) != _data(begin):
+            self._who, self._trials = begin, None
+            self.run_id = self._known_run()
+        if self.run_id is None:
+            return
+        if not self.run_ids.keys() >= {*trials}:
+            self._trials = None
+            self._sweep()
+        name = artifact and artifact["register_as"]
+        if artifact and name and self.registered is None:
+            self.registered = registry.registered(self._client, name, artifact["uri"])
+
     def _take(self, kind: str, write: Callable[[], None]) -> None:
         """Write; what MLflow will never take becomes a sentence."""
         from mlflow.exceptions import MlflowException
@@ -158,23 +182,30 @@ class Delivery:
             return self.run_id
         if self._who is None:
             raise RegistryError("the spool does not say which run it is of (no `begin` event)")
-        name, experiment = self._who["run"], self._experiment(self._who["experiment"])
-        data = _data(self._who)
-        named = self._client.search_runs(
-            [experiment], f"tags.`{RUN_TAG}` = '{name}'", order_by=["start_time ASC"]
-        )
-        found = [run for run in named if run.data.tags.get(DATA_TAG, data) == data]
-        if found:
-            self.run_id = str(found[0].info.run_id)
-        else:
+        self.run_id = self._known_run()
+        if self.run_id is None:
+            name = self._who["run"]
             run = self._client.create_run(
-                experiment,
+                self._experiment(self._who["experiment"]),
                 self._who["time_ms"],
-                tags={RUN_TAG: name, DATA_TAG: data, **self._who.get("tags", {})},
+                tags={RUN_TAG: name, DATA_TAG: _data(self._who), **self._who.get("tags", {})},
                 run_name=self._who.get("shown", name),
             )
             self.run_id = str(run.info.run_id)
         return self.run_id
+
+    def _known_run(self) -> str | None:
+        """The run with our tags that MLflow has."""
+        assert self._who is not None
+        experiment = self._client.get_experiment_by_name(self._who["experiment"])
+        if experiment is None or experiment.lifecycle_stage != "active":
+            return None
+        name, data = self._who["run"], _data(self._who)
+        named = self._client.search_runs(
+            [experiment.experiment_id], f"tags.`{RUN_TAG}` = '{name}'", order_by=["start_time ASC"]
+        )
+        found = [run for run in named if run.data.tags.get(DATA_TAG, data) == data]
+        return str(found[0].info.run_id) if found else None
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)

@@ -112,6 +112,16 @@ def register(
     return version
 
 
+def registered(mlflow: Any, name: str, uri: str) -> Registered | None:
+    """The version of `name` that holds the artifact at `uri`, whoever registered it."""
+    try:
+        digest = hashlib.sha256(storage.read(storage.join(uri, FILES[0]))).hexdigest()
+    except OSError:  # it has gone, and who was to register it says so
+        return None
+    known = [v.version for v in _stored(mlflow, name) if v.tags.get(DIGEST_TAG) == digest]
+    return Registered(name, str(known[0]), challenger(mlflow, name)) if known else None
+
+
 def challenger(mlflow: Any, name: str) -> str | None:
     """The version that is challenger."""
     found = mlflow.get_registered_model(name).aliases.get(CHALLENGER)

@@ -129,6 +129,9 @@ class Outbox:
         self._unwritten = ""
         self._problem = ""
         self._elsewhere: list[str] = []
+        self._begin = begin
+        self._artifact: dict[str, Any] | None = None
+        self._trials: set[str] = set()
         self._failures = 0
         self._delivered = False
         self._until: float | None = None
@@ -139,6 +142,11 @@ class Outbox:
 
     def put(self, kind: str, **fields: Any) -> None:
         """Append an event; returns at once."""
+        with self._changed:
+            if kind == "artifact":
+                self._artifact = fields
+            if kind == "trials":
+                self._trials |= {told["trial"] for told in fields["trials"]}
         try:
             self._spool.append(kind, **fields)
         except OSError as error:  # a full disk must not stop a training run
@@ -200,16 +208,22 @@ class Outbox:
                     self._deliver_other(others.pop(0))
                 with self._changed:
                     self._changed.wait_for(lambda: not self._idle())
+            except Delivering as error:  # which is as good
+                if self.delivery is not None:
+                    self.delivery.forget()
+                self._pause(str(error), failures=0)
             except Exception as error:  # whatever MLflow does, training goes on
-                self._pause(explain(error))
+                self._pause(explain(error), failures=1)
 
     def _deliver(self) -> None:
         if self.delivery is None:
             self.delivery = _delivery(self._spool, self._settings)
         drain(self._spool, self._settings, self.delivery)
+        if delivered := next(self._spool.pending(), None) is None:
+            self.delivery.recall(self._begin, self._artifact, self._trials)
         with self._changed:
             self._failures, self._problem = 0, ""
-            self._delivered = next(self._spool.pending(), None) is None
+            self._delivered = delivered
             self._changed.notify_all()
 
     def _deliver_other(self, spool: Spool) -> None:
@@ -224,10 +238,10 @@ class Outbox:
     def _idle(self) -> bool:
         return self._delivered and not self._stopping
 
-    def _pause(self, problem: str) -> None:
+    def _pause(self, problem: str, failures: int) -> None:
         with self._changed:
             self._problem = problem
-            self._failures += 1
+            self._failures += failures
             self._changed.notify_all()
             until = self._until
             seconds = 0.5 if until else min(RETRY_S, 2.0 ** min(self._failures, 9))
@@ -240,15 +254,20 @@ def spools(settings: Settings) -> list[Spool]:
     return [spool for spool in waiting if next(spool.pending(), None) is not None]
 
 
+class Delivering(Exception):
+    """Another process delivers the same spool just now."""
+
+
 def drain(spool: Spool, settings: Settings, delivery: "Delivery | None" = None) -> None:
     """Deliver all pending events of `spool`, in order, with the delivery that went on so far.
 
-    Raises whatever MLflow raises, with the position of the last delivered event recorded.
+    Raises whatever MLflow raises, with the position of the last delivered event recorded, and
+    Delivering.
     """
     private_folder(spool.path.parent)
     with try_locked(spool.lock) as ours:
         if not ours:
-            raise BlockingIOError(f"another process delivers {spool.path}")
+            raise Delivering(f"another process delivers {spool.path}")
         for position, event in spool.pending():
             delivery = delivery or _delivery(spool, settings)
             delivery.deliver(event)
@@ -282,6 +301,9 @@ def sync(settings: Settings) -> Synced:
             refused = delivery.refused
             drain(spool, settings, delivery)
             what = "delivered"
+        except Delivering as error:
+            left += 1
+            what = str(error)
         except Exception as error:
             left += 1
             what = f"{explain(error)}; the rest stays in {spool.path}"

@@ -5,7 +5,7 @@ import secrets
 import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,23 +74,28 @@ def run_uri(job: TrainJob, settings: Settings) -> str:
     return storage.join(settings.runs_uri, job.run_name)
 
 
+def alone(job: TrainJob, settings: Settings) -> AbstractContextManager[None]:
+    """Train the run of `job`, and no other command beside it.
+
+    Raises: DataError when another one trains it, WriteError.
+    """
+    uri = run_uri(job, settings)
+    return locks.alone(
+        locks.beside(uri),
+        f"{uri}: another process trains this run",
+        "under another name (--set name=NAME)",
+    )
+
+
 def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = False) -> Outcome:
     """Run `job` to its end on the connected Ray cluster; the same job again resumes or is done.
 
     With `fresh`, it trains anew, and what is there stays until the new artifact takes its place; a
     `fresh` run that was cut short is gone on with, once it has a checkpoint, by the same job without.
+    Hold `alone` meanwhile.
     Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
     uri = run_uri(job, settings)
-    with locks.alone(
-        locks.beside(uri),
-        f"{uri}: another process trains this run",
-        "under another name (--set name=NAME)",
-    ):
-        return _train(job, uri, listener, fresh)
-
-
-def _train(job: TrainJob, uri: str, listener: Listener, fresh: bool) -> Outcome:
     manifest, schema = open_dataset(job.data.uri, job.data.manifest)
     found = storage.join(uri, "artifact")
     replaces = bool(storage.names(uri)) if fresh else _began_anew(uri, found)
