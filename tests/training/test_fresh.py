@@ -6,6 +6,7 @@ The run is that of every worker; only its processes, and the reading of rows, ar
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -352,3 +353,30 @@ def test_without_a_place_of_its_own_a_fresh_run_would_go_on_with_the_old_one(
     home.train()
     monkeypatch.setattr("hourglass.training.complete.FRESH", "checkpoints")
     assert home.train(fresh=True).resumed_at == 4
+
+
+@pytest.mark.parametrize(
+    ("quantile", "known"), [(0.5, ", which is {:.6g} at quantile 0.5"), (0.42, "")]
+)
+def test_another_quantile_of_a_finished_run_is_told(
+    home: Home, quantile: float, known: str
+) -> None:
+    """It is no part of the run's name; with --fresh it is taken over."""
+    home.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        home.train()
+    first = home.outcome.manifest.calibration
+    home.job = home.job.model_copy(update={"quantile": quantile})
+    with pytest.warns(UserWarning) as caught:
+        home.train()
+    assert home.outcome.already
+    assert [str(warning.message) for warning in caught] == [
+        f"run {home.job.run_name} was finished with quantile 0.99, found quantile {quantile}: the "
+        f"threshold stays {first.threshold:.6g}; train anew with --fresh, or score with a `threshold` of "
+        f"your own{known.format(first.quantiles['0.5'])}"
+    ]
+    home.train(fresh=True)
+    found = home.outcome.manifest.calibration
+    assert found.quantile == quantile
+    assert found.threshold < first.threshold

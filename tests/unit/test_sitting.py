@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from hourglass import storage
+from hourglass.artifact import Calibration
 from hourglass.job_files import parse
 from hourglass.settings import Settings
 from hourglass.training.checkpoint import COMMIT, STATE
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import stopped, sweep, trials
 from hourglass.tuning.leaderboard import Entry
+from hourglass.tuning.on_disk import OnDisk
 from hourglass.tuning.search import Planned
 from hourglass.tuning.sitting import Sitting
 from hourglass.tuning.space import points
@@ -341,3 +343,29 @@ def test_a_generation_is_kept_while_a_failed_trial_may_be_tried_again(
     sitting._forget_parents(last)
     left = [storage.exists(checkpoints(tmp_path, point.trial)) for point in before]
     assert left == [failed] * 3
+
+
+def test_trials_that_were_finished_with_another_quantile_are_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    made = asked()
+    sitting, names = seated(made, tmp_path, heard)
+    kept = Calibration(
+        rows=30, quantile=0.9, threshold=0.25, quantiles={"0.5": 0.125}, hash_threshold=(0.0,)
+    )
+    found = SimpleNamespace(manifest=SimpleNamespace(calibration=kept))
+    monkeypatch.setattr(OnDisk, "artifact", lambda *_: found)
+    done = Entry(trial=names[0], status="finished", reason="", values={})
+    monkeypatch.setattr(Sitting, "_finished", lambda *_: done)
+    for point in sitting._points:
+        sitting._find(point)
+    assert heard.notes == [
+        f"trial {names[0]}, maybe others as well, was finished with quantile 0.9, found quantile 0.99: the "
+        "threshold stays 0.25; train anew with --fresh, or score with a `threshold` of your own"
+    ]
+    kept = kept.model_copy(update={"quantile": 0.99})
+    found.manifest.calibration = kept
+    sitting, _ = seated(made, tmp_path, heard)
+    sitting._find(sitting._points[0])
+    assert len(heard.notes) == 1

@@ -108,6 +108,18 @@ def _set_typical_errors(
         member.typical_F.copy_(mean_F.maximum(least_F).clamp(min=TINY))
 
 
+def other_quantile(what: str, kept: Calibration, quantile: float) -> str | None:
+    """What becomes of the `quantile` of a job whose model, `what`, was finished; None if it is its own."""
+    if quantile == kept.quantile:
+        return None
+    score = next((s for q, s in kept.quantiles.items() if float(q) == quantile), None)
+    known = "" if score is None else f", which is {score:.6g} at quantile {quantile:g}"
+    return (
+        f"{what} was finished with quantile {kept.quantile:g}, found quantile {quantile:g}: the threshold "
+        f"stays {kept.threshold:.6g}; train anew with --fresh, or score with a `threshold` of your own{known}"
+    )
+
+
 def rank_agreement(score_MB: NDArray[np.float64]) -> dict[str, float]:
     """The mean Spearman correlation over all pairs of members, as a metric; between -1 and 1.
 

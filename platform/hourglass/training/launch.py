@@ -35,6 +35,7 @@ from hourglass.tracking import locks
 from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening, error_of
 from hourglass.training.build import fit_preprocessing, require_values, require_width
+from hourglass.training.calibrate import other_quantile
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.complete import CHECKPOINTS, FRESH, Run
 from hourglass.training.trainer import Trainer
@@ -337,6 +338,9 @@ def _finished(job: TrainJob, uri: str, data: str) -> Outcome:
         raise DataError(
             f"{uri}: run {job.run_name} is finished, but on other shards; train anew with --fresh"
         )
+    other = other_quantile(f"run {job.run_name}", loaded.manifest.calibration, job.quantile)
+    if other:
+        warnings.warn(other, stacklevel=2)
     return Outcome(uri, loaded.manifest, loaded.digest, already=True)
 
 

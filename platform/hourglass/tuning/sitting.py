@@ -8,6 +8,8 @@ import torch
 
 from hourglass import artifact
 from hourglass.artifact import Artifact
+from hourglass.spec import TrainJob
+from hourglass.training.calibrate import other_quantile
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard, pack, trials
@@ -54,6 +56,7 @@ class Sitting:
         self._held: dict[str, tuple[Entry, Callable[[Entry], None]]] = {}  # ended, not judged yet
         self._kept: dict[str, Stopped] = {}  # stopped in an earlier sitting, not judged yet
         self.histories: dict[str, Sequence[Record]] = {}
+        self._compared = False
         self._judge = Judge(folder)
         self._deadline = Deadline(sweep.max_time_s, self._progress)
         self._saved = time.monotonic()
@@ -109,6 +112,7 @@ class Sitting:
         found = self._disk.artifact(trial)
         if found is not None:
             self._disk.forget_checkpoints(trial)  # if it was killed before that
+            self._compare(point.job, trial, found)
             self._hold(self._finished(point, found), self._know)
             return
         kept = self._disk.stopped(trial)
@@ -120,6 +124,14 @@ class Sitting:
         else:
             self._kept[trial] = kept
             self._stopping.heard(trial, kept.history)
+
+    def _compare(self, job: TrainJob, trial: str, found: Artifact) -> None:
+        """Say once that trials were finished with another quantile, which is no part of their name."""
+        what = f"trial {trial}, maybe others as well,"
+        other = other_quantile(what, found.manifest.calibration, job.quantile)
+        if other and not self._compared:
+            self._compared = True
+            self._listener.note(other)
 
     def _dealt(self, todo: Sequence[Point]) -> list[list[Point]]:
         """The trials in groups that train together; whoever may be stopped trains alone."""
