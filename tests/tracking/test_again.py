@@ -14,7 +14,7 @@ from hourglass import artifact, run, tracking
 from hourglass.errors import DataError
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
-from hourglass.tracking import facts, registry, tracker
+from hourglass.tracking import facts, model, registry, tracker
 from hourglass.tracking import mlflow as store
 from hourglass.tracking.spool import Spool
 from hourglass.training import launch
@@ -287,6 +287,84 @@ def test_a_version_that_was_deleted_is_registered_anew(
     assert again is not None
     assert again.challenger == again.version
     assert len(registry.versions(settings, "deleted")) == 1
+
+
+@pytest.mark.parametrize("killed", [None, "create_model_version", "set_tag"])
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_version_that_is_made_anew_takes_the_alias_from_nobody(
+    settings: Settings,
+    made: Path,
+    finished_before: None,
+    save_artifact: Any,
+    tmp_path: Path,
+    killed: str | None,
+    guard: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody deleted it after another run's became challenger."""
+    name = f"gone-{killed}-{guard}"
+    of, client = job(f"own-{name}", name), store.client(settings)
+    run.train(of, settings)
+    save_artifact(tmp_path / "other", seed=1)
+    tracking.start(settings, job(f"other-{name}", name), DATASET).finish(
+        "finished", str(tmp_path / "other")
+    )
+    client.delete_model_version(name, "1")
+    if not guard:  # negative control: nothing says that it was this artifact
+        client.delete_tag(run_of(settings, of.run_name).info.run_id, store.DIGEST_TAG)
+    if killed:
+        real = getattr(client.__class__, killed)
+
+        def dies(*args: Any, **kwargs: Any) -> None:
+            real(*args, **kwargs)
+            raise Killed
+
+        spool = live(settings, of, made)
+        with monkeypatch.context() as patch:
+            patch.setattr(client.__class__, killed, dies)
+            with pytest.raises(Killed):
+                tracker.drain(spool, settings)
+    again = run.train(of, settings).record.registered
+    assert again == registry.Registered(name, "3", challenger="2" if guard else "3")
+
+
+def test_a_run_that_was_trained_anew_becomes_challenger_though_its_version_was_deleted(
+    settings: Settings, made: Path, finished_before: None, save_artifact: Any, tmp_path: Path
+) -> None:
+    of = job("anew", "anew")
+    run.train(of, settings)
+    save_artifact(tmp_path / "other", seed=1)
+    other, new = tmp_path / "other", tmp_path / "new"
+    tracking.start(settings, job("anew-other", "anew"), DATASET).finish("finished", str(other))
+    store.client(settings).delete_model_version("anew", "1")
+    save_artifact(new, seed=2)
+    found = tracking.start(settings, of, DATASET).finish("finished", str(new)).registered
+    assert found == registry.Registered("anew", "3", challenger="3")
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("kept", [EPOCHS[1], EPOCHS[2]], ids=["an earlier epoch", "the last epoch"])
+def test_a_logged_model_has_the_metrics_of_its_weights(
+    settings: Settings,
+    made: Path,
+    finished_before: None,
+    kept: dict[str, float],
+    guard: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the run's own history has each of them once."""
+    trained(made, EPOCHS, kept)
+    if not guard:  # negative control: MLflow takes none from the run by itself
+        monkeypatch.setattr(model, "measure", lambda *_: None)
+    of = job(f"measured-{guard}-{kept['epoch']:g}", epochs=3)
+    for _ in range(2):
+        run_id = run.train(of, settings).record.run_id or ""
+        (found,) = store.client(settings).get_run(run_id).outputs.model_outputs
+        shown = store.client(settings).get_logged_model(found.model_id).metrics or ()
+        assert {metric.key: metric.value for metric in shown} == (kept if guard else {})
+        assert len(shown) == (len(kept) if guard else 0)
+        last = [(4, kept["loss"])] if kept is EPOCHS[1] else []
+        assert history(settings, run_id, "loss") == [(1, 0.75), (2, 0.5), (3, 0.25), *last]
 
 
 def test_what_a_run_shows_is_of_the_kept_weights(

@@ -17,7 +17,7 @@ from hourglass.settings import Settings
 from hourglass.tracking import facts
 from hourglass.tracking.shown import explain, redact
 from hourglass.tracking.spool import Event
-from hourglass.tracking.trials import BATCH_METRICS, Trials
+from hourglass.tracking.trials import BATCH_METRICS, DIGEST_TAG, Trials
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -31,7 +31,8 @@ DATA_TAG = "hourglass.data"
 CHANGED_TAG = "hourglass.changed"
 """Params of an earlier sitting that are not those of the latest; `job.json` has the latest."""
 REGISTERED_TAG = "hourglass.registered"
-"""`NAME/VERSION`: what the run registered last, once the alias has moved as well."""
+"""`NAME/VERSION`: what the run registered last, once the alias has moved as well; `DIGEST_TAG` has its
+digest."""
 BATCH_PARAMS = 100
 FINAL = {"finished": "FINISHED", "failed": "FAILED"}
 LASTING = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "FEATURE_DISABLED")
@@ -285,6 +286,7 @@ class Delivery:
         logged = model.log(self._client, run_id, event["uri"])
         if of is None and logged.history:
             self._take("metrics", partial(self._made, logged, event["time_ms"]))
+        self._take("metrics", partial(model.measure, self._client, run_id, logged))
         if event["register_as"]:
             self._register(event["register_as"], run_id, logged)
 
@@ -293,8 +295,11 @@ class Delivery:
         from hourglass.tracking import registry
 
         whole = self._run()
-        before = self._client.get_run(whole).data.tags.get(REGISTERED_TAG)
-        version = registry.register(self._client, name, run_id, logged, before)
+        tags = self._client.get_run(whole).data.tags
+        before, again = tags.get(REGISTERED_TAG), tags.get(DIGEST_TAG) == logged.digest
+        version = registry.register(self._client, name, run_id, logged, before, again)
+        if not again:
+            self._client.set_tag(whole, DIGEST_TAG, logged.digest)
         if before != f"{name}/{version}":
             self._client.set_tag(whole, REGISTERED_TAG, f"{name}/{version}")
         self.registered = registry.Registered(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hourglass import __version__, artifact
+from hourglass.tracking.facts import same
 
 LOADER = "hourglass.inference.pyfunc"
 """A module name, not an import: MLflow imports it when somebody loads the model."""
@@ -71,6 +72,25 @@ def log(client: Any, run_id: str, uri: str) -> Logged:
         metrics=dict(loaded.manifest.metrics),
         history=tuple(loaded.manifest.provenance.get("history", ())),
     )
+
+
+def measure(client: Any, run_id: str, logged: Logged) -> None:
+    """Show the metrics of the kept weights at the logged model: values that its run has, said to be its.
+
+    Not others beside them: MLflow would show each twice in the run's history.
+    """
+    from mlflow.entities import Metric
+
+    known = {metric.key for metric in client.get_logged_model(logged.model_id).metrics or ()}
+    metrics = []
+    for name in logged.metrics.keys() - known:
+        of_run = client.get_metric_history(run_id, name)
+        shown = max(of_run, key=lambda metric: (metric.step, metric.timestamp), default=None)
+        if shown is not None and same(shown.value, logged.metrics[name]):
+            at, step = shown.timestamp, shown.step
+            metrics.append(Metric(name, shown.value, at, step, model_id=logged.model_id))
+    if metrics:
+        client.log_batch(run_id, metrics)
 
 
 def _fill(client: Any, model: Any, files: Mapping[str, bytes], loaded: artifact.Artifact) -> None:

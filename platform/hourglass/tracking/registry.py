@@ -81,12 +81,18 @@ class Resolved:
 
 
 def register(
-    mlflow: Any, name: str, run_id: str, logged: "Logged", before: str | None = None
+    mlflow: Any,
+    name: str,
+    run_id: str,
+    logged: "Logged",
+    before: str | None = None,
+    again: bool = False,
 ) -> str:
     """The version of `name` that holds the artifact, made if need be; `challenger` moves to it.
 
-    `before` is the `NAME/VERSION` that the same run registered last. Told a second time, the alias
-    stays where it is, nor does it come back from a newer version of another run.
+    `before` is the `NAME/VERSION` that the same run registered last, `again` says that it was this
+    artifact. Told a second time, the alias stays where it is, also where somebody deleted the version
+    and it is made anew, nor does it come back from a newer version of another run.
     """
     from mlflow.exceptions import MlflowException
 
@@ -105,9 +111,13 @@ def register(
             name, logged.location, run_id, tags=tags, model_id=logged.model_id
         )
         version = str(made.version)
-    now = challenger(mlflow, name)
-    newer = now is not None and int(now) > int(version) and before != f"{name}/{now}"
-    if not known or (before != f"{name}/{version}" and not newer):
+    this, now = f"{name}/{version}", challenger(mlflow, name)
+    if again and before is not None and before.startswith(f"{name}/"):
+        moves = before != this and now is None  # made anew, for somebody deleted it
+    else:
+        newer = now is not None and int(now) > int(version) and before != f"{name}/{now}"
+        moves = not known or (before != this and not newer)
+    if moves:
         mlflow.set_registered_model_alias(name, CHALLENGER, version)
     return version
 
