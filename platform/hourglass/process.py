@@ -22,6 +22,18 @@ def raise_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+def interrupt_main() -> None:
+    """Raise KeyboardInterrupt in the main thread, also where that waits, as the signals do.
+
+    Nothing happens where both are ignored, or end the process at once.
+    """
+    main = threading.main_thread().ident
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT
+        if main is not None and callable(signal.getsignal(number)):
+            signal.pthread_kill(main, number)
+            return
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """For a block that must not be cut short: what a signal raises is raised at its end.

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,33 +126,81 @@ def test_an_object_is_kept_for_as_long_as_its_holder_lives(
         assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
 
 
-def test_who_lost_an_object_is_warned_and_leaves_it_to_the_other(
-    s3: str, monkeypatch: pytest.MonkeyPatch
+LOST = (
+    r"{lock}: this lock could not be kept \(was this machine asleep, or S3 out of reach\?\), and {who} has "
+    "taken it over; this command was stopped, so that not both write. Run it again when that has ended"
+)
+
+
+@pytest.mark.parametrize("main", [True, False], ids=["main thread", "another"])
+def test_who_lost_an_object_is_stopped_and_leaves_it_to_the_other(
+    s3: str, monkeypatch: pytest.MonkeyPatch, main: bool
 ) -> None:
-    lock = f"{s3}/lost/.x.lock"
+    """In a thread that cannot be interrupted, which is the control, it is told at the end."""
+    lock = f"{s3}/lost-{main}/.x.lock"
     monkeypatch.setattr(locks, "RENEW_S", 0.05)
-    heard = threading.Event()
-    seen: list[str] = []
+    other, came_to_its_end, caught = locks._Lease(lock), [], []
 
-    def show(message: Any, *_: Any) -> None:
-        seen.append(str(message))
-        heard.set()
+    def lose() -> None:
+        renewing = next(t for t in threading.enumerate() if "renew" in t.name)
+        other._put({})
+        renewing.join()
+        threading.Event().wait(60 if main else 0)
+        came_to_its_end.append(True)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", show)
-        with locks.alone(lock, DOING, INSTEAD):
-            other = locks._Lease(lock)
-            other._put({})
-            assert heard.wait(60)
-    assert re.fullmatch(
-        rf"{lock}: S3 could not be reached for 60 s, and this lock is no longer ours: pid {os.getpid()} "
-        r"on .*, since .*Z",
-        seen[0],
-    )
+    def work() -> None:
+        with pytest.raises(DataError) as error, locks.alone(lock, DOING, INSTEAD):
+            lose()
+        caught.append(str(error.value))
+
+    if main:
+        work()
+    else:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    who = rf"pid {os.getpid()} on .*, since .*Z"
+    assert re.fullmatch(LOST.format(lock=lock, who=who), caught[0])
+    assert came_to_its_end == ([] if main else [True])
     assert storage.exists(lock)
     other.give_back()
     assert not storage.exists(lock)
+
+
+def test_an_object_that_somebody_removed_is_put_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = f"{s3}/removed/.x.lock"
+    monkeypatch.setattr(locks, "RENEW_S", 0.05)
+    with locks.alone(lock, DOING, INSTEAD):
+        storage.remove(lock)
+        while not storage.exists(lock):
+            threading.Event().wait(0.01)
+        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+    assert not storage.exists(lock)
+
+
+def test_an_object_that_has_gone_meanwhile_was_another_process(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a sleep longer than the lease another one may have come, done the work and gone."""
+    lock = f"{s3}/asleep/.x.lock"
+    monkeypatch.setattr(locks, "RENEW_S", 0.05)
+    monkeypatch.setattr(locks, "LEASE_S", 0.0)
+
+    def sleep() -> None:
+        storage.remove(lock)
+        threading.Event().wait(60)
+
+    with pytest.raises(DataError) as caught, locks.alone(lock, DOING, INSTEAD):
+        sleep()
+    assert re.fullmatch(LOST.format(lock=lock, who="another process"), str(caught.value))
+    assert not storage.exists(lock)
+
+
+def test_ctrl_c_is_ctrl_c(s3: str) -> None:
+    with pytest.raises(KeyboardInterrupt), locks.alone(f"{s3}/ctrl-c/.x.lock", DOING, INSTEAD):
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])

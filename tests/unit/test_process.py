@@ -8,7 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from hourglass.process import Terminated, deferred, native_stderr_aside, raise_on_sigterm
+from hourglass.process import (
+    Terminated,
+    deferred,
+    interrupt_main,
+    native_stderr_aside,
+    raise_on_sigterm,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +95,28 @@ def test_a_program_that_handles_no_sigterm_keeps_what_the_block_installs() -> No
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with pytest.raises(SystemExit), deferred():
         sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "kind"), [(False, KeyboardInterrupt), (True, Terminated)], ids=["", "in background"]
+)
+def test_another_thread_interrupts_the_main_one(ignored: bool, kind: type[BaseException]) -> None:
+    """Also where that waits, and where a shell had SIGINT ignored."""
+    raise_on_sigterm()
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Timer(0.1, interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        threading.Event().wait(60)
+    assert type(caught.value) is kind
+
+
+def test_a_program_that_ignores_both_signals_is_not_interrupted() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    thread = threading.Thread(target=interrupt_main)
+    thread.start()
+    thread.join()
 
 
 def test_a_thread_sets_no_handlers() -> None:

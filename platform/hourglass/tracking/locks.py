@@ -9,8 +9,7 @@ import secrets
 import socket
 import threading
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from hourglass import storage
 from hourglass.errors import DataError
+from hourglass.process import interrupt_main
 
 LEASE_S = 60.0
 """How long an object locks after its holder was heard last."""
@@ -65,7 +65,7 @@ def alone(uri: str, doing: str, instead: str) -> Iterator[None]:
     """Hold the lock `uri`, a path or in S3, for the length of a block, and no other command with it.
 
     `doing` says what the other one does, `instead` what to do but wait. Raises: DataError naming the
-    process that holds it, WriteError.
+    process that holds it, also in the middle of the block where another one takes it over; WriteError.
     """
     local = storage.is_local(uri)
     with _locked_file(uri) if local else _leased(uri) as other:
@@ -116,15 +116,22 @@ def _leased(uri: str) -> Iterator[str | None]:
     if other is not None:
         yield other
         return
-    ended = threading.Event()
-    renewing = threading.Thread(target=lease.renew, args=(ended,), daemon=True)
+    here = threading.current_thread() is threading.main_thread()
+    stop = interrupt_main if here else None
+    renewing = threading.Thread(target=lease.renew, args=(stop,), daemon=True)
     renewing.start()
     try:
-        yield None
-    finally:
-        ended.set()
-        renewing.join()
-        lease.give_back()
+        try:
+            yield None
+        finally:
+            lease.end()
+            renewing.join()
+            lease.give_back()
+    except KeyboardInterrupt:
+        if not lease.lost:
+            raise
+    if lease.lost:
+        raise DataError(lease.lost)
 
 
 class _Lease:
@@ -139,7 +146,10 @@ class _Lease:
         bucket, key, _ = self._fs.split_path(path)
         self._where = {"Bucket": bucket, "Key": key}
         self._owner = {**_owner(), "token": secrets.token_hex(8)}
-        self._etag = ""
+        self._etag, self._put_at = "", 0.0
+        self._ended, self._stopping = threading.Event(), threading.Lock()
+        self.lost = ""
+        """A sentence, once another process may have held it."""
 
     def take(self) -> str | None:
         """Put it where there is none, or one that has run out; who holds it otherwise.
@@ -167,23 +177,39 @@ class _Lease:
             errno.EBUSY, f"S3 refused this lock {TRIES} times, though it says that nobody holds it"
         )
 
-    def renew(self, ended: threading.Event) -> None:
-        """Keep it until `ended`; a warning says when another process has taken it over."""
-        while not ended.wait(RENEW_S):
+    def renew(self, stop: Callable[[], None] | None) -> None:
+        """Keep it until the `end`; `stop` is called when another process has it, or may have had it."""
+        while not self._ended.wait(RENEW_S):
             with contextlib.suppress(Exception):  # S3 is out of reach: again the next time
-                if self._put({"IfMatch": self._etag}):
-                    continue
-                owner, etag, _ = self._look() or ({}, "", 0.0)
-                if owner.get("token") == self._owner["token"]:
-                    self._etag = etag
-                    continue
-                who = f": {_who(owner)}" if owner else ""
-                warnings.warn(
-                    f"{self._uri}: S3 could not be reached for {LEASE_S:.0f} s, and this lock is no longer "
-                    f"ours{who}",
-                    stacklevel=1,
-                )
+                self.lost = self._keep()
+            if self.lost:
+                with self._stopping:
+                    if stop is not None and not self._ended.is_set():
+                        stop()
                 return
+
+    def _keep(self) -> str:
+        """Put it anew; why that must not be, if another process has taken it over."""
+        if self._put({"IfMatch": self._etag}):
+            return ""
+        found = self._look()
+        if found is not None and found[0].get("token") == self._owner["token"]:
+            self._etag = found[1]  # the answer to our put was lost
+            return ""
+        if found is None and time.time() - self._put_at < LEASE_S:  # somebody removed it
+            self._put({"IfNoneMatch": "*"})
+            return ""
+        other = "another process" if found is None else _who(found[0])
+        return (
+            f"{self._uri}: this lock could not be kept (was this machine asleep, or S3 out of reach?), and "
+            f"{other} has taken it over; this command was stopped, so that not both write. Run it again "
+            "when that has ended"
+        )
+
+    def end(self) -> None:
+        """Renew it no more; nothing is stopped from here on."""
+        with self._stopping:
+            self._ended.set()
 
     def give_back(self) -> None:
         """Remove it if it is ours; where that fails, it runs out."""
@@ -206,6 +232,7 @@ class _Lease:
     def _put(self, condition: dict[str, Any]) -> bool:
         """Put it if the condition holds; a store that knows no conditions just takes it."""
         content = {"Body": secrets.token_hex(8).encode(), "Metadata": self._owner}
+        began = time.time()
         try:
             put = self._fs.call_s3("put_object", **self._where, **content, **condition)
         except OSError as error:
@@ -217,7 +244,7 @@ class _Lease:
             if error.errno != errno.ENOSYS:
                 raise
             put = self._fs.call_s3("put_object", **self._where, **content)
-        self._etag = put["ETag"]
+        self._etag, self._put_at = put["ETag"], began
         return True
 
 
