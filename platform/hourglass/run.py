@@ -34,7 +34,9 @@ def train(job: TrainJob, settings: Settings, fresh: bool = False, stderr: bool =
     Of a run that finished before, what is not recorded or registered yet is.
     Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
-    with launch.alone(job, settings):  # until all is recorded, so that nobody else does it as well
+    with launch.alone(
+        job, settings, fresh
+    ):  # until all is recorded, so that nobody else does it as well
         with bar("epoch", stderr) as shown:
             listener = _Recording(TrainProgress(shown), settings)
             try:

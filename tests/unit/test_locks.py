@@ -1,5 +1,7 @@
 """One command at a time: a second is told who runs, on a disk and in S3, whatever became of the first."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from hourglass.job_files import parse
 from hourglass.settings import Settings
 from hourglass.spec import TrainJob
 from hourglass.tracking import locks
+from hourglass.tracking.spool import Spool
 from hourglass.training import launch
 
 HOLD = """
@@ -358,6 +361,80 @@ def test_a_full_disk_hides_who_runs_and_nothing_else(
             assert refusal(str(tmp_path / ".x.lock")) == (
                 f"{DOING}; run this one when that has ended, or {INSTEAD}"
             )
+
+
+@pytest.mark.parametrize("number", locks.NO_LOCKS)
+def test_a_file_system_without_locks_is_told_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A run, the spool of its events and the copies of registered models alike."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    spool, entered = Spool(tmp_path, "x"), []
+
+    def work() -> None:
+        with locks.alone(str(tmp_path / ".x.lock"), DOING, INSTEAD):
+            entered.append("run")
+        with locks.locked(tmp_path / ".lock"):
+            entered.append("copy")
+        spool.append("end", status="finished")
+
+    with pytest.warns(UserWarning) as caught:
+        work()
+    assert entered == ["run", "copy"]
+    assert [event["kind"] for _, event in spool.pending()] == ["end"]
+    assert {str(warning.message) for warning in caught} == {
+        f"{tmp_path}: this file system knows no locks (No locks available), so nothing keeps a second "
+        "command from the same work; give none twice at once"
+    }
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_other_words_of_a_disk_are_no_reason_to_go_on_without_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(WriteError, match="refused"),
+        locks.alone(str(tmp_path / ".x.lock"), DOING, INSTEAD),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_finished_run_is_found_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool, fresh: bool
+) -> None:
+    """Any other run ends at once there, before it reads anything."""
+    job, settings = a_job(), Settings(home=tmp_path)
+    uri = Path(launch.run_uri(job, settings))
+    (uri / "artifact").mkdir(parents=True)
+    if finished:
+        (uri / "artifact" / "manifest.json").write_text("{}")
+    real = os.open
+
+    def read_only(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    told = []
+    try:
+        with launch.alone(job, settings, fresh):
+            told.append("entered")
+    except WriteError as error:
+        told.append(str(error))
+    lock = locks.beside(str(uri))
+    refused = f"{lock}: cannot be written (Read-only file system); what was there is kept"
+    assert told == ["entered" if finished and not fresh else refused]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -25,7 +26,27 @@ RENEW_S = 15.0
 TRIES, PAUSE_S = 8, 0.25
 """How often a lock is asked for while S3 contradicts itself, and the pause between."""
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems say that know no locks."""
+
 Owner = dict[str, str]
+
+
+def flock(descriptor: int, how: int, path: Path) -> None:
+    """Lock the open file at `path`; on a file system that knows no locks, go on with a warning.
+
+    Raises: BlockingIOError when another process holds it and `how` is not to wait.
+    """
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{path.parent}: this file system knows no locks ({error.strerror}), so nothing keeps a second "
+            "command from the same work; give none twice at once",
+            stacklevel=2,
+        )
 
 
 @contextmanager
@@ -33,7 +54,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, waiting for another holder."""
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        flock(descriptor, fcntl.LOCK_EX, path)
         yield
     finally:
         os.close(descriptor)
@@ -49,7 +70,7 @@ def try_locked(path: Path) -> Iterator[bool]:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
             except BlockingIOError:
                 yield False
                 return

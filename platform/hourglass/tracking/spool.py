@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hourglass import storage
-from hourglass.tracking.locks import private_folder
+from hourglass.tracking.locks import flock, private_folder
 
 Event = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Spool:
         while True:
             descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                flock(descriptor, fcntl.LOCK_EX, self.path)
                 if os.fstat(descriptor).st_nlink == 0:
                     continue  # `clear` removed it between our open and our lock
                 size = os.fstat(descriptor).st_size
@@ -100,7 +100,7 @@ class Spool:
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock(file.fileno(), fcntl.LOCK_EX, self.path)
             lines = file.read().splitlines(keepends=True)
             last = _parse(lines[-1]) if lines else None
             if sum(map(len, lines)) == self.delivered and last and last["kind"] == "end":

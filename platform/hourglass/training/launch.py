@@ -5,7 +5,7 @@ import secrets
 import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from hourglass.errors import (
     HourglassError,
     SpecError,
     TrainingError,
+    WriteError,
 )
 from hourglass.model.preprocessing import counts_levels
 from hourglass.settings import Settings
@@ -75,17 +76,27 @@ def run_uri(job: TrainJob, settings: Settings) -> str:
     return storage.join(settings.runs_uri, job.run_name)
 
 
-def alone(job: TrainJob, settings: Settings) -> AbstractContextManager[None]:
+@contextmanager
+def alone(job: TrainJob, settings: Settings, fresh: bool = False) -> Iterator[None]:
     """Train the run of `job`, and no other command beside it.
 
-    Raises: DataError when another one trains it, WriteError.
+    Where nothing can be written, a finished run can still be found: nobody trains it there. Raises:
+    DataError when another one trains it, WriteError.
     """
     uri = run_uri(job, settings)
-    return locks.alone(
-        locks.beside(uri),
-        f"{uri}: another process trains this run",
-        "under another name (--set name=NAME)",
-    )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                locks.alone(
+                    locks.beside(uri),
+                    f"{uri}: another process trains this run",
+                    "under another name (--set name=NAME)",
+                )
+            )
+        except WriteError:
+            if fresh or not _is_finished(uri):
+                raise
+        yield
 
 
 def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = False) -> Outcome:
@@ -150,6 +161,11 @@ def _clear_up(uri: str) -> None:
     with suppress(OSError):
         storage.remove(storage.join(uri, CHECKPOINTS))
         _anew(uri).remove()
+
+
+def _is_finished(uri: str) -> bool:
+    found = storage.join(uri, "artifact")
+    return storage.exists(storage.join(found, artifact.MANIFEST)) and not _began_anew(uri, found)
 
 
 @dataclass(frozen=True)
