@@ -24,8 +24,9 @@ import ray
 
 from hourglass import artifact, storage
 from hourglass.cluster.connect import connection
-from hourglass.errors import ArtifactError, DataError
-from hourglass.inference import batch
+from hourglass.data.manifest import Shard
+from hourglass.errors import ArtifactError, ClusterError, DataError
+from hourglass.inference import batch, parts
 from hourglass.inference.parts import Tally
 from hourglass.inference.predictor import Predictor
 from hourglass.job_files import load_kind
@@ -505,3 +506,39 @@ def test_a_damaged_model_is_refused(
     digest = Predictor.load(model.path).artifact.digest
     with pytest.raises(ArtifactError, match="the file was changed"):
         run(job(shards[0], tmp_path / "out"), Model(str(tmp_path / "model"), digest))
+
+
+def test_a_shard_that_ends_its_scorer_is_named(
+    cluster: str,
+    model: Model,
+    shards: tuple[str, np.ndarray],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second shard does what a native crash does, to a scorer and to whoever reads it again."""
+    here, items = os.getpid(), parts.items
+
+    def deadly(shard: Shard) -> None:
+        if os.getpid() != here and shard.path.endswith("s1.parquet"):
+            os.abort()
+
+    class Deadly(parts.Item):
+        def name(self, key: str) -> str:
+            deadly(self.shard)
+            return super().name(key)
+
+    monkeypatch.setattr(
+        parts, "items", lambda *of: [Deadly(item.shard, item.groups) for item in items(*of)]
+    )
+    monkeypatch.setattr(batch, "RETRIES", 0)
+    a_job = job(shards[0], home / "deadly")
+    with pytest.raises(ClusterError, match=r"^scoring failed: .* the same command finishes it$"):
+        run(a_job, model)  # the control: read again, its shards end nobody
+    monkeypatch.setattr(
+        batch, "_read_through", lambda shards, _, __, number: deadly(shards[number])
+    )
+    with pytest.raises(DataError) as caught:
+        run(a_job, model)
+    assert str(caught.value) == (
+        f"reading failed: the process that read {shards[0]}/s1.parquet died; is it damaged?"
+    )

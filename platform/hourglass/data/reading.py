@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -359,27 +359,30 @@ def _plain_errors(rows: Rows, cpus: float = 1.0) -> Iterator[None]:
             raise DataError(first_line(cause)) from None  # below it Ray adds advice of its own
         raise DataError(f"reading failed: {error}") from error
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        sentence = _deadly(rows, cpus)
+        sentence = deadly(rows.shards, partial(_read_through, rows), cpus)
         if sentence is not None:
             raise DataError(sentence) from None
         raise DataError(f"reading failed: {first_line(error)}") from error
 
 
-def _deadly(rows: Rows, cpus: float) -> str | None:
-    """A sentence about the first shard that ends the process that reads it; None: there is none."""
-    task = ray.remote(num_cpus=cpus, max_retries=0)(_read_through)
-    reads = [task.remote(rows, number) for number in range(len(rows.shards))]
+def deadly(shards: Sequence[Shard], read: Callable[[int], None], cpus: float) -> str | None:
+    """A sentence about the first shard that ends the process that reads it; None: there is none.
+
+    `read` reads the shard of a number, in a task of `cpus` CPUs.
+    """
+    task = ray.remote(num_cpus=cpus, max_retries=0)(lambda read, number: read(number))
+    reads = [task.remote(read, number) for number in range(len(shards))]
     try:
-        for shard, read in zip(rows.shards, reads, strict=True):
+        for shard, reading in zip(shards, reads, strict=True):
             try:
-                ray.get(read)
+                ray.get(reading)
             except ray.exceptions.WorkerCrashedError:
                 return f"reading failed: the process that read {shard.path} died; is it damaged?"
     except ray.exceptions.RayError:
         return None  # it is not a shard that ends them
     finally:
-        for read in reads:
-            ray.cancel(read, force=True)
+        for reading in reads:
+            ray.cancel(reading, force=True)
     return None
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from functools import partial
+from itertools import chain, groupby, islice
 from typing import Any, Protocol
 
 import ray
@@ -21,10 +22,11 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass import storage
 from hourglass.artifact import Artifact, load, require_outside
-from hourglass.data.manifest import Manifest, describe
+from hourglass.data.decode import read_chunks
+from hourglass.data.manifest import Manifest, Shard, describe
 from hourglass.data.prepare import open_dataset
-from hourglass.data.reading import RETRIES, threads_ended
-from hourglass.data.schema import require_columns
+from hourglass.data.reading import RETRIES, deadly, threads_ended
+from hourglass.data.schema import FeatureSchema, require_columns
 from hourglass.errors import ClusterError, DataError, WriteError
 from hourglass.inference import parts
 from hourglass.inference.parts import Item, Options, Tally
@@ -225,11 +227,27 @@ def _pool(
                     raise DataError(row["error"])
                 yield row["name"], Tally(**json.loads(row["tally"]))
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            shards = [shard for shard, _ in groupby(work[index].shard for index in todo)]
+            features = loaded.manifest.features.schema_
+            sentence = deadly(shards, partial(_read_through, shards, features, options), 1.0)
+            if sentence is not None:
+                raise DataError(sentence) from None
         cause = str(error).split("\n\nThe above exception was the direct cause")[0]
         raise ClusterError(
             f"scoring failed: {cause.strip().splitlines()[-1]}. What was written is kept; the same "
             "command finishes it"
         ) from error
+
+
+def _read_through(
+    shards: Sequence[Shard], features: FeatureSchema, options: Options, number: int
+) -> None:
+    shard = shards[number]
+    for group, count in enumerate(shard.rows):
+        if count:
+            for _ in read_chunks(shard.path, group, features, options.missing, options.passthrough):
+                pass
 
 
 class _Scorer:
