@@ -36,6 +36,16 @@ class TrainingError(HourglassError):
     exit_code = 1
 
 
+class ReadError(HourglassError, OSError):
+    """Something cannot be read, and may be there: no permission, a broken disk, S3 does not answer.
+
+    Made like any OSError, of its number, its reason and its place.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}" if self.filename else super().__str__()
+
+
 class WriteError(HourglassError, OSError):
     """Something cannot be written or removed: a full disk, no permission, S3 refuses.
 
@@ -45,6 +55,8 @@ class WriteError(HourglassError, OSError):
     exit_code = 1
 
     def __str__(self) -> str:
+        if not self.filename:  # of another process, in its words
+            return super().__str__()
         return f"{self.filename}: cannot be written ({self.strerror}); what was there is kept"
 
 

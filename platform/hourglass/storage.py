@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from hourglass.errors import DataError, NotDurableError, WriteError
+from hourglass.errors import DataError, NotDurableError, ReadError, WriteError
 from hourglass.settings import Settings
 
 S3FS_TRIES = 2
@@ -84,6 +84,37 @@ def trouble(error: BaseException | None) -> str | None:
     return f"S3 cannot be reached ({said}); check AWS_ENDPOINT_URL, the credentials and the region"
 
 
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Turn what disks and S3 raise into a ReadError that names `uri`, but for what is not there.
+
+    Raises: ReadError, FileNotFoundError, NotADirectoryError.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, ReadError):
+        raise
+    except Exception as error:
+        sentence = trouble(error)
+        if sentence is None and not isinstance(error, OSError):
+            raise
+        if isinstance(error, PermissionError):
+            sentence = "permission denied" + ("" if is_local(uri) else "; check the credentials")
+        if sentence is None and is_local(uri):
+            sentence = f"cannot be read ({first_line(error)})"
+        if sentence is None:
+            sentence = (
+                f"S3 refused ({first_line(error)}); run again later, or check AWS_ENDPOINT_URL, the "
+                "credentials and the region"
+            )
+        raise ReadError(getattr(error, "errno", None) or errno.EIO, sentence, uri) from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:1000]
+
+
 def is_local(uri: str) -> bool:
     """True when `uri` is on this machine's file system."""
     return "://" not in uri or uri.startswith("file://")
@@ -107,13 +138,14 @@ def above(uri: str) -> Iterator[str]:
 
 
 def read(uri: str) -> bytes:
-    """All bytes at `uri`. Raises FileNotFoundError."""
-    if is_local(uri):
-        return Path(uri.removeprefix("file://")).read_bytes()
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    content: bytes = fs.cat_file(path)
-    return content
+    """All bytes at `uri`. Raises FileNotFoundError, ReadError."""
+    with reading(uri):
+        if is_local(uri):
+            return Path(uri.removeprefix("file://")).read_bytes()
+        fs, path = filesystem(uri)
+        fs.invalidate_cache()
+        content: bytes = fs.cat_file(path)
+        return content
 
 
 def write(uri: str, content: bytes) -> None:
@@ -147,7 +179,7 @@ def writing(uri: str) -> Iterator[None]:
     """Turn what disks and S3 raise when they refuse to write into a WriteError that names `uri`."""
     try:
         yield
-    except WriteError:
+    except (ReadError, WriteError):
         raise
     except Exception as error:
         s3 = trouble(error)
@@ -225,27 +257,30 @@ def sync_folder(folder: Path) -> None:
 
 
 def exists(uri: str) -> bool:
-    """True when a file or folder is at `uri`."""
-    if is_local(uri):
-        return Path(uri.removeprefix("file://")).exists()
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    return bool(fs.exists(path))
+    """True when a file or folder is at `uri`. Raises ReadError where nobody can say."""
+    with reading(uri):
+        if is_local(uri):
+            return Path(uri.removeprefix("file://")).exists()
+        fs, path = filesystem(uri)
+        fs.invalidate_cache()
+        return bool(fs.exists(path))
 
 
 def size(uri: str) -> int:
-    """Bytes at `uri`. Raises FileNotFoundError."""
-    if is_local(uri):
-        return Path(uri.removeprefix("file://")).stat().st_size
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    return int(fs.size(path))
+    """Bytes at `uri`. Raises FileNotFoundError, ReadError."""
+    with reading(uri):
+        if is_local(uri):
+            return Path(uri.removeprefix("file://")).stat().st_size
+        fs, path = filesystem(uri)
+        fs.invalidate_cache()
+        return int(fs.size(path))
 
 
 def modified_ms(uri: str) -> int:
-    """When the file at `uri` was written, in ms since 1970. Raises FileNotFoundError."""
-    fs, path = filesystem(uri)
-    return round(1000 * float(fs.modified(path).timestamp()))
+    """When the file at `uri` was written, in ms since 1970. Raises FileNotFoundError, ReadError."""
+    with reading(uri):
+        fs, path = filesystem(uri)
+        return round(1000 * float(fs.modified(path).timestamp()))
 
 
 def irregular(path: str) -> str | None:
@@ -264,17 +299,19 @@ def irregular(path: str) -> str | None:
 def names(uri: str) -> list[str]:
     """Sorted names directly below the folder `uri`; empty when it does not exist.
 
-    Some writers leave an empty object where a folder would be: it is the folder, not in it.
+    Some writers leave an empty object where a folder would be: it is the folder, not in it. Raises
+    ReadError.
     """
-    if is_local(uri):
-        folder = Path(uri.removeprefix("file://"))
-        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    if not fs.exists(path):
-        return []
-    entries = (entry.rstrip("/") for entry in fs.ls(path, detail=False))
-    return sorted(entry.rsplit("/", 1)[-1] for entry in entries if entry != path.rstrip("/"))
+    with reading(uri):
+        if is_local(uri):
+            folder = Path(uri.removeprefix("file://"))
+            return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        fs, path = filesystem(uri)
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            return []
+        entries = (entry.rstrip("/") for entry in fs.ls(path, detail=False))
+        return sorted(entry.rsplit("/", 1)[-1] for entry in entries if entry != path.rstrip("/"))
 
 
 def remove(uri: str) -> None:

@@ -25,8 +25,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from hourglass import cli, run, tracking
-from hourglass.errors import ArtifactError, RegistryError
+from hourglass import artifact, cli, run, tracking
+from hourglass.errors import ArtifactError, ReadError, RegistryError, WriteError
 from hourglass.inference.predictor import Predictor
 from hourglass.progress import TrainProgress
 from hourglass.settings import Settings
@@ -169,6 +169,25 @@ def test_a_metric_that_mlflow_refuses_does_not_block_the_rest(settings: Settings
     assert 'epoch refused by MLflow: Invalid value "loss?!"' in done.note
     assert history(settings, done.run_id, "loss") == [(1, 0.25)]
     assert run_of(settings, job("refused").run_name).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("kind", [ReadError, WriteError])
+def test_storage_that_does_not_answer_now_is_asked_again(
+    settings: Settings, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    load, faults = artifact.load, iter([kind(5, "S3 did not answer in time", "s3://b/k")])
+
+    def fail_once(*args: Any) -> Any:
+        for error in faults:
+            raise error
+        return load(*args)
+
+    monkeypatch.setattr(artifact, "load", fail_once)
+    run = tracking.start(settings, job(f"asked-{kind.__name__}", kind.__name__), DATASET)
+    done = run.finish("finished", str(tiny_artifact))
+    assert next(faults, None) is None
+    assert done.version == "1"
+    assert "refused" not in done.note
 
 
 def test_what_mlflow_took_and_refused_is_known_after_a_failure(

@@ -4,8 +4,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
@@ -42,6 +45,18 @@ def drop_by_drop(connection: socket.socket, asked: bytes) -> None:
 
 def hangs_up(connection: socket.socket, asked: bytes) -> None:
     connection.close()
+
+
+def refusing(status: str, code: str) -> Answer:
+    """It says that it does not want to."""
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>"
+
+    def refuses(connection: socket.socket, asked: bytes) -> None:
+        said = "" if asked.startswith(b"HEAD") else body
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        connection.sendall((head + said).encode())
+
+    return refuses
 
 
 class Endpoint:
@@ -174,6 +189,46 @@ def test_whatever_asked_ends_with_a_sentence(
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.startswith("error: ")
         assert said.endswith(advice)
+
+
+MODEL = "s3://bucket/model"
+COMMANDS = [
+    ["encode", MODEL, "rows", "--out", "codes.parquet"],
+    ["report", MODEL, "--out", "report.html"],
+    ["plot-model", MODEL, "--out", "network.svg"],
+    ["check", "score.yaml", "--data"],
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        ("403 Forbidden", "AccessDenied", "permission denied; check the credentials"),
+        ("400 Bad Request", "BadOne", "S3 refused ([Errno"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
+def test_a_refusal_names_the_place_and_what_to_do(
+    endpoint: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Any,
+    command: list[str],
+    status: str,
+    code: str,
+    said: str,
+) -> None:
+    endpoint(refusing(status, code), AWS_MAX_ATTEMPTS="1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hourglass", *command])
+    pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "rows.parquet", write_page_checksum=True)
+    Path("score.yaml").write_text(f"kind: score\nuri: rows.parquet\nmodel: {MODEL}\noutput: out\n")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[-1].removeprefix("error: ").strip().startswith(f"{MODEL}/manifest.json: {said}")
 
 
 def test_errors_that_are_not_of_s3_stay_what_they_are() -> None:

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from hourglass import storage
-from hourglass.errors import DataError, NotDurableError, WriteError
+from hourglass.errors import DataError, NotDurableError, ReadError, WriteError
 
 
 def refuse(*_: Any, **__: Any) -> Any:
@@ -105,6 +105,54 @@ def test_a_folder_that_cannot_be_synced_keeps_nobody_from_the_new(
             f"{tmp_path}: what was written is there, but may not outlast a power cut (Input/output "
             "error); look at the disk, and run the command again"
         )
+
+
+@pytest.mark.parametrize(
+    ("uri", "raised", "sentence"),
+    [
+        ("s3://b/k", PermissionError("Forbidden"), "permission denied; check the credentials"),
+        ("/b/k", PermissionError(13, "Permission denied", "/b/k"), "permission denied"),
+        ("/b/k", OSError(5, "Input/output error"), "cannot be read ([Errno 5] Input/output error)"),
+        (
+            "s3://b/k",
+            OSError(16, "Please reduce your request rate."),
+            "S3 refused ([Errno 16] Please reduce your request rate.); run again later, or check "
+            "AWS_ENDPOINT_URL, the credentials and the region",
+        ),
+        (
+            "s3://b/k",
+            EndpointConnectionError(endpoint_url="http://s3"),
+            'S3 cannot be reached (Could not connect to the endpoint URL: "http://s3"); check '
+            "AWS_ENDPOINT_URL, the credentials and the region",
+        ),
+    ],
+)
+def test_what_refuses_to_read_is_one_error(uri: str, raised: Exception, sentence: str) -> None:
+    """So that `suppress(OSError)` means all of them; what is not there is another thing."""
+    with pytest.raises(ReadError) as caught, storage.writing("s3://o"), storage.reading(uri):
+        raise raised
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert str(error) == f"{uri}: {sentence}"
+    assert isinstance(error, OSError)
+    assert (error.exit_code, error.filename) == (2, uri)
+    for other in (FileNotFoundError, NotADirectoryError, KeyError):
+        with pytest.raises(other) as same, storage.reading(uri):
+            raise other
+        assert same.type is other
+
+
+READS = [storage.read, storage.exists, storage.size, storage.names, storage.modified_ms]
+
+
+@pytest.mark.parametrize("read", READS)
+def test_every_read_says_where(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any) -> Any:
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(storage, "filesystem", forbidden)
+    with pytest.raises(ReadError) as caught:
+        read("s3://b/k")
+    assert str(caught.value) == "s3://b/k: permission denied; check the credentials"
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "there"])

@@ -17,7 +17,10 @@ DTYPES = frozenset({"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32
 
 
 def read_file(path: str, most: int) -> bytes:
-    """The bytes of one regular file. Raises ArtifactError for links, devices and oversize files."""
+    """The bytes of one regular file.
+
+    Raises: ArtifactError for links, devices and oversize files, ReadError for what cannot be read now.
+    """
     if storage.is_local(path):
         problem = storage.irregular(path)
         if problem:
@@ -29,8 +32,8 @@ def read_file(path: str, most: int) -> bytes:
         return storage.read(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing; this is not a complete artifact") from None
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror or error}") from None
+    except NotADirectoryError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from None
 
 
 def parse_json(text: bytes) -> Any:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hourglass.data.footer import first_line, open_shard, reaching
+from hourglass.data.footer import open_shard, reaching
 from hourglass.data.schema import (
     FEATURE_TYPES,
     FeatureSchema,
@@ -22,6 +22,7 @@ from hourglass.data.schema import (
     is_list,
 )
 from hourglass.errors import DataError
+from hourglass.storage import first_line
 
 Matrix = NDArray[Any]
 FLOAT32_MAX = float(np.finfo(np.float32).max)

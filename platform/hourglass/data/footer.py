@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hourglass import storage
-from hourglass.errors import DataError
+from hourglass.errors import DataError, ReadError
+from hourglass.storage import first_line
 
 MAGIC = b"PAR1"
 TAIL_BYTES = 2**16
@@ -80,23 +81,12 @@ def open_shard(
 def reaching(uri: str) -> Iterator[None]:
     """Turn what disks and S3 raise into a DataError that names `uri`."""
     try:
-        yield
-    except FileNotFoundError:
+        with storage.reading(uri):
+            yield
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{uri}: no such file or folder") from None
-    except PermissionError:
-        raise DataError(f"{uri}: permission denied; check the credentials") from None
-    except Exception as error:
-        sentence = storage.trouble(error)
-        if sentence is None and isinstance(error, OSError):
-            sentence = f"cannot be read ({first_line(error)})"
-        if sentence is None:
-            raise
-        raise DataError(f"{uri}: {sentence}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:1000]
+    except ReadError as error:
+        raise DataError(str(error)) from None
 
 
 @contextlib.contextmanager

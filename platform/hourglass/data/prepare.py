@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from hourglass.data.footer import first_line, open_shard
+from hourglass.data.footer import open_shard
 from hourglass.data.manifest import Manifest, load_manifest, require_pinned, scan, unchecked
 from hourglass.data.schema import Features, FeatureSchema, Missing, is_list, resolve
 from hourglass.errors import DataError
+from hourglass.storage import first_line
 
 
 def open_dataset(

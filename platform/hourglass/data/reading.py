@@ -23,13 +23,13 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass.data import plan
 from hourglass.data.decode import read_chunks
-from hourglass.data.footer import first_line
 from hourglass.data.manifest import Manifest, Shard
 from hourglass.data.plan import GroupCount, Slice
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.data.stats import Stats, measure, merge_all
 from hourglass.data.unlikely import Sample
 from hourglass.errors import DataError
+from hourglass.storage import first_line
 
 TASK_BYTES = 8 * 2**20
 """Decoded features of one read task: small row groups are read together."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hourglass.errors import HourglassError, RegistryError, WriteError
+from hourglass.errors import HourglassError, ReadError, RegistryError, WriteError
 from hourglass.settings import Settings
 from hourglass.tracking import facts
 from hourglass.tracking.shown import explain, redact
@@ -143,6 +143,8 @@ class Delivery:
 
         try:
             write()
+        except (ReadError, WriteError):
+            raise
         except HourglassError as error:
             self._refuse(redact(f"{kind} refused: {error}"))
         except MlflowException as error:

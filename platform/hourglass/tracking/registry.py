@@ -314,7 +314,7 @@ def _unregistered(uri: str) -> Resolved:
     try:
         text = storage.read(storage.join(uri, FILES[0]))
         name = json.loads(text)["name"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RegistryError(
             f"{uri}: no artifact there ({FILES[0]} is missing); give an artifact's folder, "
             "models:/NAME@ALIAS or models:/NAME/VERSION"
