@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hourglass import storage
-from hourglass.errors import DataError, TrainingError
+from hourglass.errors import ArtifactError, DataError, ReadError, TrainingError
 from hourglass.training.checkpoint import COMMIT, STATE, Checkpoints
 from hourglass.training.state import State
 
@@ -180,6 +180,62 @@ def test_after_a_fall_back_two_intact_ones_are_kept_again(
     saved.save(at(trained, 15))
     assert [name[:8] for name in names(saved)] == ["00000010", "00000015"]
     assert newest_step(saved) == (15, [])
+
+
+ONCE = "/checkpoints/00000020"
+
+
+def flickering(monkeypatch: pytest.MonkeyPatch, file: str, error: OSError) -> None:
+    """From now on one of the checkpoint's files cannot be read."""
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if ONCE in str(path) and path.name == file:
+            raise error
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+
+
+@pytest.mark.parametrize("file", [STATE, COMMIT])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_read_now_is_not_damaged(
+    file: str, number: int, saved: Checkpoints, trained: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt ends, and all that was committed stays, also where somebody went on without it."""
+    for step in (10, 20):
+        saved.save(at(trained, step))
+    path = Path(saved.uri) / names(saved)[1] / file
+    with monkeypatch.context() as patch:
+        flickering(patch, file, OSError(number, os.strerror(number)))
+        with pytest.raises(ReadError) as caught:
+            newest_step(saved)
+        assert str(caught.value).startswith(f"{path}: ")
+        saved.save(at(trained, 5))
+    assert [name[:8] for name in names(saved)] == ["00000005", "00000010", "00000020"]
+    saved.save(at(trained, 6))
+    assert newest_step(saved) == (20, [])
+
+
+def test_taken_for_damaged_it_would_be_lost(
+    saved: Checkpoints, trained: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: without the difference the run begins anew and removes what it had."""
+    saved.save(at(trained, 20))
+    load = Checkpoints.load
+
+    def damaged(self: Checkpoints, name: str) -> Any:
+        try:
+            return load(self, name)
+        except OSError:
+            raise ArtifactError(name) from None
+
+    monkeypatch.setattr(Checkpoints, "load", damaged)
+    with monkeypatch.context() as patch:
+        flickering(patch, STATE, OSError(errno.EIO, os.strerror(errno.EIO)))
+        assert newest_step(saved)[0] is None
+        saved.save(at(trained, 1))
+    assert [name[:8] for name in names(saved)] == ["00000001"]
 
 
 def test_a_number_that_is_not_finite_is_never_committed(saved: Checkpoints, trained: State) -> None:

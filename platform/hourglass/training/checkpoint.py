@@ -78,7 +78,8 @@ class Checkpoints:
     def newest(self, warn: Callable[[str], None]) -> str | None:
         """The newest intact checkpoint; each damaged one is named to `warn` and skipped.
 
-        Raises: DataError when it is of other data or another run.
+        Raises: DataError when it is of other data or another run, ReadError when one cannot be read now:
+        to go on without it would cost what it holds.
         """
         for name in reversed(self._names()):
             try:
@@ -119,14 +120,15 @@ class Checkpoints:
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and position of one checkpoint, verified.
 
-        Raises: ArtifactError when it is damaged, DataError when it is of other data or another run.
+        Raises: ArtifactError when it is damaged, DataError when it is of other data or another run,
+        ReadError when it cannot be read now.
         """
         position, listed = self._record(name)
         path = storage.join(self.uri, name, STATE)
         try:
             content = storage.read(path)
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: cannot be read (No such file or directory)") from None
         if len(content) != listed["bytes"]:
             raise ArtifactError(f"{path}: {len(content)} bytes, committed were {listed['bytes']}")
         if hashlib.sha256(content).hexdigest() != listed["sha256"]:
@@ -136,7 +138,7 @@ class Checkpoints:
     def check(self) -> None:
         """Refuse, before any worker starts, what was committed for other data or another run.
 
-        Raises: DataError.
+        Raises: DataError, ReadError.
         """
         for name in self._names():
             try:
@@ -145,17 +147,16 @@ class Checkpoints:
                 continue  # `newest` names it
 
     def _record(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The position, and what is listed of the state file. Raises ArtifactError, DataError."""
+        """The position, and what is listed of the state file. Raises as `load`."""
         path = storage.join(self.uri, name, COMMIT)
         try:
-            text = storage.read(path)
-            record = json.loads(text)
+            record = json.loads(storage.read(path))
             body = record["commit"]
             if hashlib.sha256(_text(body)).hexdigest() != record["sha256"]:
                 raise ValueError
         except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(f"{path}: missing, it was never committed") from None
-        except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ArtifactError(f"{path}: damaged") from None
         if body["data"] != self.data:
             raise DataError(
@@ -191,10 +192,11 @@ class Checkpoints:
         return None
 
     def _prune(self, newest: str) -> None:
-        """Keep `newest` and the committed ones before it; what lies beyond it was damaged."""
+        """Keep `newest` and the committed ones before it; beyond it, what is not damaged."""
         step = _step(newest)
         older = [name for name in self._names() if _step(name) < step and self._is_committed(name)]
-        self._keep([newest, *older[-(KEPT - 1) :]])
+        later = [name for name in self._names() if _step(name) >= step and name != newest]
+        self._keep([newest, *older[-(KEPT - 1) :], *filter(self._is_intact, later)])
 
     def _keep(self, kept: Sequence[str]) -> None:
         """Remove the others; of each its COMMIT first, so that no half of one counts."""
@@ -202,6 +204,15 @@ class Checkpoints:
             if name not in kept:
                 storage.remove(storage.join(self.uri, name, COMMIT))
                 storage.remove(storage.join(self.uri, name))
+
+    def _is_intact(self, name: str) -> bool:
+        try:
+            self.load(name)
+        except ArtifactError:
+            return False
+        except DataError:
+            pass  # of another run: not ours to remove
+        return True
 
     def _is_committed(self, name: str) -> bool:
         return storage.exists(storage.join(self.uri, name, COMMIT))
