@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hourglass.errors import DataError, TrainingError
+from hourglass.errors import DataError, TrainingError, WriteError
 from hourglass.training import launch
 
 TRACE = "Traceback (most recent call last):\n  File ...\n"
@@ -23,6 +23,8 @@ def test_an_error_of_ours_that_a_worker_raised_is_the_error_of_the_run() -> None
         Lost(a="ValueError: other", b="hourglass.errors.DataError: s.parquet: gone")
     )
     assert (type(found), str(found)) == (DataError, "s.parquet: gone")
+    found = launch._told(Lost(a="hourglass.errors.WriteError: /f: cannot be written (full)"))
+    assert (type(found), str(found)) == (WriteError, "/f: cannot be written (full)")
     found = launch._told(Lost(a="hourglass.errors.TrainingError: stopped at step 7: x is NaN"))
     assert (type(found), str(found)) == (TrainingError, "stopped at step 7: x is NaN")
 

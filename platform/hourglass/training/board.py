@@ -20,20 +20,15 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hourglass.errors import (
-    ArtifactError,
-    ClusterError,
-    DataError,
-    HourglassError,
-    SpecError,
-    TrainingError,
-)
+from hourglass import errors
+from hourglass.errors import HourglassError
 from hourglass.spec import TrainJob
 from hourglass.training.state import Record
 
 KINDS = {
-    kind.__name__: kind
-    for kind in (ArtifactError, ClusterError, DataError, SpecError, TrainingError)
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, HourglassError)
 }
 PATIENCE_S = 10.0
 """How long anybody waits for a board that Ray starts anew."""
