@@ -1,8 +1,9 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,12 +20,45 @@ def console(stderr: bool = False) -> Console:
     return Console(soft_wrap=True, highlight=False, stderr=stderr)
 
 
+class _Stream:
+    """Standard output or error, whichever it is now; what it does not take is left unsaid."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now(), name)
+
+    def _now(self) -> Any:
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)  # not what Rich puts in its place
+
+    def write(self, text: str) -> int:
+        """Write, if it can be done."""
+        if (stream := self._now()) is not None:
+            with suppress(OSError, ValueError):  # closed, full, or nobody reads it any more
+                stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if it can be done."""
+        if (stream := self._now()) is not None:
+            with suppress(OSError, ValueError):
+                stream.flush()
+
+
+def screen(stderr: bool = False) -> Console:
+    """As `console`, for what tells how work goes: no work fails because nobody can be told."""
+    stream: Any = _Stream("stderr" if stderr else "stdout")
+    return Console(file=stream, soft_wrap=True, highlight=False)
+
+
 @contextmanager
 def bar(unit: str, stderr: bool = False) -> Iterator["Bar"]:
     """A bar for the length of a block, or plain lines where there is no terminal."""
-    screen = console(stderr)
-    if not screen.is_terminal:
-        yield Bar(screen, None, unit)
+    where = screen(stderr)
+    if not where.is_terminal:
+        yield Bar(where, None, unit)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -33,8 +67,8 @@ def bar(unit: str, stderr: bool = False) -> Iterator["Bar"]:
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen) as progress:
-        yield Bar(screen, progress, unit)
+    with Progress(*columns, console=where) as progress:
+        yield Bar(where, progress, unit)
 
 
 class Bar:

@@ -444,12 +444,15 @@ def test_the_board_is_where_the_listener_is(home: Path, monkeypatch: pytest.Monk
     assert (place.node_id, place.soft) == (ray.get_runtime_context().get_node_id(), False)
 
 
-def test_an_error_of_the_listener_costs_no_word_and_is_raised_in_the_end(home: Path) -> None:
+@pytest.mark.parametrize("error", [OSError("no space left"), SystemExit("no space left")])
+def test_an_error_of_the_listener_costs_no_word_and_is_raised_in_the_end(
+    home: Path, error: BaseException
+) -> None:
     class Full(Heard):
         def epoch(self, record: dict[str, float]) -> None:
             super().epoch(record)
             if record["epoch"] == 1:
-                raise OSError("no space left")
+                raise error
 
     def told(heard: Full) -> None:
         with Listening(heard) as line:
@@ -457,9 +460,32 @@ def test_an_error_of_the_listener_costs_no_word_and_is_raised_in_the_end(home: P
                 line.tell("epoch", {"epoch": epoch})
 
     heard = Full()
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(type(error), match="no space left"):
         told(heard)
     assert [record["epoch"] for record in heard.records] == [1, 2, 3]
+
+
+def test_an_error_of_the_board_is_raised_in_the_end(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Board.__ray_metadata__.modified_class):  # type: ignore[name-defined,misc]
+        async def take(self, *_: Any) -> list[Any]:
+            raise KeyError("a mistake of ours")
+
+    Broken.__name__ = "Board"
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Broken)
+    monkeypatch.setattr("hourglass.training.board.Board", actor)
+    monkeypatch.setattr("hourglass.training.board.PATIENCE_S", 1.0)
+
+    def told(listening: Listening) -> None:
+        with listening as line:
+            line.tell("note", "kept")
+            listening.hear(line.kept())
+
+    heard = Heard()
+    with pytest.raises(KeyError, match="a mistake of ours"):
+        told(Listening(heard))
+    assert heard.notes == ["kept"]
 
 
 def test_a_stop_told_while_the_board_is_down_ends_the_run_with_its_sentence(

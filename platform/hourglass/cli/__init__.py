@@ -1,5 +1,6 @@
 """The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
 
+import contextlib
 import signal
 import sys
 import warnings
@@ -119,7 +120,8 @@ for group, (about, members) in GROUPS.items():
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Our own warnings as plain lines; those of libraries about their own future stay silent."""
     if category is UserWarning:
-        typer.echo(f"warning: {message}", err=True)
+        with contextlib.suppress(OSError):  # it fails no work that nobody reads it
+            typer.echo(f"warning: {message}", err=True)
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ class Listening:
         self._next: Counter[str] = Counter()
         self._early: dict[Number, Message] = {}
         self._failure: Any = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._heard: set[tuple[float | None, float]] = set()
 
     def __enter__(self) -> Line:
@@ -226,6 +226,9 @@ class Listening:
                     return  # it is not started in time; workers have returned what they kept
             try:
                 messages = ray.get(call)
+            except ray.exceptions.RayTaskError as error:  # of the board's own
+                self._error = self._error or error
+                return  # workers have returned what they kept
             except ray.exceptions.RayError:  # the cluster is lost, and so is the run
                 return
             self.hear(messages)
@@ -246,7 +249,7 @@ class Listening:
                     self._reserved(payload)
             elif kind not in (FAILED, ASKED):
                 self._listener.note(str(payload))
-        except Exception as error:  # raised at the end of the block
+        except (Exception, SystemExit) as error:  # raised at the end of the block
             self._error = self._error or error
 
     def _epoch(self, record: Record) -> None:

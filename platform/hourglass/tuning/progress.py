@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hourglass.progress import console
+from hourglass.progress import screen
 from hourglass.sweeps import Metric
 from hourglass.training.state import Record
 from hourglass.tune_job import TuneJob
@@ -26,14 +26,14 @@ REFRESH_S = 1.0
 @contextmanager
 def shown(sweep: TuneJob, stderr: bool = False) -> Iterator["SweepProgress"]:
     """What tells how `sweep` goes, for the length of a block."""
-    screen = console(stderr)
-    progress = SweepProgress(sweep, screen)
-    if not screen.is_terminal:
+    where = screen(stderr)
+    progress = SweepProgress(sweep, where)
+    if not where.is_terminal:
         yield progress
         return
     table = Live(
         get_renderable=progress.table,
-        console=screen,
+        console=where,
         refresh_per_second=1 / REFRESH_S,
         transient=True,
     )
