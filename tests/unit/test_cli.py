@@ -96,6 +96,7 @@ ERRORS = [
     (OSError(30, "Read-only file system", "/log"), 1, "error: /log: Read-only file system\n"),
     (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
     (KeyboardInterrupt(), 130, "interrupted\n"),
+    (Terminated(), 143, "interrupted\n"),
 ]
 
 
@@ -105,6 +106,7 @@ ERRORS = [
 def test_errors_are_sentences_with_an_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, error: BaseException, code: int, line: str
 ) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process goes on
     with pytest.raises(SystemExit) as stop:
         planted(monkeypatch, error)
     assert stop.value.code == code
@@ -169,6 +171,28 @@ def test_an_interrupted_command_says_what_becomes_of_the_work(
         cli.main()
     assert end.value.code == code
     assert capsys.readouterr() == ("", line)
+    assert handled == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
+
+
+@pytest.mark.parametrize("where", ["typer.main.get_command", "typer.core.TyperGroup.parse_args"])
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interruption_before_the_command_begins_has_the_same_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, stop: type[BaseException], code: int, where: str
+) -> None:
+    """While Typer builds its commands, and while it reads the words of the line."""
+
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise stop
+
+    handled: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handled.__setitem__)
+    monkeypatch.setattr("hourglass.cli.raise_on_sigterm", lambda: None)
+    monkeypatch.setattr(where, interrupt)
+    monkeypatch.setattr(sys, "argv", ["hourglass", "check", "job.yaml"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+    assert capsys.readouterr() == ("", "interrupted\n")
     assert handled == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
 
 

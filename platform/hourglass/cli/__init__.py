@@ -35,8 +35,24 @@ RESUMED = ("train", "tune", "score")
 """Commands that go on where they were stopped when they are given again."""
 
 
+def interrupted(stop: KeyboardInterrupt, then: str = "") -> SystemExit:
+    """The end of this process with the code of the signal, once its last line is printed."""
+    for late in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(late, signal.SIG_IGN)  # there is nothing left to interrupt
+    with contextlib.suppress(OSError):  # nobody reads it
+        typer.echo(f"interrupted{then}", err=True)
+    return SystemExit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+
+
 class Commands(TyperGroup):
     """Runs one of them; when it is interrupted, its last line says what becomes of the work."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Typer's, which makes of Ctrl-C an exit code alone, and of SIGTERM that of Ctrl-C."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            raise interrupted(stop) from None
 
     def invoke(self, ctx: Any) -> Any:
         """Typer's, which makes of Ctrl-C an exit code alone, or other words in other versions."""
@@ -47,12 +63,7 @@ class Commands(TyperGroup):
             apart = "--fresh" in sys.argv and ctx.invoked_subcommand != "score"
             goes_on = f"the same command{' without --fresh' if apart else ''} resumes"
             said = getattr(stop, "__notes__", [goes_on])  # by who knows what is on the disk
-            then = f"; {said[-1]}" if resumes else ""
-            typer.echo(f"interrupted{then}", err=True)
-            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-            for late in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(late, signal.SIG_IGN)  # there is nothing left to interrupt
-            raise typer.Exit(128 + number) from None
+            raise interrupted(stop, f"; {said[-1]}" if resumes else "") from None
 
 
 app = typer.Typer(
@@ -146,6 +157,5 @@ def main() -> None:
             raise
         typer.echo(f"error: {sentence}", err=True)
         sys.exit(code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        raise interrupted(stop) from None
