@@ -1,12 +1,17 @@
 """What launching a run makes of what it finds around it."""
 
 import subprocess
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from hourglass import storage
 from hourglass.errors import DataError, TrainingError, WriteError
 from hourglass.training import launch
+from hourglass.tuning import trials
+from hourglass.tuning.trial import Share
 
 TRACE = "Traceback (most recent call last):\n  File ...\n"
 
@@ -46,3 +51,28 @@ def test_a_run_without_an_answer_of_git_has_no_commit(
 
     monkeypatch.setattr(subprocess, "run", fails)
     assert launch._git_commit() is None
+
+
+def test_a_folder_that_cannot_be_removed_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an interruption of a run or a sweep, nor that it is finished."""
+
+    def refuse(uri: str) -> None:
+        raise WriteError(13, "Permission denied", uri)
+
+    trainer, tune = MagicMock(), MagicMock()
+    monkeypatch.setattr(storage, "remove", refuse)
+    monkeypatch.setattr(launch, "Trainer", trainer)
+    monkeypatch.setattr(trials, "tune", tune)
+    listening = MagicMock(failure=None)
+    task, room = MagicMock(), launch.Room(1.0, 0.0, 1.0)
+    task.run.uri, task.run.job.scale = "/r", SimpleNamespace(workers=1, max_failures=0)
+    sweep, crew = MagicMock(stop=None, max_time_s=None), trials.Crew(Share(1.0, 0.0, 1), 1, 1)
+    launch._fit(task, room, listening)
+    trials.train(sweep, MagicMock(), crew, "/r", MagicMock())
+    trainer.return_value.fit.side_effect = tune.Tuner.return_value.fit.side_effect = (
+        KeyboardInterrupt
+    )
+    with pytest.raises(KeyboardInterrupt):
+        launch._fit(task, room, listening)
+    with pytest.raises(KeyboardInterrupt):
+        trials.train(sweep, MagicMock(), crew, "/r", MagicMock())

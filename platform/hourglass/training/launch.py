@@ -314,7 +314,8 @@ def _fit(task: Task, room: Room, listening: Listening) -> None:
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         lost = error
     finally:
-        storage.remove(folder)
+        with suppress(OSError):  # the next attempt removes it, and what ends this one is told
+            storage.remove(folder)
     failure = listening.failure or (lost and _told(lost))
     if failure:
         raise failure from None

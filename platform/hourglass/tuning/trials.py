@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -163,7 +164,8 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
         raise
     finally:
         heard.groups.give_back_all()
-        storage.remove(own)
+        with suppress(OSError):  # the next sitting removes it, and what ends this one is told
+            storage.remove(own)
     if heard.error is not None:
         raise heard.error
 
