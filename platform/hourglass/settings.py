@@ -3,14 +3,18 @@
 The environment describes the machine, never the experiment; experiments live in job files.
 """
 
+import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hourglass.errors import SpecError
+
+ATTEMPTS = ("HOURGLASS_S3_ATTEMPTS", "AWS_MAX_ATTEMPTS")
+Seconds = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -25,14 +29,14 @@ class Settings(BaseSettings):
     address: str | None = Field(None, description="Ray cluster; default: one on this machine.")
     temp_dir: str | None = Field(None, description="Ray's session folder; keep the path short.")
     serve_token: SecretStr | None = Field(None, description="Bearer token of the endpoints.")
-    s3_connect_timeout_s: PositiveFloat = Field(5.0, description="Seconds to reach an S3 endpoint.")
-    s3_read_timeout_s: PositiveFloat = Field(15.0, description="Seconds it may be silent.")
+    s3_connect_timeout_s: Seconds = Field(5.0, description="Seconds to reach an S3 endpoint.")
+    s3_read_timeout_s: Seconds = Field(15.0, description="Seconds it may be silent.")
     s3_attempts: PositiveInt = Field(
         2,
         description="How often botocore asks it.",
-        validation_alias=AliasChoices("HOURGLASS_S3_ATTEMPTS", "AWS_MAX_ATTEMPTS"),
+        validation_alias=AliasChoices(*ATTEMPTS),
     )
-    s3_total_timeout_s: PositiveFloat = Field(
+    s3_total_timeout_s: Seconds = Field(
         600.0, description="Seconds that one request may take, its answer included."
     )
     tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
@@ -65,4 +69,6 @@ def _sentence(item: Any) -> str:
     """Which variable is wrong, and how."""
     name = str(item["loc"][0])
     variable = name if name.isupper() else f"HOURGLASS_{name.upper()}"
+    if name in ATTEMPTS:
+        variable = next((other for other in ATTEMPTS if other in os.environ), name)
     return f"{variable}: found {item['input']!r}; {item['msg'][:1].lower()}{item['msg'][1:]}"

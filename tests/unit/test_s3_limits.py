@@ -241,6 +241,16 @@ def test_settings_that_are_none_are_told_at_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOURGLASS_S3_ATTEMPTS", "no")
     with pytest.raises(SpecError) as caught:
         Settings()
+    monkeypatch.setenv("HOURGLASS_S3_TOTAL_TIMEOUT_S", "inf")
+    with pytest.raises(
+        SpecError, match="S3_TOTAL_TIMEOUT_S: found 'inf'; input should be a finite"
+    ):
+        Settings()
+    monkeypatch.delenv("HOURGLASS_S3_ATTEMPTS")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "none")
+    with pytest.raises(SpecError, match="\\nAWS_MAX_ATTEMPTS: found 'none'; ") as other:
+        Settings()
+    assert "HOURGLASS_S3_ATTEMPTS" not in str(other.value)
     assert str(caught.value).splitlines() == [
         "HOURGLASS_S3_READ_TIMEOUT_S: found '-3'; input should be greater than 0",
         "HOURGLASS_S3_ATTEMPTS: found 'no'; input should be a valid integer, unable to parse string "
