@@ -253,6 +253,24 @@ def test_a_datasets_source_says_every_uri_without_passwords(settings: Settings) 
     assert "secret" not in str(dataset.to_dictionary())
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [("rows/*.parquet", "{}/rows/*.parquet"), (["a", "s3://b/c"], ["{}/a", "s3://b/c"])],
+)
+def test_a_datasets_source_means_the_same_in_every_folder(
+    settings: Settings, uri: Any, said: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = f"relative-{len(uri)}"
+    run = tracking.start(settings, job(name), {**DATASET, "digest": name, "uri": uri})
+    here = str(Path.cwd())
+    monkeypatch.chdir(tmp_path)
+    run.finish("finished", None)
+    dataset = run_of(settings, job(name).run_name).inputs.dataset_inputs[0].dataset
+    whole = [one.format(here) for one in said] if isinstance(said, list) else said.format(here)
+    assert json.loads(dataset.source) == {"uri": whole}
+    assert json.loads(dataset.profile)["uri"] == whole
+
+
 def test_a_dataset_of_more_uris_than_mlflow_takes(settings: Settings) -> None:
     """What is too long for its place is cut there; the profile has all of it."""
     uris = [f"/data/{number:04d}/{'x' * 90}" for number in range(2_000)]

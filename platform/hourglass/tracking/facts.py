@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,16 @@ def step_to_show(known: Mapping[int, float], value: float, epoch: int) -> int | 
 def same(known: float | None, value: float) -> bool:
     """True when MLflow has this value."""
     return known is not None and (known == value or (math.isnan(known) and math.isnan(value)))
+
+
+def found_anywhere(dataset: dict[str, Any]) -> dict[str, Any]:
+    """The dataset with URIs that mean the same whatever the folder they are read in."""
+    uri = dataset.get("uri", ())
+    uris = [
+        one if "://" in one else os.path.abspath(one)
+        for one in ([uri] if isinstance(uri, str) else uri)
+    ]
+    return {**dataset, "uri": uris[0] if isinstance(uri, str) else uris} if uris else dataset
 
 
 def dataset_input(dataset: dict[str, Any]) -> Any:

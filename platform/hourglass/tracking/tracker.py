@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hourglass import storage
 from hourglass.settings import Settings
-from hourglass.tracking.facts import named
+from hourglass.tracking.facts import found_anywhere, named
 from hourglass.tracking.locks import private_folder, try_locked
 from hourglass.tracking.shown import explain, redact
 from hourglass.tracking.spool import Spool
@@ -136,7 +136,7 @@ class Outbox:
         self._delivered = False
         self._until: float | None = None
         self._stopping = False
-        self.put("begin", **begin)
+        self.put("begin", **{**begin, "dataset": found_anywhere(begin["dataset"])})
         self._thread = threading.Thread(target=self._work, name="hourglass-tracking", daemon=True)
         self._thread.start()
 
