@@ -58,7 +58,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "read", lambda *_: places)
     monkeypatch.setattr(report, "look", lambda *_: None)
     monkeypatch.setattr(report, "_sections", lambda _: [])
-    monkeypatch.setattr(TypeAdapter, "json_schema", lambda *_, **__: {"type": "object"})
+    schema = {"type": "object", "properties": {}}
+    monkeypatch.setattr(TypeAdapter, "json_schema", lambda *_, **__: schema)
     monkeypatch.setattr(plots, "page", lambda board, *_: board.to_json())
 
 
@@ -191,6 +192,11 @@ def older(name: str) -> Callable[[Path], None]:
         (folder / "out" / name).write_text("older")
 
     return make
+
+
+def older_schema(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "train.json").write_text('{"type": "object", "properties": {"x": {}}}')
 
 
 def older_manifest(folder: Path) -> None:
@@ -359,7 +365,7 @@ WRITES: dict[str, Write] = {
         ),
         each_file,
     ),
-    "schema": Write(hourglass("schema", "{folder}/out"), older("train.json"), each_file),
+    "schema": Write(hourglass("schema", "{folder}/out"), older_schema, each_file),
     "report": Write(
         hourglass("report", "{folder}/model", "--out", "{folder}/out/r.html"),
         older("r.html"),
@@ -776,3 +782,30 @@ def test_data_make_replaces_no_other_rows(place: Path, capsys: Any) -> None:
         "choose another folder\n"
     )
     assert visible(place / "mine") == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "7", "not JSON"])
+def test_schema_replaces_nothing_but_schemas(content: str, place: Path, capsys: Any) -> None:
+    folder = place / "out"
+    folder.mkdir()
+    for name in ("train.json", "tune.json"):
+        (folder / name).write_text(content)
+    (folder / "score.json").write_text('{"type": "object", "properties": {}}')
+    before = visible(folder)
+    with pytest.raises(SystemExit) as end:
+        hourglass("schema", folder)(place)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: "
+        + "\n".join(
+            f"{folder}/{name}: exists, and is no JSON Schema; move it away, or choose another folder"
+            for name in ("train.json", "tune.json")
+        )
+        + "\n"
+    )
+    assert visible(folder) == before
+    for name in ("train.json", "tune.json"):
+        (folder / name).unlink()
+    for _ in range(2):
+        hourglass("schema", folder)(place)
+    assert len(visible(folder)) == 4

@@ -58,10 +58,36 @@ def schema(
         "tune": tune_job.TUNE,
         "serve": schemas.SERVE,
     }
+    _require_schemas([storage.join(folder, f"{name}.json") for name in every])
     for name, adapter in every.items():
         content = json.dumps(adapter.json_schema(by_alias=True), indent=1) + "\n"
         storage.write(storage.join(folder, f"{name}.json"), content.encode())
         typer.echo(storage.join(folder, f"{name}.json"))
+
+
+def _require_schemas(paths: list[str]) -> None:
+    """Raise DataError naming the files that are there and are no JSON Schemas."""
+    import json
+
+    from hourglass import storage
+    from hourglass.errors import DataError
+
+    def is_other(path: str) -> bool:
+        try:
+            return not {"type", "properties"} <= json.loads(storage.read(path)).keys()
+        except FileNotFoundError:
+            return False
+        except (ValueError, AttributeError, RecursionError):
+            return True
+
+    others = [path for path in paths if is_other(path)]
+    if others:
+        raise DataError(
+            "\n".join(
+                f"{path}: exists, and is no JSON Schema; move it away, or choose another folder"
+                for path in others
+            )
+        )
 
 
 def train(
