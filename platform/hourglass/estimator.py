@@ -401,15 +401,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _numbers(self, X: Any, reset: bool) -> tuple[Rows, str | None]:
         """The numbers of `X` (B, C); with `reset` its names and width are those to come."""
         X = arrays.tabular(X)
-        found = arrays.vectors(X)
-        columns = arrays.table_columns(X) if found is None else None
+        rows = arrays.uniform(X)
+        found = arrays.vectors(X) if rows is None else None
+        columns = arrays.table_columns(X) if rows is None and found is None else None
         if columns:
+            rows = arrays.from_columns(columns)
+        if rows is not None:
             validate_data(self, X, reset=reset, skip_check_array=True)
-            return check_array(arrays.from_columns(columns), ensure_all_finite=False), None
-        rows, vector = found or (X, None)
-        if found is None:
-            arrays.refuse_words(X)
-            rows = arrays.plain(X)
+            return check_array(rows, ensure_all_finite=False), None
+        rows, vector = found or (arrays.plain(X), None)
         checked = validate_data(self, rows, reset=reset, dtype="numeric", ensure_all_finite=False)
         return checked, vector
 

@@ -70,6 +70,19 @@ def table_columns(table: Any) -> dict[str, Any] | None:
     return _named(table.columns, [table[name] for name in table.columns])
 
 
+def uniform(table: Any) -> Rows | None:
+    """The matrix (B, C) of a pandas table whose columns are of one plain number type; None for others."""
+    if not hasattr(table, "iloc") or getattr(table, "ndim", 0) != 2:
+        return None
+    kinds = set(table.dtypes)
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if not isinstance(kind, np.dtype) or kind.kind not in "buif" or not table.columns.is_unique:
+        return None
+    if kind.itemsize > 8 or not kind.isnative:
+        return None
+    return np.asarray(table)
+
+
 def from_vectors(name: str, column: Any) -> Rows:
     """The rows (B, C) in the column `name` of equally long lists. Raises DataError."""
     if hasattr(column, "to_arrow") or isinstance(column, pa.Array | pa.ChunkedArray):
@@ -195,33 +208,26 @@ def unmasked(rows: Any) -> Rows:
 
 
 def plain(rows: Any) -> Any:
-    """Lists and masked arrays as an array, masked cells and None in lists of numbers as NaN."""
+    """Rows without column names as an array; masked cells, and None in lists of numbers, are NaN.
+
+    What is no array or list of rows comes back as it is. Raises DataError for text, dates and durations.
+    """
     if is_masked(rows):
         return unmasked(rows)
-    if not isinstance(rows, list | tuple):
+    if not isinstance(rows, list | tuple | np.ndarray):
         return rows
     try:
         array = np.asarray(rows)
-        return array.astype(np.float64) if array.dtype == np.dtype(object) else array
+        if array.dtype.kind in "buifcV":
+            return array
+        _refuse_words(np.array(rows, dtype=object) if isinstance(rows, list | tuple) else array)
+        return array if isinstance(rows, np.ndarray) else array.astype(np.float64)
     except (ValueError, TypeError, OverflowError):  # ragged, or no numbers: said elsewhere
         return rows
 
 
-def refuse_words(rows: Any) -> None:
-    """Raise DataError for text, dates and durations in rows (B, C) that have no column names."""
-    array = rows if isinstance(rows, np.ndarray) else None
-    if array is None and isinstance(rows, list | tuple):
-        try:
-            if (
-                np.asarray(rows).dtype.kind in "buif"
-            ):  # numbers alone, of which NumPy makes no others
-                return
-            array = np.array(rows, dtype=object)
-        except (ValueError, TypeError):  # ragged, which is said elsewhere
-            return
-    if array is None or array.dtype.kind in "buifcV" or array.ndim != 2:
-        return
-    wrong = [f"{VECTOR}[{at}] is {kind}" for at, kind in _words(array)]
+def _refuse_words(array: Rows) -> None:
+    wrong = [f"{VECTOR}[{at}] is {kind}" for at, kind in _words(array)] if array.ndim == 2 else []
     if wrong:
         raise _refused(wrong)
 
@@ -231,9 +237,11 @@ def _words(array: Rows) -> Iterator[tuple[int, str]]:
         if array.dtype.kind != "O":
             yield at, str(array.dtype)
             continue
-        found = next((c for c in array[:, at] if isinstance(c, WORDS)), None)
+        found = next(
+            (kind for kind in set(map(type, array[:, at])) if issubclass(kind, WORDS)), None
+        )
         if found is not None:
-            yield at, type(found).__name__
+            yield at, found.__name__
 
 
 def schema(rows: Rows, vector: str, names: Sequence[str] | None, missing: Missing) -> FeatureSchema:
