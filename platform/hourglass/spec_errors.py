@@ -204,9 +204,8 @@ def unknown_step(steps: Sequence[str], adapter: TypeAdapter[Any]) -> str | None:
     schema = _schema(adapter)
     nodes = list(_branches(schema, schema))
     for depth, step in enumerate(steps):
-        lists = [node["items"] for node in nodes if "items" in node and step.isdecimal()]
         fields = [node["properties"] for node in nodes if "properties" in node]
-        below = lists + [known[step] for known in fields if step in known]
+        below = _below(nodes, step)
         if not below:
             allowed = sorted({name for known in fields for name in known})
             said = f" Allowed: {', '.join(allowed)}" if allowed else " Nothing lies below it"
@@ -214,6 +213,27 @@ def unknown_step(steps: Sequence[str], adapter: TypeAdapter[Any]) -> str | None:
             return f"'{step}' is no field of {where}{nearest(step, allowed)}{said}"
         nodes = [branch for node in below for branch in _branches(node, schema)]
     return None
+
+
+def words_at(steps: Sequence[str], adapter: TypeAdapter[Any]) -> list[str] | None:
+    """The words that the field may be, in any branch; None where it may be something else as well."""
+    schema = _schema(adapter)
+    nodes = list(_branches(schema, schema))
+    for step in steps:
+        nodes = [branch for node in _below(nodes, step) for branch in _branches(node, schema)]
+    words: list[str] = []
+    for node in nodes:
+        if "const" not in node and "enum" not in node and node.get("type") != "null":
+            return None
+        words += node.get("enum", [node["const"]] if "const" in node else [])
+    return list(dict.fromkeys(words)) or None
+
+
+def _below(nodes: Sequence[dict[str, Any]], step: str) -> list[dict[str, Any]]:
+    """What lies below these nodes at `step`, a field or a list's index."""
+    lists = [node["items"] for node in nodes if "items" in node and step.isdecimal()]
+    fields = [node["properties"] for node in nodes if "properties" in node]
+    return lists + [known[step] for known in fields if step in known]
 
 
 def _branches(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

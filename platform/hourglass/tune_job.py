@@ -148,6 +148,7 @@ class TuneJob(Strict):
             if kind == "grid" and values.grid is None:
                 sentence = "search grid takes grids only, found a value to draw"
                 yield mistake(sentence, "space", path)
+        yield from self._about_words()
         yield from self._about_places()
         yield from self._about_order()
         if self.scheduler.kind == "pbt":
@@ -251,6 +252,17 @@ class TuneJob(Strict):
             elif values.when:
                 sentence = "scheduler pbt knows no conditions, found when; remove it"
                 yield mistake(sentence, "space", path)
+
+    def _about_words(self) -> Iterator[InitErrorDetails]:
+        """A word among the values of a field that takes certain words must be one of them."""
+        for path, values in self.space.items():
+            allowed = spec_errors.words_at(path.split("."), TRAIN)
+            for value in values.grid or values.choice or ():
+                if allowed and isinstance(value, str) and value not in allowed:
+                    sentence = (
+                        f"found '{value}'{nearest(value, allowed)} Allowed: {', '.join(allowed)}"
+                    )
+                    yield mistake(sentence, "space", path)
 
     def _about_places(self) -> Iterator[InitErrorDetails]:
         """A path must lead somewhere, where no other path chooses the part or the list on its way."""

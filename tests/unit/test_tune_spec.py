@@ -131,6 +131,17 @@ MISTAKES = {
         "tune.yaml:5: space.train.epochs.when: neither the base nor the space above says "
         "'model.loss.kind', so this would never be set",
     ),
+    "word that no kind has": (
+        "  train.optimizer.kind: {grid: [adma, adam]}\n",
+        "tune.yaml:5: space.train.optimizer.kind: found 'adma', did you mean 'adam'? "
+        "Allowed: adam, adamw, sgd",
+    ),
+    "misspelt preset": (
+        "  model.preset: {grid: [anomlay, sparse]}\n",
+        "tune.yaml:5: space.model.preset: found 'anomlay', did you mean 'anomaly'? "
+        "Allowed: undercomplete, sparse, k_sparse, denoising, contractive, robust, variational, "
+        "semantic_hashing, adversarial, anomaly",
+    ),
     "condition on no field": (
         "  train.epochs: {grid: [3], when: {model.lss: mse}}\n",
         "tune.yaml:5: space.train.epochs.when: 'lss' is no field of model, did you mean 'loss'? "
