@@ -64,6 +64,8 @@ class NotDurableError(WriteError):
     """A file or folder has its name, but the disk refuses to say that it will after a power cut."""
 
     def __str__(self) -> str:
+        if not self.filename:
+            return super().__str__()
         return (
             f"{self.filename}: what was written is there, but may not outlast a power cut "
             f"({self.strerror}); look at the disk, and run the command again"

@@ -175,14 +175,14 @@ def test_a_metric_that_mlflow_refuses_does_not_block_the_rest(settings: Settings
 def test_storage_that_does_not_answer_now_is_asked_again(
     settings: Settings, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
-    load, faults = artifact.load, iter([kind(5, "S3 did not answer in time", "s3://b/k")])
+    read, faults = artifact.read, iter([kind(5, "S3 did not answer in time", "s3://b/k")])
 
     def fail_once(*args: Any) -> Any:
         for error in faults:
             raise error
-        return load(*args)
+        return read(*args)
 
-    monkeypatch.setattr(artifact, "load", fail_once)
+    monkeypatch.setattr(artifact, "read", fail_once)
     run = tracking.start(settings, job(f"asked-{kind.__name__}"), DATASET)
     done = run.finish("finished", str(tiny_artifact))
     assert next(faults, None) is None
