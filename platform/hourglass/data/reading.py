@@ -6,6 +6,7 @@ A chunk travels as bytes of one contiguous matrix, viewed on both sides without 
 import contextlib
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -145,12 +146,16 @@ def stream(
     """A Ray Data dataset of the tasks' tables, in the order of the tasks."""
     for name in _TRACEBACKS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    dataset = ray.data.read_datasource(
-        TaskSource(tasks, read),
-        override_num_blocks=len(tasks),
-        num_cpus=cpus,
-        ray_remote_args={"max_retries": RETRIES},
-    )
+    with (
+        warnings.catch_warnings()
+    ):  # nothing else of Ray 2.60 names how often a task is tried again
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        dataset = ray.data.read_datasource(
+            TaskSource(tasks, read),
+            override_num_blocks=len(tasks),
+            num_cpus=cpus,
+            ray_remote_args={"max_retries": RETRIES},
+        )
     dataset.context.execution_options.preserve_order = True
     return dataset
 
