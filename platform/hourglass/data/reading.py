@@ -376,18 +376,20 @@ def deadly(shards: Sequence[Shard], read: Callable[[int], None], cpus: float) ->
     `read` reads the shard of a number, in a task of `cpus` CPUs.
     """
     task = ray.remote(num_cpus=cpus, max_retries=0)(lambda read, number: read(number))
-    reads = [task.remote(read, number) for number in range(len(shards))]
+    # As many as run at once; what is left of them at the end just ends: to cancel a task as it ends
+    # can abort this process, with a failed check in Ray ("task that was not pending").
+    running = max(1, int(ray.cluster_resources().get("CPU", 0) / cpus))
+    reads = {number: task.remote(read, number) for number in range(min(running, len(shards)))}
     try:
-        for shard, reading in zip(shards, reads, strict=True):
+        for number, shard in enumerate(shards):
             try:
-                ray.get(reading)
+                ray.get(reads.pop(number))
             except ray.exceptions.WorkerCrashedError:
                 return f"reading failed: the process that read {shard.path} died; is it damaged?"
+            if number + running < len(shards):
+                reads[number + running] = task.remote(read, number + running)
     except ray.exceptions.RayError:
-        return None  # it is not a shard that ends them
-    finally:
-        for reading in reads:
-            ray.cancel(reading, force=True)
+        pass  # it is not a shard that ends them
     return None
 
 
