@@ -39,7 +39,7 @@ kind: train
 name: first
 data: {{uri: {uri}, features: {{vector: x}}}}
 model: {{network: {{kind: dense, widths: [8, 3]}}}}
-train: {{epochs: 1, batch_rows: 100}}
+train: {{epochs: 1, batch_size: 100}}
 scale: {{workers: 1}}
 """
 MARKS = {"rows in": "rows read and counted", "epoch 1/1": "first epoch", "MARK end": "end"}

@@ -63,7 +63,7 @@ def trial(widths: list[int], epochs: int, varies: str, number: int) -> TrainJob:
                 "network": {"widths": widths, "activation": "sigmoid"},
                 "penalties": [sparse],
             },
-            "train": {"epochs": epochs, "batch_rows": BATCH, "optimizer": optimizer},
+            "train": {"epochs": epochs, "batch_size": BATCH, "optimizer": optimizer},
         }
     )
     assert isinstance(made, TrainJob)
@@ -81,7 +81,7 @@ def compared(
     """Seconds of both sides."""
     held = np.arange(len(rows)) % 10 == 0
     measured = stats.measure(rows[~held])
-    feed = MemoryFeed(rows, held, batch_rows=BATCH, seed=0)
+    feed = MemoryFeed(rows, held, batch_size=BATCH, seed=0)
     jobs = [trial(widths, epochs, varies, number) for number in range(trials)]
     clock = time.perf_counter if device.type == "cuda" else time.process_time
 

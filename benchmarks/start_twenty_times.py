@@ -51,7 +51,7 @@ def job(folder: Path, workers: int, cache: str) -> Any:
             "name": f"start-{workers}-{cache}",
             "data": {"uri": str(folder), "features": {"vector": "x"}, "cache": cache},
             "model": {"network": {"kind": "dense", "widths": [8, 3]}},
-            "train": {"epochs": 2, "batch_rows": 100},
+            "train": {"epochs": 2, "batch_size": 100},
             "scale": {"workers": workers},
         }
     )

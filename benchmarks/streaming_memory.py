@@ -97,7 +97,7 @@ def main() -> None:
                     "cache": "stream",
                 },
                 "model": {"network": {"widths": [16]}},
-                "train": {"epochs": 4, "batch_rows": 4096},
+                "train": {"epochs": 4, "batch_size": 4096},
                 "scale": {"workers": 1},
             }
         )

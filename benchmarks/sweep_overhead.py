@@ -65,7 +65,7 @@ def made(folder: Path, trials: int) -> TuneJob:
                 "scaling": {"kind": "divide", "by": 16},
             },
             "model": {"network": {"kind": "dense", "widths": [128, 8], "activation": "relu"}},
-            "train": {"epochs": 20, "batch_rows": 64, "optimizer": {"kind": "adam"}},
+            "train": {"epochs": 20, "batch_size": 64, "optimizer": {"kind": "adam"}},
         },
         "space": {"train.optimizer.lr": {"grid": [1e-4 * (1 + n) for n in range(trials)]}},
         "concurrency": 1,
@@ -90,7 +90,7 @@ def alone(job: TuneJob, swept: Swept) -> float:
     for _ in range(5):
         train = job.job.train
         feed = MemoryFeed.parted(
-            placed.train, placed.holdout.copy(), batch_rows=train.batch_rows, seed=train.seed
+            placed.train, placed.holdout.copy(), batch_size=train.batch_size, seed=train.seed
         )
         began = time.perf_counter()
         stats = placed.measured.census.stats

@@ -87,7 +87,7 @@ def ours(folder: str, cache: str, settings: Settings) -> list[float]:
                 "cache": cache,
             },
             "model": {"network": {"widths": [100], "output_activation": "sigmoid"}},
-            "train": {"epochs": EPOCHS, "batch_rows": BATCH},
+            "train": {"epochs": EPOCHS, "batch_size": BATCH},
             "scale": {"workers": 1, "cpus_per_worker": 1},
         }
     )

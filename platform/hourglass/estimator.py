@@ -93,7 +93,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         missing: str = "error",
         holdout: float = 0.1,
         epochs: int | None = None,
-        batch_rows: int = 256,
+        batch_size: int = 256,
         optimizer: Any = "adam",
         lr: float | None = None,
         schedule: Any = None,
@@ -129,7 +129,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.missing = missing
         self.holdout = holdout
         self.epochs = epochs
-        self.batch_rows = batch_rows
+        self.batch_size = batch_size
         self.optimizer = optimizer
         self.lr = lr
         self.schedule = schedule

@@ -58,7 +58,7 @@ def fit(
     schema = arrays.schema(rows, vector, names, job.data.missing)
     features, held, stats, dataset = _measured(job, rows, schema)
     device = _device(job)
-    feed = MemoryFeed(features, held, batch_rows=job.train.batch_rows, seed=job.train.seed)
+    feed = MemoryFeed(features, held, batch_size=job.train.batch_size, seed=job.train.seed)
     say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
         "{imputed_cells} cells imputed".format(**dataset))  # fmt: skip
 

@@ -19,7 +19,7 @@ from hourglass.spec import TrainJob
 DENSE = tuple(name for name in Dense.model_fields if name != "kind")
 """Fields of the dense network, each a parameter of the estimator."""
 DATA = ("constant", "missing", "holdout")
-TRAIN = ("epochs", "batch_rows", "clip_norm", "early_stop", "seeds", "combine")
+TRAIN = ("epochs", "batch_size", "clip_norm", "early_stop", "seeds", "combine")
 WIDTHS = (32,)
 """Of the dense network, where neither the parameters nor the preset say."""
 

@@ -9,12 +9,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, model_valid
 
 from hourglass.data.schema import Features, Missing
 from hourglass.model.ensemble import MOST_MEMBERS, Combine
-from hourglass.model.preprocessing import Range, Scaling, counts_levels
+from hourglass.model.preprocessing import Range, Scaling
 from hourglass.model.presets import expand_job
 from hourglass.model.spec import ModelSpec
 from hourglass.optimizers import Adam, Constant, Optimizer, Schedule
 from hourglass.phases import Phase, contradictions
-from hourglass.strict import Strict, mistake, refuse
+from hourglass.strict import Strict, canonical, mistake, refuse
 
 Uri = Annotated[str, Field(min_length=1)]
 Uris = Annotated[tuple[Uri, ...], Field(min_length=1)]
@@ -56,7 +56,7 @@ class TrainSpec(Strict):
 
     phases: tuple[Phase, ...] = Field((), description="Pretraining, in order, before the epochs.")
     epochs: PositiveInt = Field(10, description="Passes over the training rows.")
-    batch_rows: PositiveInt = Field(256, description="Rows of one step, over all workers together.")
+    batch_size: PositiveInt = Field(256, description="Rows of one step, over all workers together.")
     optimizer: Optimizer = Field(Adam(), description="Update rule.")
     schedule: Schedule = Field(Constant(), description="Learning rate over the run.")
     clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm, if clipped.")
@@ -74,10 +74,8 @@ class TrainSpec(Strict):
     )
 
 
-YOUNGER = ("phases", "seeds", "combine")
-"""Fields that came after the first runs: at their defaults, a run keeps the name it had."""
-YOUNGER_PARTS = ("adversary", "trim", "scaled_score")
-"""The same, of a model."""
+IDENTITY = 1
+"""Version of what a run's name is the hash of; a default that changes needs the next."""
 
 
 class ScaleSpec(Strict):
@@ -146,9 +144,9 @@ class TrainJob(Strict):
                 f"network norm: batch takes the figures of one worker's rows, so {scale.workers} "
                 "workers would train another model than one: use norm: layer, or scale.workers: 1"
             )
-        if train.batch_rows < scale.workers:
+        if train.batch_size < scale.workers:
             yield (
-                f"train.batch_rows ({train.batch_rows}) counts all workers' rows and must be "
+                f"train.batch_size ({train.batch_size}) counts all workers' rows and must be "
                 f"at least scale.workers ({scale.workers})"
             )
         if train.combine != "mean" and train.seeds == 1:
@@ -171,19 +169,13 @@ class TrainJob(Strict):
     @property
     def run_name(self) -> str:
         """`<name>-<hash of everything that decides the weights>`: the same command, the same run."""
-        usual = TrainSpec()
-        silent = {name for name in YOUNGER if getattr(self.train, name) == getattr(usual, name)}
-        decisive = self.model_dump(
-            mode="json",
-            exclude={
-                **dict.fromkeys(("name", "track", "quantile"), True),
-                "train": {"checkpoint_every_steps", *silent},
-                "model": {name for name in YOUNGER_PARTS if not getattr(self.model, name)},
-                "scale": {"max_failures"},
-                "data": {} if counts_levels(self.data.scaling) else {"scaling": {"levels"}},
-            },
-        )
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        decisive = canonical(self)
+        for name in ("name", "track", "quantile"):
+            decisive.pop(name, None)
+        for part, name in (("train", "checkpoint_every_steps"), ("scale", "max_failures")):
+            decisive.setdefault(part, {}).pop(name, None)
+        text = json.dumps([IDENTITY, decisive], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
         return f"{self.name or 'run'}-{digest[:8]}"
 
 

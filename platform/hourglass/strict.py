@@ -21,6 +21,30 @@ class Strict(BaseModel):
     )
 
 
+def canonical(spec: Strict) -> dict[str, Any]:
+    """The `kind` of a spec, and its fields that differ from their defaults, the same below: plain JSON.
+
+    Validated again, that is the same spec; a field that is added later, at its default, changes nothing.
+    """
+    fields = type(spec).model_fields
+    return {
+        fields[name].alias or name: _plain(value)
+        for name, value in spec
+        if name == "kind" or value != fields[name].get_default(call_default_factory=True)
+    }
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Strict():
+            return canonical(value)
+        case tuple() | list():
+            return [_plain(each) for each in value]
+        case dict():
+            return {key: _plain(each) for key, each in value.items()}
+    return value
+
+
 def kind_unless_named(kind: str) -> GetPydanticSchema:
     """For a union of parts: fields that name no kind are those of this one, the default's."""
 

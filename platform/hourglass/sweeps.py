@@ -25,20 +25,20 @@ class Values(Strict):
     uniform: tuple[float, float] | None = Field(
         None, description="A number from low to high: [low, high]."
     )
-    log_uniform: tuple[PositiveFloat, PositiveFloat] | None = Field(
+    loguniform: tuple[PositiveFloat, PositiveFloat] | None = Field(
         None, description="A number whose logarithm is uniform: [low, high]."
     )
-    int_uniform: tuple[int, int] | None = Field(
+    randint: tuple[int, int] | None = Field(
         None, description="A whole number, both ends included: [low, high]."
     )
-    quantised: tuple[float, float, PositiveFloat] | None = Field(
+    quniform: tuple[float, float, PositiveFloat] | None = Field(
         None, description="low, low + step, and so on up to high: [low, high, step]."
     )
     when: dict[str, Any] = Field(
         {}, description="Set only where each of these fields has this value."
     )
 
-    @field_validator("uniform", "log_uniform", "int_uniform", "quantised")
+    @field_validator("uniform", "loguniform", "randint", "quniform")
     @classmethod
     def _low_is_below_high(cls, bounds: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if bounds is not None and not bounds[0] < bounds[1]:
@@ -56,7 +56,7 @@ class Values(Strict):
     @property
     def bounds(self) -> tuple[float, float]:
         """The lowest and the highest number. Raises ValueError for a list of values."""
-        found = self.uniform or self.log_uniform or self.int_uniform or self.quantised
+        found = self.uniform or self.loguniform or self.randint or self.quniform
         if found is None:
             raise ValueError("a list has no bounds")
         return found[0], found[1]
@@ -111,7 +111,9 @@ class Asha(Strict):
 
     kind: Literal["asha"] = "asha"
     grace_epochs: PositiveInt = Field(2, description="Epochs that every trial gets.")
-    keep: int = Field(3, ge=2, le=16, description="One of so many goes on at each rung.")
+    reduction_factor: int = Field(
+        3, ge=2, le=16, description="One of so many goes on at each rung."
+    )
 
 
 class Median(Strict):

@@ -49,7 +49,7 @@ class Dataset:
         window: int,
         chunk: int,
     ) -> Feed:
-        common = {"batch_rows": batch, "seed": seed, "worker": worker, "workers": workers}
+        common = {"batch_size": batch, "seed": seed, "worker": worker, "workers": workers}
         if kind == "memory":
             features = np.concatenate([*self.train, *self.held])
             return MemoryFeed(features, features[:, 0] >= 10_000, **common)
@@ -132,7 +132,7 @@ def test_only_the_windows_that_are_left_are_read_again() -> None:
         asked.append(sum(part.stop - part.start for part in slices))
         return data.read(100, slices)
 
-    feed = StreamFeed(data.counts, read, columns=COLUMNS, batch_rows=10, seed=0, window_rows=50)
+    feed = StreamFeed(data.counts, read, columns=COLUMNS, batch_size=10, seed=0, window_rows=50)
     for step in (0, 4, 5, 14, 19):
         list(feed.train(0, step))
     assert asked == [200, 200, 150, 100, 50]
@@ -152,7 +152,7 @@ def test_short_epochs_share_a_stream(
 
     def feed(epochs: int) -> StreamFeed:
         return StreamFeed(
-            data.counts, read, columns=COLUMNS, batch_rows=10, seed=0, window_rows=50, epochs=epochs
+            data.counts, read, columns=COLUMNS, batch_size=10, seed=0, window_rows=50, epochs=epochs
         )  # fmt: skip
 
     shared = feed(4)
@@ -167,7 +167,7 @@ def test_short_epochs_share_a_stream(
 def test_an_epoch_begun_again_is_read_again() -> None:
     data = Dataset([(20, 0)] * 10)
     feed = StreamFeed(
-        data.counts, lambda parts: data.read(7, parts), columns=COLUMNS, batch_rows=10, seed=0,
+        data.counts, lambda parts: data.read(7, parts), columns=COLUMNS, batch_size=10, seed=0,
         window_rows=50, epochs=3,
     )  # fmt: skip
     next(feed.train(0))
@@ -181,7 +181,7 @@ def test_a_stream_that_ends_early_is_an_error() -> None:
         data.counts,
         lambda slices: iter([data.train[0][:15]]),
         columns=COLUMNS,
-        batch_rows=20,
+        batch_size=20,
         seed=0,
         window_rows=64,
     )

@@ -25,34 +25,34 @@ def rows_of(slices: list[Slice]) -> list[tuple[int, int, int]]:
 
 @given(st.integers(0, 300), BATCH, SEED, EPOCH, WORKERS)
 def test_memory_rows_come_once_an_epoch(
-    rows: int, batch_rows: int, seed: int, epoch: int, workers: int
+    rows: int, batch_size: int, seed: int, epoch: int, workers: int
 ) -> None:
-    batches = plan.memory_batches(rows, batch_rows, seed, epoch)
-    assert [len(batch) for batch in batches[:-1]] == [batch_rows] * (len(batches) - 1)
+    batches = plan.memory_batches(rows, batch_size, seed, epoch)
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     shares = [[plan.share_of(batch, w, workers) for w in range(workers)] for batch in batches]
     for batch, parts in zip(batches, shares, strict=True):
         assert np.concatenate(parts).tolist() == batch.tolist()
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     drawn = [int(row) for parts in shares for part in parts for row in part]
     assert sorted(drawn) == list(range(rows))
-    again = plan.memory_batches(rows, batch_rows, seed, epoch)
+    again = plan.memory_batches(rows, batch_size, seed, epoch)
     assert all(map(np.array_equal, batches, again))
 
 
 @given(COUNTS, SEED, EPOCH, BATCH, WORKERS)
 def test_streamed_rows_come_once_an_epoch(
-    counts: list[GroupCount], seed: int, epoch: int, batch_rows: int, workers: int
+    counts: list[GroupCount], seed: int, epoch: int, batch_size: int, workers: int
 ) -> None:
-    dealt = plan.epoch_slices(counts, seed, epoch, batch_rows, workers)
+    dealt = plan.epoch_slices(counts, seed, epoch, batch_size, workers)
     assert len(dealt) == workers
     every = [(c.shard, c.group, row) for c in counts for row in range(c.train)]
     assert sorted(row for slices in dealt for row in rows_of(slices)) == every
     assert all(part.start < part.stop for slices in dealt for part in slices)
-    assert plan.epoch_slices(counts, seed, epoch, batch_rows, workers) == dealt
+    assert plan.epoch_slices(counts, seed, epoch, batch_size, workers) == dealt
 
-    steps = plan.stream_step_rows(len(every), batch_rows, workers)
+    steps = plan.stream_step_rows(len(every), batch_size, workers)
     assert [sum(step) for step in steps] == [
-        len(batch) for batch in plan.memory_batches(len(every), batch_rows, seed, epoch)
+        len(batch) for batch in plan.memory_batches(len(every), batch_size, seed, epoch)
     ]
     for worker in range(workers):
         assert sum(step[worker] for step in steps) == len(rows_of(dealt[worker]))
@@ -68,9 +68,9 @@ def test_held_out_rows_come_once(counts: list[GroupCount], workers: int) -> None
 
 @given(COUNTS, SEED, BATCH, WORKERS, st.integers(0, 400))
 def test_skipping_is_dropping_the_first_rows(
-    counts: list[GroupCount], seed: int, batch_rows: int, workers: int, skip: int
+    counts: list[GroupCount], seed: int, batch_size: int, workers: int, skip: int
 ) -> None:
-    for slices in plan.epoch_slices(counts, seed, 0, batch_rows, workers):
+    for slices in plan.epoch_slices(counts, seed, 0, batch_size, workers):
         assert rows_of(plan.skip_rows(slices, skip)) == rows_of(slices)[skip:]
 
 

@@ -76,7 +76,7 @@ def in_process(made: TrainJob, shards: Path) -> Run:
             features.append(chunk)
             masks.append(held)
             counts.append(GroupCount(shard, group, int((~held).sum()), int(held.sum())))
-    common = {"batch_rows": made.train.batch_rows, "seed": made.train.seed}
+    common = {"batch_size": made.train.batch_size, "seed": made.train.seed}
     feed: Feed
     if made.data.cache == "stream":
         feed = StreamFeed(

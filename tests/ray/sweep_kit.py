@@ -59,7 +59,7 @@ class Heard:
 
 def job(shards: Path, space: dict[str, Any], **fields: Any) -> TuneJob:
     """A sweep of a small model on `shards`; `train` is added to the base's."""
-    train = {"epochs": 3, "batch_rows": 48, "seed": 3, "optimizer": {"kind": "adam"}}
+    train = {"epochs": 3, "batch_size": 48, "seed": 3, "optimizer": {"kind": "adam"}}
     made = parse(
         {
             "kind": "tune",

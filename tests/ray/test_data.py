@@ -120,7 +120,7 @@ def test_streams_are_the_planned_slices_in_order(folder: str) -> None:
 def test_both_feeds_train_on_the_same_rows(folder: str) -> None:
     rows = rows_of(folder, vector="image")
     census, refs = reading.load(rows, keep_features=True)
-    common = {"batch_rows": 100, "seed": 3}
+    common = {"batch_size": 100, "seed": 3}
     memory = MemoryFeed(*reading.fetch(refs, rows.schema), **common)
     stream = StreamFeed(
         census.counts,

@@ -147,7 +147,7 @@ def test_ctrl_c_in_train_leaves_nothing_and_the_same_command_resumes_to_the_same
                 "network": {"kind": "dense", "widths": [6, 3], "activation": "tanh"},
                 "corruption": {"kind": "gaussian", "sd": 0.05},
             },
-            "train": {"epochs": 150, "batch_rows": 48, "seed": 3},
+            "train": {"epochs": 150, "batch_size": 48, "seed": 3},
             "scale": {"workers": 1, "cpus_per_worker": 1},
         }
     )

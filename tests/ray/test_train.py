@@ -73,7 +73,7 @@ def job(
                 "corruption": {"kind": "gaussian", "sd": 0.05},
                 "penalties": [{"kind": "sparsity_kl", "rho": 0.1, "beta": 0.01}],
             },
-            "train": {"epochs": 3, "batch_rows": 48, "seed": 3} | train,
+            "train": {"epochs": 3, "batch_size": 48, "seed": 3} | train,
             "scale": {"workers": workers},
         }
     )

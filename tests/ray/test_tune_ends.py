@@ -36,7 +36,7 @@ from sweep_kit import (
 )
 
 LR = "train.optimizer.lr"
-RATES = {LR: {"log_uniform": [1e-5, 0.1]}}
+RATES = {LR: {"loguniform": [1e-5, 0.1]}}
 RANDOM = {"kind": "random", "seed": 1}
 
 
@@ -47,7 +47,7 @@ def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Pat
         search=RANDOM,
         max_trials=8,
         train={"epochs": 16},
-        scheduler={"kind": "asha", "grace_epochs": 2, "keep": 2},
+        scheduler={"kind": "asha", "grace_epochs": 2, "reduction_factor": 2},
     )
     first, heard = Heard(), Heard()
     board = tune(made, home / "asha", first)
@@ -55,7 +55,7 @@ def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Pat
     finished = [entry for entry in board.entries if entry.status == "finished"]
     assert len(stopped) + len(finished) == 8
     assert len(stopped) >= 3
-    assert {entry.epochs for entry in stopped} <= {2, 4, 8}  # grace * keep^n
+    assert {entry.epochs for entry in stopped} <= {2, 4, 8}  # grace * reduction_factor^n
     assert {entry.epochs for entry in finished} == {16}
     assert all(entry.holdout_mse and entry.rank is None for entry in stopped)
     assert first.epochs == {entry.trial: entry.epochs for entry in board.entries}

@@ -188,14 +188,14 @@ def cold(module: AutoencoderModule, peers: Peers) -> torch.nn.Module:
 
 def train(name: str, begin: Callable, saved: Checkpoints, peers: Peers, stop: int = -1) -> None:
     """A run of 100 steps from the newest checkpoint, if there is one, to its end or `stop`."""
-    made = job(WIDE, epochs=10, batch_rows=28, checkpoint_every_steps=43)
+    made = job(WIDE, epochs=10, batch_size=28, checkpoint_every_steps=43)
     rows, held = generated(300, 40), held_out(300)
     now = fresh(made, rows)
     found = saved.newest(print)
     if found:
         now.restore(*saved.load(found), rank=peers.rank)
         assert now.step == 43
-    feed = MemoryFeed(rows, held, batch_rows=28, seed=5, worker=peers.rank, workers=peers.size)
+    feed = MemoryFeed(rows, held, batch_size=28, seed=5, worker=peers.rank, workers=peers.size)
 
     def commit(at: state.State) -> None:
         saved.save(at, peers)

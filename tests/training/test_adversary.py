@@ -191,7 +191,7 @@ def gap(code: np.ndarray) -> float:
 def test_codes_come_to_the_prior_and_without_an_adversary_do_not() -> None:
     rows = clusters()
     network = {"widths": [32, 2], "activation": "relu", "code_activation": "linear"}
-    settings = {"epochs": 60, "batch_rows": 32, "optimizer": {"kind": "adam", "lr": 1e-3}}
+    settings = {"epochs": 60, "batch_size": 32, "optimizer": {"kind": "adam", "lr": 1e-3}}
     ends = {}
     for name, model in {"with": {"preset": "adversarial"}, "without": {}}.items():
         made = run(job(model | {"network": network}, **settings), rows)

@@ -157,7 +157,7 @@ def test_without_a_holdout_the_last_weights_stay() -> None:
     ],
 )
 def test_schedules_are_applied_step_by_step(schedule: dict, rates: list[float]) -> None:
-    spec = job(epochs=2, batch_rows=68, schedule=schedule, checkpoint_every_steps=1)
+    spec = job(epochs=2, batch_size=68, schedule=schedule, checkpoint_every_steps=1)
     seen: list[float] = []
     made = ready(spec, ROWS)
     made.fit(lambda state: seen.append(state.optimizer.param_groups[0]["lr"]))
@@ -170,7 +170,7 @@ def test_clip_bounds_the_gradient_norm() -> None:
 
     def moved(clip: float | None) -> float:
         sgd = {"kind": "sgd", "lr": 1.0}
-        spec = job(epochs=1, batch_rows=500, optimizer=sgd, clip_norm=clip)
+        spec = job(epochs=1, batch_size=500, optimizer=sgd, clip_norm=clip)
         made = ready(spec, ROWS)
         before = [p.detach().clone() for p in made.state.module.parameters()]
         made.fit()

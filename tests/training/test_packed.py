@@ -224,7 +224,7 @@ def test_one_that_diverges_fails_by_itself_in_the_words_of_a_single_run() -> Non
 
 def test_one_whose_figures_are_not_finite_after_an_epoch_fails_by_itself() -> None:
     """With one step an epoch the weights explode in the last step, which only the holdout sees."""
-    jobs = [job(epochs=2, batch_rows=300, **adam(lr, "sgd")) for lr in (0.1, 1e38)]
+    jobs = [job(epochs=2, batch_size=300, **adam(lr, "sgd")) for lr in (0.1, 1e38)]
     ends = together(jobs)
     with pytest.raises(TrainingError) as caught:
         alone(jobs[1])

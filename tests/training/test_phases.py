@@ -187,7 +187,7 @@ def test_the_unrolled_network_reconstructs() -> None:
 def test_rbm_by_hand() -> None:
     """Momentum 0.5, then 0.9 after epoch 5; weight decay on weights only; rates of each layer."""
     fields = {"epochs": 7, "lr": 0.2, "code_lr": 0.01, "weight_decay": 0.05}
-    made = job(LINEAR_CODE, "unit", phases=[{"kind": "rbm"} | fields], batch_rows=90)
+    made = job(LINEAR_CODE, "unit", phases=[{"kind": "rbm"} | fields], batch_size=90)
     steps, seen = [], []
 
     def fixed(machine: rbm.Machine, x: Tensor, k: int, rng: torch.Generator) -> rbm.Statistics:
@@ -388,7 +388,7 @@ def end(now: State, made: TrainJob, peers: Peers, said: list[str]) -> State:
     feed = MemoryFeed(
         rows,
         held_out(len(rows)),
-        batch_rows=made.train.batch_rows,
+        batch_size=made.train.batch_size,
         seed=made.train.seed,
         worker=peers.rank,
         workers=peers.size,
@@ -424,10 +424,10 @@ def no_draw(units: str, mean: Tensor, rng: torch.Generator) -> Tensor:
     return mean
 
 
-@pytest.mark.parametrize("batch_rows", [32, 269])  # 269: the last batch has one row, for one worker
+@pytest.mark.parametrize("batch_size", [32, 269])  # 269: the last batch has one row, for one worker
 @pytest.mark.parametrize("name", JOBS)
-def test_two_workers_are_one_process(name: str, batch_rows: int) -> None:
-    made, said = job(**JOBS[name], batch_rows=batch_rows), []
+def test_two_workers_are_one_process(name: str, batch_size: int) -> None:
+    made, said = job(**JOBS[name], batch_size=batch_size), []
     with patch.object(rbm, "drawn", no_draw):
         alone = end(start(made), made, Alone(), said)
         (first, lines), (second, others) = both(made)

@@ -18,7 +18,7 @@ from hourglass.training.collective import Alone
 from hourglass.training.state import Record, State
 
 CPU = torch.device("cpu")
-STILL = {"epochs": 1, "batch_rows": 50, "optimizer": {"kind": "sgd", "lr": 1e-30}}
+STILL = {"epochs": 1, "batch_size": 50, "optimizer": {"kind": "sgd", "lr": 1e-30}}
 """Of a train section: with a rate of almost nothing, every step sees the first weights."""
 
 
@@ -37,7 +37,7 @@ def held_out(rows: int) -> np.ndarray:
 def job(model: dict[str, Any] | None = None, scaling: str = "range", **train: Any) -> TrainJob:
     """A small job; `train` are fields of its train section."""
     parts = {"network": {"kind": "dense", "widths": [8, 3], "activation": "tanh"}, **(model or {})}
-    settings = {"epochs": 4, "batch_rows": 32, "optimizer": {"kind": "adam", "lr": 0.01}, "seed": 5}
+    settings = {"epochs": 4, "batch_size": 32, "optimizer": {"kind": "adam", "lr": 0.01}, "seed": 5}
     tree = {
         "kind": "train",
         "data": {"uri": "unused", "features": {"vector": "x"}, "scaling": {"kind": scaling}},
@@ -52,7 +52,7 @@ def job(model: dict[str, Any] | None = None, scaling: str = "range", **train: An
 def memory_feed(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> MemoryFeed:
     """The cached feed of one worker."""
     held = held_out(len(rows)) if held is None else held
-    return MemoryFeed(rows, held, batch_rows=job.train.batch_rows, seed=job.train.seed)
+    return MemoryFeed(rows, held, batch_size=job.train.batch_size, seed=job.train.seed)
 
 
 def stream_feed(job: TrainJob, rows: np.ndarray, window_rows: int = 50) -> StreamFeed:
@@ -74,7 +74,7 @@ def stream_feed(job: TrainJob, rows: np.ndarray, window_rows: int = 50) -> Strea
         counts,
         read,
         columns=rows.shape[1],
-        batch_rows=job.train.batch_rows,
+        batch_size=job.train.batch_size,
         seed=job.train.seed,
         window_rows=window_rows,
     )
@@ -166,4 +166,4 @@ class Planted:
 
 def batches(job: TrainJob, rows: int, epoch: int) -> list[np.ndarray]:
     """The planned batches of an epoch, as indices of training rows."""
-    return plan.memory_batches(rows, job.train.batch_rows, job.train.seed, epoch)
+    return plan.memory_batches(rows, job.train.batch_size, job.train.seed, epoch)

@@ -29,6 +29,7 @@ from safetensors.torch import save as save_tensors
 from hourglass import artifact, storage
 from hourglass.artifact import GOLDEN, MANIFEST, WEIGHTS, untrusted
 from hourglass.artifact import folder as saving
+from hourglass.artifact.manifest import parse_manifest
 from hourglass.errors import ArtifactError
 from hourglass.inference.predictor import Predictor
 
@@ -1103,3 +1104,15 @@ def test_two_saves_into_one_folder(
             f"{tmp_path}: another process saved here at the same time ({tmp_path}: manifest digest is "
         )
         assert told[0].endswith("); save again, or elsewhere")
+
+
+@pytest.mark.parametrize(("version", "name"), [(1, "batch_size"), (2, "batch_rows")])
+def test_the_job_of_format_1_has_the_names_of_today(
+    version: int, name: str, tmp_path: Path, save_artifact: Any
+) -> None:
+    save_artifact(tmp_path / "old")
+    format_1(tmp_path / "old")
+    claim("format", version)(tmp_path / "old")
+    claim("job", {"kind": "train", "train": {"epochs": 3, "batch_rows": 32}})(tmp_path / "old")
+    read = parse_manifest("", (tmp_path / "old" / MANIFEST).read_bytes())
+    assert read.job == {"kind": "train", "train": {"epochs": 3, name: 32}}

@@ -60,7 +60,7 @@ def test_the_readme_lines(X: np.ndarray, tmp_path: Path) -> None:
 
 def test_loss_falls_and_is_recorded(X: np.ndarray) -> None:
     low = X[:, :2] @ np.random.default_rng(1).normal(size=(2, 6))
-    ae = make(widths=(2,), epochs=40, lr=0.02, activation="linear", batch_rows=32).fit(low)
+    ae = make(widths=(2,), epochs=40, lr=0.02, activation="linear", batch_size=32).fit(low)
     assert len(ae.history_) == 40
     assert [record["epoch"] for record in ae.history_[:2]] == [1.0, 2.0]
     assert ae.history_[-1]["holdout_fvu"] < 0.01 < ae.history_[0]["holdout_fvu"]

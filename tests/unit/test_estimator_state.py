@@ -247,11 +247,11 @@ def test_without_a_holdout_an_interrupt_keeps_the_weights_of_its_record(
 ) -> None:
     interrupt(monkeypatch, 5)
     with pytest.warns(UserWarning, match="interrupted after epoch 1/50"):
-        ae = make(epochs=50, holdout=0.0, batch_rows=64).fit(X)
+        ae = make(epochs=50, holdout=0.0, batch_size=64).fit(X)
     monkeypatch.undo()
     assert (
         ae.anomaly(X).tolist()
-        == make(epochs=1, holdout=0.0, batch_rows=64).fit(X).anomaly(X).tolist()
+        == make(epochs=1, holdout=0.0, batch_size=64).fit(X).anomaly(X).tolist()
     )
 
 
@@ -305,10 +305,10 @@ def test_an_interrupted_fit_keeps_what_was_trained(
     interrupt(monkeypatch, 4 * steps + 1)
     said = r"^interrupted after epoch 4/100  loss 0.* the fit ends with the best weights so far$"
     with pytest.warns(UserWarning, match=said):
-        ae = make(epochs=100, batch_rows=64).fit(X)
+        ae = make(epochs=100, batch_size=64).fit(X)
     monkeypatch.undo()
     assert len(ae.history_) == 4
-    four = make(epochs=4, batch_rows=64).fit(X)  # the same steps, with the same best epoch
+    four = make(epochs=4, batch_size=64).fit(X)  # the same steps, with the same best epoch
     assert ae.anomaly(X).tolist() == four.anomaly(X).tolist()
     assert ae.threshold_ == four.threshold_
     ae.save(tmp_path / "model")
@@ -333,7 +333,7 @@ def test_an_interrupted_ensemble_has_the_members_that_began(
     """Three steps a member: the interrupt comes as the second begins, and within its second epoch."""
     interrupt(monkeypatch, step)
     with pytest.warns(UserWarning, match="interrupted after epoch"):
-        ae = make(seeds=3, batch_rows=256).fit(X)
+        ae = make(seeds=3, batch_size=256).fit(X)
     monkeypatch.undo()
     assert len(ae.predictor_.members) == members
     assert np.isfinite(ae.anomaly(X)).all()

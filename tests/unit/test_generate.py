@@ -154,7 +154,7 @@ def test_a_trained_model_removes_noise() -> None:
         activation="linear",
         corruption={"kind": "gaussian", "sd": 0.1},
         epochs=60,
-        batch_rows=64,
+        batch_size=64,
         lr=0.01,
         random_state=0,
     ).fit(clean)

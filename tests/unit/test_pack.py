@@ -67,7 +67,7 @@ APART: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model.loss": {"kind": "huber"}},
         {"model.loss": {"kind": "huber", "delta": 0.5}},
     ),
-    "batches": ({}, {"train.batch_rows": 32}),
+    "batches": ({}, {"train.batch_size": 32}),
     "scaling": ({}, {"data.scaling": {"kind": "standard"}}),
     "rows": ({}, {"data.uri": "/other"}),
 }

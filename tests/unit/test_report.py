@@ -73,7 +73,7 @@ def write_images(folder: Path, made: np.ndarray, **columns: Any) -> str:
 
 def fitted(folder: Path, made: np.ndarray, **parameters: Any) -> str:
     table = pa.table({"image": pa.array(list(made), pa.list_(pa.uint8(), made.shape[1]))})
-    model = Autoencoder(epochs=3, batch_rows=32, random_state=0, **parameters).fit(table)
+    model = Autoencoder(epochs=3, batch_size=32, random_state=0, **parameters).fit(table)
     model.save(str(folder))
     return str(folder)
 

@@ -26,7 +26,7 @@ BASE = {
     "scale": {"accelerator": "cpu"},
 }
 LR = "train.optimizer.lr"
-RATES = {LR: {"log_uniform": [1e-5, 1.0]}}
+RATES = {LR: {"loguniform": [1e-5, 1.0]}}
 
 
 def sweep(space: dict[str, Any], **fields: Any) -> TuneJob:
@@ -71,7 +71,7 @@ def test_optuna_proposes_the_same_for_the_same_results() -> None:
 
 def test_optuna_maximises_on_demand_and_forgets_failures() -> None:
     most = sweep(
-        {"train.seed": {"int_uniform": [0, 100]}, "train.seeds": {"choice": [2]}},
+        {"train.seed": {"randint": [0, 100]}, "train.seeds": {"choice": [2]}},
         search={"kind": "optuna", "seed": 1},
         max_trials=20,
         metric="rank_agreement",
@@ -84,7 +84,7 @@ def test_optuna_maximises_on_demand_and_forgets_failures() -> None:
 
 
 def test_optuna_never_proposes_a_point_twice_and_ends_when_there_are_no_more() -> None:
-    space = {"train.epochs": {"choice": [1, 2, 3]}, "model.trim": {"quantised": [0.0, 0.2, 0.1]}}
+    space = {"train.epochs": {"choice": [1, 2, 3]}, "model.trim": {"quniform": [0.0, 0.2, 0.1]}}
     found = told(search(learning(space, trials=50)), judge=lambda point: 1.0)
     assert len(found) == len({point.key for point in found}) == 9
 
@@ -92,7 +92,7 @@ def test_optuna_never_proposes_a_point_twice_and_ends_when_there_are_no_more() -
 def test_optuna_knows_conditions_and_lists_invalid_points() -> None:
     space = {
         "model.code": {"choice": [{"kind": "plain"}, {"kind": "top_k", "k": 2}]},
-        "model.code.k": {"int_uniform": [1, 9], "when": {"model.code.kind": "top_k"}},
+        "model.code.k": {"randint": [1, 9], "when": {"model.code.kind": "top_k"}},
     }
     found = told(search(learning(space, trials=11)), judge=lambda point: 1.0)
     plain = [point for point in found if point.values["model.code"]["kind"] == "plain"]
@@ -179,21 +179,21 @@ def test_a_populations_trials_have_names_of_their_own_and_the_last_are_whole_run
 
 def test_numbers_change_a_little_or_are_drawn_anew_and_stay_within_bounds() -> None:
     rng = np.random.default_rng(0)
-    rate = Values(log_uniform=(1e-5, 1.0))
+    rate = Values(loguniform=(1e-5, 1.0))
     near = [explored(0.1, rate, rng) for _ in range(2000)]
     share = np.mean(
         [value == pytest.approx(0.08) or value == pytest.approx(0.12) for value in near]
     )
     assert share == pytest.approx(0.75, abs=0.03)
     assert all(1e-5 <= value <= 1.0 for value in near)
-    whole = {explored(10, Values(int_uniform=(1, 12)), rng) for _ in range(500)}
+    whole = {explored(10, Values(randint=(1, 12)), rng) for _ in range(500)}
     assert whole == set(range(1, 13))
-    steps = {explored(0.3, Values(quantised=(0.1, 0.5, 0.1)), rng) for _ in range(500)}
+    steps = {explored(0.3, Values(quniform=(0.1, 0.5, 0.1)), rng) for _ in range(500)}
     assert steps == {0.1, 0.2, 0.3, 0.4, 0.5}
     for value in (1, 2, 4):
         listed = [explored(value, Values(choice=(4, 2, 1)), rng) for _ in range(500)]
         assert listed.count(value) < 100  # only when drawn anew
-    one = [explored(1, Values(int_uniform=(0, 9)), rng) for _ in range(500)]
+    one = [explored(1, Values(randint=(0, 9)), rng) for _ in range(500)]
     assert one.count(1) < 50
 
 

@@ -277,7 +277,7 @@ def test_a_sweep_says_once_that_places_stay_empty(
     monkeypatch.setattr(trials, "crew", lambda _: Crew(Share(1.0, 0.0, 1), 8, at_once))
     monkeypatch.setattr(trials, "train", train_none)
     made = asked(
-        {"train.seed": {"int_uniform": [0, 1000]}},
+        {"train.seed": {"randint": [0, 1000]}},
         search={"kind": "optuna", "together": 2},
         max_trials=6,
         pack="never",

@@ -1,5 +1,6 @@
 """Job files: each mistake is one sentence; overrides; round trip; run names; schedules."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from hourglass.errors import SpecError, nearest
 from hourglass.job_files import dump, load, parse
 from hourglass.model.adversary import Gaussian
 from hourglass.optimizers import Adam, Constant, Cosine, OneCycle
-from hourglass.spec import ScoreJob, TrainJob
+from hourglass.spec import IDENTITY, ScoreJob, TrainJob, TrainSpec
+from hourglass.strict import canonical
 
 TRAIN = """\
 kind: train
@@ -491,7 +493,7 @@ def test_a_mistake_of_an_override_is_not_blamed_on_a_line(check: Any) -> None:
 def test_an_unknown_path_of_an_override_is_a_mistake(check: Any) -> None:
     assert refusal(check, TRAIN, ["train.epoch=3"]) == (
         "job.yaml: 1 mistake\n  job.yaml (--set): train.epoch: unknown field, "
-        "did you mean 'epochs'? Allowed: batch_rows, checkpoint_every_steps, clip_norm, "
+        "did you mean 'epochs'? Allowed: batch_size, checkpoint_every_steps, clip_norm, "
         "combine, early_stop, epochs, optimizer, phases, schedule, seed, seeds"
     )
 
@@ -546,7 +548,7 @@ DECISIVE = [
     "model.adversary={prior: {kind: uniform}}",
     "model.adversary={prior: {kind: uniform}, lr: 0.1}",
     "train.epochs=11",
-    "train.batch_rows=257",
+    "train.batch_size=257",
     "train.seed=1",
     "train.clip_norm=1",
     "train.seeds=2",
@@ -573,22 +575,43 @@ def test_run_name_is_a_function_of_what_decides_the_weights(check: Any) -> None:
     names = [check(TRAIN, [override]).run_name for override in DECISIVE]
     assert len({name, *names}) == len(names) + 1
     assert check(TRAIN, ["name=other"]).run_name == name.replace("job-", "other-")
-    assert name == "job-27504734"  # a run made by an earlier version is found again
     ensembles = [["train.seeds=2"], ["train.seeds=3"], ["train.seeds=3", "train.combine=max"]]
     assert len({check(TRAIN, overrides).run_name for overrides in ensembles} - {name}) == 3
 
 
-def test_run_names_are_those_of_before() -> None:
-    """A field that came later is no part of the name until it is set (spec.YOUNGER)."""
-    made = parse(
-        {
-            "kind": "train",
-            "data": {"uri": "u", "features": {"vector": "x"}},
-            "model": {"network": {"widths": [3]}},
-        }
-    )
+SMALL = {
+    "kind": "train",
+    "data": {"uri": "u", "features": {"vector": "x"}},
+    "model": {"network": {"widths": [3]}},
+}
+
+
+def test_the_name_of_a_run_is_pinned() -> None:
+    """A change here makes runs of before start anew: then IDENTITY goes up, and the changelog tells."""
+    made = parse(SMALL)
     assert isinstance(made, TrainJob)
-    assert made.run_name == "run-6e6f1eb3"
+    assert (IDENTITY, made.run_name) == (1, "run-2525e096")
+
+
+def test_a_field_that_is_added_changes_no_name() -> None:
+    class Later(TrainSpec):
+        momentum: float = 0.9
+
+    class LaterJob(TrainJob):
+        train: Later = Later()
+
+    before, after = TrainJob.model_validate(SMALL), LaterJob.model_validate(SMALL)
+    assert after.run_name == before.run_name
+    changed = LaterJob.model_validate(SMALL | {"train": {"momentum": 0.8}})
+    assert changed.run_name != before.run_name
+
+
+@pytest.mark.parametrize("override", [[], *([each] for each in DECISIVE + INDIFFERENT)], ids=str)
+def test_a_spec_is_what_its_canonical_form_says(check: Any, override: list[str]) -> None:
+    job = check(TRAIN, override)
+    said = canonical(job)
+    assert TrainJob.model_validate(json.loads(json.dumps(said))) == job
+    assert len(json.dumps(said)) < len(job.model_dump_json()) / 2  # the control: defaults are gone
 
 
 @pytest.mark.parametrize(

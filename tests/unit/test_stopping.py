@@ -12,7 +12,7 @@ from hourglass.sweeps import Asha, Median, NoScheduler, Scheduler
 from hourglass.tuning.stopping import Stopping
 
 EPOCHS = 12
-ASHA, MEDIAN = Asha(grace_epochs=2, keep=2), Median(grace_epochs=2, least_trials=3)
+ASHA, MEDIAN = Asha(grace_epochs=2, reduction_factor=2), Median(grace_epochs=2, least_trials=3)
 Curves = list[list[float]]
 RULES = pytest.mark.parametrize("spec", [ASHA, MEDIAN], ids=lambda spec: spec.kind)
 
@@ -71,7 +71,10 @@ def by_ray(spec: Scheduler, errors: Curves, at_once: int, seed: int = 0) -> list
     rule: Any
     if isinstance(spec, Asha):
         rule = ASHAScheduler(
-            max_t=10**6, grace_period=spec.grace_epochs, reduction_factor=spec.keep, **common
+            max_t=10**6,
+            grace_period=spec.grace_epochs,
+            reduction_factor=spec.reduction_factor,
+            **common,
         )
     else:
         assert isinstance(spec, Median)

@@ -97,21 +97,21 @@ MISTAKES = {
     "unknown way": (
         "  train.epochs: {grids: [1]}\n",
         "tune.yaml:5: space.train.epochs.grids: unknown field, did you mean 'grid'? Allowed: choice, "
-        "grid, int_uniform, log_uniform, quantised, uniform, when",
+        "grid, loguniform, quniform, randint, uniform, when",
     ),
     "two ways": (
         "  train.epochs: {grid: [1], choice: [2]}\n",
         "tune.yaml:5: space.train.epochs: found grid and choice; give exactly one of grid, choice, "
-        "uniform, log_uniform, int_uniform, quantised",
+        "uniform, loguniform, randint, quniform",
     ),
     "no way": (
         "  train.epochs: {when: {train.seed: 1}}\n",
         "tune.yaml:5: space.train.epochs: found none; give exactly one of grid, choice, uniform, "
-        "log_uniform, int_uniform, quantised",
+        "loguniform, randint, quniform",
     ),
     "bounds": (
-        "  train.optimizer.lr: {log_uniform: [0.1, 0.01]}\n",
-        "tune.yaml:5: space.train.optimizer.lr.log_uniform: low 0.1 must be below high 0.01",
+        "  train.optimizer.lr: {loguniform: [0.1, 0.01]}\n",
+        "tune.yaml:5: space.train.optimizer.lr.loguniform: low 0.1 must be below high 0.01",
     ),
     "draws in a grid": (
         "  train.optimizer.lr: {uniform: [0.1, 1.0]}\n",
@@ -154,7 +154,7 @@ MISTAKES = {
     ),
     "a grid without end": (
         f"  train.epochs: {{grid: {list(range(1, 102))}}}\n"
-        f"  train.batch_rows: {{grid: {list(range(1, 101))}}}\n",
+        f"  train.batch_size: {{grid: {list(range(1, 101))}}}\n",
         "tune.yaml:1: the grid has 20200 points, allowed are 10000; set max_trials",
     ),
 }
@@ -251,7 +251,7 @@ PBT = """\
 kind: tune
 base: base.yaml
 space:
-  train.optimizer.lr: {log_uniform: [1.0e-4, 0.1]}
+  train.optimizer.lr: {loguniform: [1.0e-4, 0.1]}
 search: {kind: random}
 max_trials: 8
 scheduler: {kind: pbt}
@@ -337,7 +337,7 @@ CONTRADICTIONS = {
         "promote_if needs base.track.register, the model whose champion is meant",
     ),
     "a population on a grid": (
-        PBT.replace("log_uniform: [1.0e-4, 0.1]", "grid: [0.1]"),
+        PBT.replace("loguniform: [1.0e-4, 0.1]", "grid: [0.1]"),
         ["search.kind=grid"],
         "scheduler pbt begins with random points, found search grid",
     ),
@@ -358,16 +358,16 @@ CONTRADICTIONS = {
     ),
     "shapes in a population": (
         PBT.replace(
-            "train.optimizer.lr: {log_uniform: [1.0e-4, 0.1]}",
-            "train.batch_rows: {int_uniform: [8, 64]}",
+            "train.optimizer.lr: {loguniform: [1.0e-4, 0.1]}",
+            "train.batch_size: {randint: [8, 64]}",
         ),
         [],
-        "space.train.batch_rows: scheduler pbt changes numbers while a trial trains, which are those "
+        "space.train.batch_size: scheduler pbt changes numbers while a trial trains, which are those "
         "of train.optimizer, train.clip_norm, model.penalties, model.corruption",
     ),
     "kinds in a population": (
         PBT.replace(
-            "train.optimizer.lr: {log_uniform: [1.0e-4, 0.1]}",
+            "train.optimizer.lr: {loguniform: [1.0e-4, 0.1]}",
             "train.optimizer.kind: {choice: [adam, sgd]}",
         ),
         [],

@@ -113,7 +113,16 @@ def parse_manifest(path: str, text: bytes) -> Manifest:
     if version not in FORMATS:
         known = " and ".join(map(str, FORMATS))
         raise ArtifactError(f"{path}: format {version!r}, this version reads formats {known}")
+    if version == 1:
+        _rename(tree)
     return validated(path, tree)
+
+
+def _rename(tree: dict[str, Any]) -> None:
+    """Give the fields of the job of a format 1 manifest the names of today."""
+    match tree.get("job"):
+        case {"train": {"batch_rows": rows, **rest}, **job}:
+            tree["job"] = job | {"train": rest | {"batch_size": rows}}
 
 
 def validated(path: str, tree: Any) -> Manifest:

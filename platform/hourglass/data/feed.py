@@ -56,20 +56,20 @@ class MemoryFeed:
         features: Features,
         held: NDArray[np.bool_],
         *,
-        batch_rows: int,
+        batch_size: int,
         seed: int,
         worker: int = 0,
         workers: int = 1,
     ) -> None:
         self._rows = features[~held] if held.any() else features
         self._held = features[held]
-        self._batch_rows, self._seed = batch_rows, seed
+        self._batch_rows, self._seed = batch_size, seed
         self._worker, self._workers = worker, workers
 
     @classmethod
-    def parted(cls, train: Features, holdout: Features, *, batch_rows: int, seed: int) -> Self:
+    def parted(cls, train: Features, holdout: Features, *, batch_size: int, seed: int) -> Self:
         """Of rows that are parted already, and neither copied nor changed."""
-        feed = cls(train, np.zeros(len(train), dtype=np.bool_), batch_rows=batch_rows, seed=seed)
+        feed = cls(train, np.zeros(len(train), dtype=np.bool_), batch_size=batch_size, seed=seed)
         feed._held = holdout
         return feed
 
@@ -110,7 +110,7 @@ class StreamFeed:
         read: Callable[[Sequence[Slice]], Iterator[Features]],
         *,
         columns: int,
-        batch_rows: int,
+        batch_size: int,
         seed: int,
         window_rows: int,
         epochs: int = 1,
@@ -124,9 +124,9 @@ class StreamFeed:
         self._open: tuple[range, _Rows] | None = None
         self._columns, self._seed, self._window = columns, seed, window_rows
         self._worker, self._workers = worker, workers
-        self._batch_rows = batch_rows
+        self._batch_rows = batch_size
         rows = sum(count.train for count in counts)
-        self._step_rows = plan.stream_step_rows(rows, batch_rows, workers)
+        self._step_rows = plan.stream_step_rows(rows, batch_size, workers)
 
     @property
     def steps(self) -> int:

@@ -68,10 +68,10 @@ def bounds(rows: int, workers: int) -> list[int]:
     return [rows * worker // workers for worker in range(workers + 1)]
 
 
-def memory_batches(rows: int, batch_rows: int, seed: int, epoch: int) -> list[Indices]:
-    """The global batches of a cached epoch: an exact permutation, cut into `batch_rows`."""
+def memory_batches(rows: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+    """The global batches of a cached epoch: an exact permutation, cut into `batch_size`."""
     order = permutation(rows, seed, epoch)
-    return [order[start : start + batch_rows] for start in range(0, rows, batch_rows)]
+    return [order[start : start + batch_size] for start in range(0, rows, batch_size)]
 
 
 def share_of(batch: Indices, worker: int, workers: int) -> Indices:
@@ -80,12 +80,12 @@ def share_of(batch: Indices, worker: int, workers: int) -> Indices:
     return batch[cuts[worker] : cuts[worker + 1]]
 
 
-def stream_cuts(rows: int, batch_rows: int, workers: int) -> list[int]:
+def stream_cuts(rows: int, batch_size: int, workers: int) -> list[int]:
     """Cut a stream of `rows` rows into one part for each worker: workers + 1 bounds.
 
     The parts are as large as the workers' shares of a batch, so all of them end in the same step.
     """
-    return [rows * cut // batch_rows for cut in bounds(batch_rows, workers)]
+    return [rows * cut // batch_size for cut in bounds(batch_size, workers)]
 
 
 def stream_slices(
@@ -110,21 +110,21 @@ def stream_slices(
 
 
 def epoch_slices(
-    counts: Sequence[GroupCount], seed: int, epoch: int, batch_rows: int, workers: int
+    counts: Sequence[GroupCount], seed: int, epoch: int, batch_size: int, workers: int
 ) -> list[list[Slice]]:
     """What each worker streams in an epoch: the training rows, row groups permuted."""
-    cuts = stream_cuts(sum(count.train for count in counts), batch_rows, workers)
+    cuts = stream_cuts(sum(count.train for count in counts), batch_size, workers)
     return stream_slices(counts, "train", cuts, permutation(len(counts), seed, epoch))
 
 
-def stream_step_rows(rows: int, batch_rows: int, workers: int) -> list[list[int]]:
+def stream_step_rows(rows: int, batch_size: int, workers: int) -> list[list[int]]:
     """Rows of each worker in each step of a streamed epoch: [step][worker].
 
-    Every step but the last has `batch_rows` rows, and each worker reads its own part in order.
+    Every step but the last has `batch_size` rows, and each worker reads its own part in order.
     """
-    full, rest = divmod(rows, batch_rows)
-    sizes = [batch_rows] * full + [rest] * (rest > 0)
-    return [np.diff(stream_cuts(size, batch_rows, workers)).tolist() for size in sizes]
+    full, rest = divmod(rows, batch_size)
+    sizes = [batch_size] * full + [rest] * (rest > 0)
+    return [np.diff(stream_cuts(size, batch_size, workers)).tolist() for size in sizes]
 
 
 def skip_rows(slices: Sequence[Slice], rows: int) -> list[Slice]:

@@ -110,9 +110,9 @@ def _one_epoch(
 ) -> float:
     """The error of the layer's input, mean over units and the rows of all workers."""
     total, rows = torch.zeros((), dtype=torch.float64, device=device), 0
-    for x_BV, batch_rows in batches:
-        total += learn(x_BV, batch_rows, epoch).sum(dtype=torch.float64)
-        rows += batch_rows
+    for x_BV, batch_size in batches:
+        total += learn(x_BV, batch_size, epoch).sum(dtype=torch.float64)
+        rows += batch_size
     return float(peers.sum(total)) / rows
 
 

@@ -66,7 +66,7 @@ def _run(task: Task) -> None:
 
 def _feed(task: Task, rank: int, size: int) -> Feed:
     job = task.run.job
-    common = {"batch_rows": job.train.batch_rows, "seed": job.train.seed}
+    common = {"batch_size": job.train.batch_size, "seed": job.train.seed}
     if task.refs:
         features, held = fetch(task.refs, task.rows.schema)
         return MemoryFeed(features, held, worker=rank, workers=size, **common)

@@ -144,7 +144,7 @@ def _mould(job: TrainJob) -> str:
     shared = {
         "data": job.data.model_dump(mode="json"),
         "model": model,
-        "batch_rows": job.train.batch_rows,
+        "batch_size": job.train.batch_size,
         "scale": job.scale.model_dump(mode="json"),
     }
     return json.dumps(shared, sort_keys=True)

@@ -106,12 +106,12 @@ def explored(value: Any, values: Values, rng: np.random.Generator) -> Any:
         return _beside(sorted(set(values.choice)), value, rng)
     low, high = values.bounds
     factor = FACTORS[rng.integers(2)]
-    if values.quantised is not None or values.int_uniform is not None:
-        step = values.quantised[2] if values.quantised else 1.0
+    if values.quniform is not None or values.randint is not None:
+        step = values.quniform[2] if values.quniform else 1.0
         moved = max(1, round(abs(value * factor - value) / step)) * (1 if factor > 1.0 else -1)
         places, at = math.floor((high - low) / step + 1e-9), round((value - low) / step)
         near = low + step * min(max(at + moved, 0), places)
-        return round(near) if values.int_uniform else float(f"{near:.12g}")
+        return round(near) if values.randint else float(f"{near:.12g}")
     return float(min(max(value * factor, low), high))
 
 

@@ -127,12 +127,12 @@ def suggest(trial: "optuna.Trial", path: str, values: Values) -> Any:
         return values.choice[trial.suggest_categorical(path, list(range(len(values.choice))))]
     if values.uniform is not None:
         return trial.suggest_float(path, *values.uniform)
-    if values.log_uniform is not None:
-        return trial.suggest_float(path, *values.log_uniform, log=True)
-    if values.int_uniform is not None:
-        return trial.suggest_int(path, *values.int_uniform)
-    if values.quantised is not None:
-        low, high, step = values.quantised
+    if values.loguniform is not None:
+        return trial.suggest_float(path, *values.loguniform, log=True)
+    if values.randint is not None:
+        return trial.suggest_int(path, *values.randint)
+    if values.quniform is not None:
+        low, high, step = values.quniform
         top = math.floor((high - low) / step + 1e-9)
         return float(f"{low + step * trial.suggest_int(path, 0, top):.12g}")
     raise ValueError("a grid is not proposed from")

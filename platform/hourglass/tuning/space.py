@@ -89,14 +89,14 @@ def draw(values: Values, rng: np.random.Generator) -> Any:
         return values.choice[rng.integers(len(values.choice))]
     if values.uniform is not None:
         return float(rng.uniform(*values.uniform))
-    if values.log_uniform is not None:
-        low, high = values.log_uniform
+    if values.loguniform is not None:
+        low, high = values.loguniform
         return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
-    if values.int_uniform is not None:
-        low, high = values.int_uniform
+    if values.randint is not None:
+        low, high = values.randint
         return int(rng.integers(low, high, endpoint=True))
-    if values.quantised is not None:
-        low, high, step = values.quantised
+    if values.quniform is not None:
+        low, high, step = values.quniform
         steps = math.floor((high - low) / step + 1e-9)
         return float(f"{low + step * int(rng.integers(steps, endpoint=True)):.12g}")
     raise ValueError("a grid is not drawn from")

@@ -50,17 +50,19 @@ def rule_of(scheduler: Scheduler) -> Rule | None:
 
 
 def asha(own: Curve, before: Sequence[Curve], epoch: int, spec: Asha) -> bool:
-    """At a rung: is it not among the best one in `keep` of those that came there before?
+    """At a rung: is it not among the best one in `reduction_factor` of those that came there before?
 
     Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", section 3.
     """
     rung = spec.grace_epochs
     while rung < epoch:
-        rung *= spec.keep
+        rung *= spec.reduction_factor
     if rung != epoch:
         return False
     there = _finite(one.errors[epoch - 1] for one in before if len(one.errors) >= epoch)
-    return bool(there) and own.errors[epoch - 1] > float(np.quantile(there, 1.0 / spec.keep))
+    return bool(there) and own.errors[epoch - 1] > float(
+        np.quantile(there, 1.0 / spec.reduction_factor)
+    )
 
 
 def median(own: Curve, before: Sequence[Curve], epoch: int, spec: Median) -> bool:

@@ -97,7 +97,7 @@ def _complete(
     device = torch.device("cuda" if share.gpus else "cpu")
     train = runs[0].job.train
     feed = MemoryFeed.parted(
-        placed.train, placed.holdout.copy(), batch_rows=train.batch_rows, seed=train.seed
+        placed.train, placed.holdout.copy(), batch_size=train.batch_size, seed=train.seed
     )
     if len(runs) == 1:
         if storage.exists(storage.join(runs[0].artifact_uri, artifact.MANIFEST)):
