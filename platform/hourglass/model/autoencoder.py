@@ -16,7 +16,7 @@ from hourglass.model.spec import CODE_LOW, ModelSpec
 class AutoencoderModule(nn.Module):
     """Raw rows to code and back, as `spec` says; `unit_data` is true when model space is [0, 1].
 
-    `typical_F` are the errors that `scaled_score` divides by, None without it.
+    `typical_F` is what `scaled_score` divides squared errors by, None without it.
     Raises: ValueError when the network does not fit the number of features.
     """
 

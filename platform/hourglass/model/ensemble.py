@@ -27,7 +27,7 @@ def squared_error(result: Pass) -> Tensor:
 
 
 def scored_error(member: AutoencoderModule, result: Pass) -> Tensor:
-    """What a row's score is the mean of, (B, F): squared errors, beside their typical size if asked for."""
+    """What a row's score is the mean of, (B, F): squared errors, scaled by column if asked for."""
     error_BF = squared_error(result)
     return error_BF if member.typical_F is None else error_BF / member.typical_F
 

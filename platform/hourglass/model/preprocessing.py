@@ -92,27 +92,27 @@ class Range(Strict):
     )
 
     def affine(self, stats: ColumnStats) -> Affine:
-        """(x - mean) / (max - min), and less for levels."""
-        spread = stats.divisor(stats.high - stats.low)
-        return Affine(*stats.centre, spread * self._damping(stats, spread))
-
-    def _damping(self, stats: ColumnStats, spread: Float64s) -> Float64s:
-        """What to divide levels by besides, so that they do not rule the loss.
+        """(x - mean) / (max - min), and less for levels.
 
         The range of a flag is that of a column of measures, but many of the latter's standard deviations:
         rows of a minority would have the largest errors, the code would be spent on them, and `trim` would
         leave them out.
         """
+        spread = stats.divisor(stats.high - stats.low)
+        level = self.level(stats)
+        if level.any():
+            typical = float(np.median((stats.sd / spread)[~level & ~stats.flat]))
+            spread = np.where(level, spread * 2.0 / typical, spread)
+        return Affine(*stats.centre, spread)
+
+    def level(self, stats: ColumnStats) -> NDArray[np.bool_]:
+        """Which columns are levels, (C,): none where no column is a measure to stand beside."""
         if not self.levels:
-            return np.ones_like(spread)
+            return np.zeros_like(stats.flat)
         if stats.distinct is None:
             raise ValueError("scaling range with `levels` needs the number of distinct values")
-        level = (stats.distinct <= self.levels) & ~stats.flat
-        measure = (stats.distinct > self.levels) & ~stats.flat
-        if not measure.any():
-            return np.ones_like(spread)
-        typical = float(np.median((stats.sd / spread)[measure]))
-        return np.where(level, 2.0 / typical, 1.0)
+        few = stats.distinct <= self.levels
+        return few & ~stats.flat & bool((~few & ~stats.flat).any())
 
 
 class Unit(Strict):
@@ -171,6 +171,7 @@ class Preprocessing(nn.Module):
     low_F: Tensor
     high_F: Tensor
     mean_F: Tensor
+    level_F: Tensor
     span_C: Tensor
     mean_C: Tensor
     near_shift_F: Tensor
@@ -190,6 +191,8 @@ class Preprocessing(nn.Module):
             self.register_buffer(name, torch.zeros(columns, dtype=torch.float64))
         for name in ("near_shift_F", "near_rest_F", "near_scale_F"):  # of float32 and byte columns
             self.register_buffer(name, torch.zeros(kept), persistent=False)
+        # Known where the buffers are fitted: calibration asks, no later pass does.
+        self.register_buffer("level_F", torch.zeros(kept, dtype=torch.bool), persistent=False)
         self._wide = self._rest = self._rounded = False
         self.register_load_state_dict_post_hook(_derived)  # type: ignore[no-untyped-call]
 
@@ -202,6 +205,7 @@ class Preprocessing(nn.Module):
         kept = np.flatnonzero(~stats.flat) if drop_constant else np.arange(len(stats.flat))
         shift_C, rest_C, scale_C = scaling.affine(stats)
         rounded_C = stats.flat & (stats.high > stats.low) & (shift_C == stats.low)
+        level_C = scaling.level(stats) if scaling.kind == "range" else np.zeros_like(stats.flat)
         module = cls(len(stats.flat), len(kept))
 
         def scaled(raw_C: Float64s, more_C: Float64s | float = 0.0) -> Float64s:
@@ -217,6 +221,7 @@ class Preprocessing(nn.Module):
             "low_F": scaled(stats.low),
             "high_F": scaled(stats.high),
             "mean_F": scaled(*stats.centre),
+            "level_F": level_C[kept],
             "span_C": stats.divisor(stats.high - stats.low),
             "mean_C": stats.centre[0],
         }

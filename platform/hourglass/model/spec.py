@@ -54,8 +54,8 @@ class ModelSpec(Strict):
     )
     scaled_score: bool = Field(
         False,
-        description="The score divides each column's squared error by its mean over the training "
-        "rows, so that a column that is hard to reconstruct does not outweigh the others.",
+        description="The score divides each column's squared error by a scale of the column's own, "
+        "so that one that is hard to reconstruct does not outweigh the others.",
     )
     penalties: tuple[Penalty, ...] = Field((), description="Terms added to the loss, by name.")
     adversary: Adversary | None = Field(

@@ -29,7 +29,7 @@ def scores(look: Look) -> Section:
     )
     meaning = "its mean squared error in model space"
     if look.predictor.module.spec.scaled_score:
-        meaning = "the mean over columns of its squared error beside that column's usual one"
+        meaning = "the mean over columns of its squared error, each on a scale of its own"
     label = [look.label] if look.label is not None else []
     columns = ["shard, row group, row", *label, "score"]
     columns += [f"worst feature {index + 1}" for index in range(FEATURES)]

@@ -21,6 +21,10 @@ MOST_ROWS = 2**20
 MOST_CODES = 2**14
 GOLDEN_ROWS = 8
 FLOOR, TINY = 1e-3, 1e-30
+ERROR_WEIGHT = 0.8
+"""Of the mean squared error, beside the variance, in what a scaled score divides errors by."""
+UNKNOWN_LEVEL = 0.25
+"""The mean part of a level without relation to other columns, where that of a measure is 1."""
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 
 
@@ -84,28 +88,43 @@ def calibrate(
 def _set_typical_errors(
     members: Sequence[AutoencoderModule], feed: Feed, peers: Peers, device: torch.device
 ) -> None:
-    """Give each member the mean squared error of each column over the training rows.
+    """Give each member what it divides each column's squared error by, from the training rows.
 
-    No column's counts as less than a thousandth of the mean of all, and that of a constant one, whose
-    errors say nothing of its rows, as no less than that mean.
+    Of a measure, the geometric mean of its mean squared error and its variance, weighted 4 to 1, times a
+    constant that makes the parts of all measures 1 in the mean: beside its error alone, a column that the
+    model knows almost exactly would matter as much as any other; beside its variance alone, one that it
+    cannot know would rule. Of a level, its error; one that the model cannot know weighs a quarter, since
+    the errors of a rare level are large in all rows of it.
+    No column's error counts as less than a thousandth of the mean of all, and that of a constant one,
+    whose errors say nothing of its rows, as no less than that mean.
     """
     sums = [
-        torch.zeros(len(m.preprocessing.kept_F), dtype=torch.float64, device=device)
+        torch.zeros((2, len(m.preprocessing.kept_F)), dtype=torch.float64, device=device)
         for m in members
     ]
     rows = torch.zeros((), dtype=torch.float64, device=device)
     for batch in islice(feed.train(0), feed.steps):
         part = torch.from_numpy(batch.rows).to(device)
         rows += len(part)
-        for member, sum_F in zip(members, sums, strict=True):
-            sum_F += squared_error(member(part)).sum(dim=0, dtype=torch.float64)
+        for member, sum_2F in zip(members, sums, strict=True):
+            result = member(part)
+            away_BF = result.clean_BF - member.preprocessing.mean_F
+            sum_2F[0] += squared_error(result).sum(dim=0, dtype=torch.float64)
+            sum_2F[1] += away_BF.square().sum(dim=0, dtype=torch.float64)
     total = peers.sum(rows)
-    for member, sum_F in zip(members, sums, strict=True):
-        mean_F = peers.sum(sum_F) / total
+    for member, sum_2F in zip(members, sums, strict=True):
+        error_F, variance_F = peers.sum(sum_2F) / total
         constant_F = member.preprocessing.low_F >= member.preprocessing.high_F
-        least_F = torch.where(constant_F, 1.0, FLOOR) * mean_F.mean()
+        error_F = error_F.maximum(torch.where(constant_F, 1.0, FLOOR) * error_F.mean())
+        error_F = error_F.clamp(min=TINY)
+        spread_F = torch.where(constant_F, error_F, variance_F).clamp(min=TINY)
+        scale_F = error_F**ERROR_WEIGHT * spread_F ** (1.0 - ERROR_WEIGHT)
+        level_F = member.preprocessing.level_F
+        part = (error_F / scale_F)[~level_F].mean()
         assert member.typical_F is not None
-        member.typical_F.copy_(mean_F.maximum(least_F).clamp(min=TINY))
+        unknown_F = (error_F / spread_F).clamp(max=1.0)
+        weight_F = 1.0 - (1.0 - UNKNOWN_LEVEL) * unknown_F
+        member.typical_F.copy_(torch.where(level_F, error_F / weight_F, scale_F * part))
 
 
 def other_quantile(what: str, kept: Calibration, quantile: float) -> str | None:
