@@ -29,14 +29,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from hourglass.cluster.connect import connection
+from hourglass.config.files import load_kind
+from hourglass.config.train import TrainJob
 from hourglass.data.demo import write_lorenz
 from hourglass.inference.generate import denoise, psnr
 from hourglass.inference.neighbours import Index, precision_at
 from hourglass.inference.predictor import Predictor
 from hourglass.inference.probe import classify
-from hourglass.job_files import load_kind
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.training import launch
 
 ROOT = Path(__file__).parents[1]

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
 from hourglass.data import stats
 from hourglass.data.decode import read_chunks
 from hourglass.data.feed import MemoryFeed
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.schema import Features
-from hourglass.job_files import parse
-from hourglass.spec import TrainJob
 from hourglass.training import members, packed
 from hourglass.training.collective import Alone
 

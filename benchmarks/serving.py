@@ -31,7 +31,7 @@ from ray.serve.handle import DeploymentHandle
 from hourglass import Autoencoder, load
 from hourglass.cluster import tokens
 from hourglass.cluster.connect import connection
-from hourglass.serving import schemas
+from hourglass.config.serve import load as load_serve_file
 from hourglass.serving.run import deployed
 from hourglass.settings import Settings
 
@@ -154,7 +154,7 @@ def measure(home: Path) -> dict[str, object]:
     names = ("bare", "one", "arrow", "forward", "bare_serve")
     taken: dict[str, list[float]] = {name: [] for name in names}
     try:
-        with connection(settings=settings), deployed(schemas.load(file), settings):
+        with connection(settings=settings), deployed(load_serve_file(file), settings):
             path = "/models/bench/encode"
             calls: dict[str, Callable[[], Callable[[], object]]] = {
                 "bare": lambda: poster(bare_port, "/", one, plain),

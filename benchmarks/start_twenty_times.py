@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hourglass.cluster.connect import connection
-from hourglass.job_files import parse
+from hourglass.config.files import parse
 from hourglass.settings import Settings
 
 LIMIT_S = 120.0

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hourglass.cluster.connect import connection
-from hourglass.job_files import parse
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.training.launch import train
 
 BYTES = 2 * 10**9

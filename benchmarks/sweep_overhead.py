@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from hourglass.cluster.connect import connection
+from hourglass.config.files import parse
+from hourglass.config.tune import TuneJob
 from hourglass.data.demo import write_digits
 from hourglass.data.feed import MemoryFeed
-from hourglass.job_files import parse
 from hourglass.settings import Settings
 from hourglass.training import members
 from hourglass.training.collective import Alone
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import sweep
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.sweep import Swept

@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from hourglass.cluster.connect import connection
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
 from hourglass.data.decode import read_chunks
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.schema import Features
-from hourglass.job_files import parse
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.training.launch import train
 from mnist import shards
 

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from hourglass import artifact
+from hourglass.config.files import AnyJob
+from hourglass.config.train import ScoreJob, TrainJob
+from hourglass.config.tune import TuneJob
 from hourglass.data import unlikely
 from hourglass.data.decode import read_tables, to_matrix
 from hourglass.data.footer import open_shard
@@ -16,12 +19,9 @@ from hourglass.data.schema import Features, FeatureSchema, require_columns
 from hourglass.data.stats import measure, merge_all
 from hourglass.data.unlikely import Sample
 from hourglass.errors import DataError, HourglassError
-from hourglass.job_files import AnyJob
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob, TrainJob
 from hourglass.tracking.registry import resolve
 from hourglass.training.build import require_width
-from hourglass.tune_job import TuneJob
 
 LOOKED_AT = 8
 """Shards of which the first rows are looked at, spread over all of them."""

@@ -18,17 +18,17 @@ from rich.table import Table
 from hourglass import run
 from hourglass.cluster import tokens
 from hourglass.cluster.connect import connection
+from hourglass.config import serve
+from hourglass.config.files import load_kind
+from hourglass.config.train import ScoreJob, TrainJob
 from hourglass.data.demo import write_digits
 from hourglass.data.manifest import scan
 from hourglass.data.reading import groups, of
 from hourglass.errors import RegistryError, SpecError
 from hourglass.inference.predictor import Predictor
-from hourglass.job_files import load_kind
 from hourglass.progress import console
-from hourglass.serving import schemas
 from hourglass.serving.run import deployed
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob, TrainJob
 from hourglass.tracking import registry
 
 TRAIN, SCORE, SERVE = "jobs/digits/train.yaml", "jobs/digits/score.yaml", "serve/local.yaml"
@@ -108,7 +108,7 @@ def _call_endpoints(
     settings: Settings, rows: NDArray[np.uint8], say: Callable[..., None]
 ) -> NDArray[np.float64]:
     """Start the endpoints, ask for the anomaly scores of `rows` over HTTP, stop them."""
-    file = schemas.load(SERVE, [f"http_options.port={_free_port()}"])
+    file = serve.load(SERVE, [f"http_options.port={_free_port()}"])
     path = settings.root / tokens.SERVE_TOKEN
     token = tokens.ensure_token(path)
     if settings.serve_token is not None:

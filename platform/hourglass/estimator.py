@@ -21,7 +21,9 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from hourglass import artifact, in_memory, job_files, parameters
+from hourglass import artifact, in_memory, parameters
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
 from hourglass.data import arrays
 from hourglass.data.arrays import VECTOR, Rows
 from hourglass.data.decode import FLOAT32_MAX, bounded
@@ -30,7 +32,6 @@ from hourglass.inference import generate
 from hourglass.inference.layers import deep_features
 from hourglass.inference.neighbours import Index
 from hourglass.inference.predictor import Predictor
-from hourglass.spec import TrainJob
 from hourglass.training.state import Record
 
 Kind = TypeVar("Kind", bound=np.generic)
@@ -331,7 +332,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         loaded = artifact.rebuild(path, files)
         rows = artifact.parse_tensors(artifact.GOLDEN, files[artifact.GOLDEN])["rows"]
         try:
-            job = job_files.parse(loaded.manifest.job)
+            job = parse(loaded.manifest.job)
         except SpecError as error:
             raise ArtifactError(f"{path}: its job does not fit this version\n{error}") from None
         if not isinstance(job, TrainJob):

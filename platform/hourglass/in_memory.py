@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hourglass import artifact, job_files
+from hourglass import artifact
 from hourglass.artifact import Artifact
+from hourglass.config import files
+from hourglass.config.train import TrainJob
 from hourglass.data import arrays, unlikely
 from hourglass.data.arrays import Rows
 from hourglass.data.feed import MemoryFeed
@@ -23,7 +25,6 @@ from hourglass.data.stats import Stats
 from hourglass.data.unlikely import Sample
 from hourglass.errors import SpecError
 from hourglass.model.preprocessing import counts_levels
-from hourglass.spec import TrainJob
 from hourglass.training import members, provenance
 from hourglass.training.build import build, feature_record, require_values
 from hourglass.training.calibrate import calibrate
@@ -86,7 +87,7 @@ def fit(
         features=feature_record(job, schema, lead),
         calibration=calibration,
         metrics=trained.best | agreement,
-        job=job_files.dump(job),
+        job=files.dump(job),
         provenance={
             "dataset": dataset,
             **provenance.software("scikit-learn"),

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from hourglass import job_files
+from hourglass.config import files
+from hourglass.config.train import TrainJob
 from hourglass.errors import SpecError
 from hourglass.model.dense import Dense
 from hourglass.model.presets import WHOLE
-from hourglass.spec import TrainJob
 
 DENSE = tuple(name for name in Dense.model_fields if name != "kind")
 """Fields of the dense network, each a parameter of the estimator."""
@@ -62,7 +62,7 @@ def job_of(
         "scale": {"accelerator": given["accelerator"]},
         "quantile": given["quantile"],
     }
-    job = job_files.parse(_plain(tree))
+    job = files.parse(_plain(tree))
     assert isinstance(job, TrainJob)
     return job
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:  # they bring PyTorch, and looking at shards shows progress too
+    from hourglass.config.train import TrainJob
     from hourglass.inference.parts import Tally
-    from hourglass.spec import TrainJob
     from hourglass.training.state import Record
 
 

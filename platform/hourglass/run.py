@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hourglass import tracking
+from hourglass.config.train import ScoreJob, TrainJob
+from hourglass.config.tune import TuneJob
 from hourglass.inference import batch
 from hourglass.inference.batch import Scored
 from hourglass.progress import ScoreProgress, TrainProgress, bar
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob, TrainJob
 from hourglass.tracking import Finished, Tracker
 from hourglass.tracking.registry import Resolved, resolve
 from hourglass.training import launch
 from hourglass.training.launch import Outcome
 from hourglass.training.state import Record
-from hourglass.tune_job import TuneJob
 
 if TYPE_CHECKING:
     from hourglass.tuning.conclude import Concluded

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from hourglass import job_files, tracking
+from hourglass import tracking
+from hourglass.config import files
 from hourglass.settings import Settings
 from hourglass.tracking import registry
 
@@ -43,7 +44,7 @@ def recorded(
     folder = tmp_path_factory.mktemp("ui")
     settings = Settings.model_validate({"home": folder / "home", "MLFLOW_TRACKING_URI": None})
     save_artifact(folder / "artifact")
-    job = job_files.parse(
+    job = files.parse(
         {
             "kind": "train",
             "name": "digits",

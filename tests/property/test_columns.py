@@ -19,6 +19,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from hourglass import Autoencoder, load
+from hourglass.config.serve import Limits
 from hourglass.data.decode import FLOAT32_MAX
 from hourglass.data.manifest import scan
 from hourglass.data.stats import measure, merge_all
@@ -36,7 +37,6 @@ from hourglass.model.preprocessing import (
 from hourglass.serving.arrow import decode_arrow, encode_arrow
 from hourglass.serving.limits import RequestError
 from hourglass.serving.rows import Expected, decode_json
-from hourglass.serving.schemas import Limits
 
 ROWS = 400
 SHAPES = {

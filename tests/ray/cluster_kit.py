@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hourglass.cluster.connect import connection
+from hourglass.config.train import TrainJob
 from hourglass.data import reading, stats
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.manifest import Manifest
 from hourglass.data.plan import GroupCount
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.training import state
 from hourglass.training.build import build
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from hourglass import artifact
 from hourglass.artifact import Artifact
-from hourglass.job_files import parse
+from hourglass.config.files import parse
+from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.training.state import Record
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import sweep
 from hourglass.tuning.leaderboard import Entry, Leaderboard
 from hourglass.tuning.space import Point

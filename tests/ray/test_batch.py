@@ -24,14 +24,14 @@ import ray
 
 from hourglass import artifact, storage
 from hourglass.cluster.connect import connection
+from hourglass.config.files import load_kind
+from hourglass.config.train import ScoreJob
 from hourglass.data.manifest import Shard
 from hourglass.errors import ArtifactError, ClusterError, DataError
 from hourglass.inference import batch, parts
 from hourglass.inference.parts import Tally
 from hourglass.inference.predictor import Predictor
-from hourglass.job_files import load_kind
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob
 from hourglass.tracking.registry import resolve
 
 EVERY = ("code", "hash", "score", "reconstruction", "feature_errors")

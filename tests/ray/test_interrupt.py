@@ -24,8 +24,8 @@ import ray.util
 import yaml
 
 from hourglass import artifact
-from hourglass.job_files import dump, parse
-from hourglass.spec import TrainJob
+from hourglass.config.files import dump, parse
+from hourglass.config.train import TrainJob
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -20,10 +20,10 @@ import pytest
 from ray import serve
 
 from hourglass.cluster.connect import connection
+from hourglass.config.serve import SERVE, ServeFile, ServeSpec
 from hourglass.inference.predictor import Predictor
 from hourglass.serving.app import build
 from hourglass.serving.run import deployed
-from hourglass.serving.schemas import SERVE, ServeFile, ServeSpec
 from hourglass.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))

@@ -22,12 +22,12 @@ import ray
 import torch
 
 from hourglass import artifact, run, storage
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
 from hourglass.errors import DataError, HourglassError, SpecError, TrainingError
 from hourglass.inference.predictor import Predictor
-from hourglass.job_files import parse
 from hourglass.report import report
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.tracking import mlflow
 from hourglass.training import launch
 from hourglass.training.board import KINDS, Board, Listening

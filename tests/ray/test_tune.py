@@ -10,11 +10,11 @@ import psutil
 import pytest
 import torch
 
+from hourglass.config.files import load_kind
+from hourglass.config.tune import TuneJob
 from hourglass.errors import DataError
-from hourglass.job_files import load_kind
 from hourglass.report.referee import pca
 from hourglass.settings import Settings
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Leaderboard
 from hourglass.tuning.space import points

@@ -16,10 +16,10 @@ import ray
 import yaml
 
 from hourglass import artifact, run
-from hourglass.job_files import dump
+from hourglass.config.files import dump
+from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.space import points
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -15,7 +15,7 @@ import kubernetes_validate
 import yaml
 from pydantic import ValidationError
 
-from hourglass.serving.schemas import SERVE
+from hourglass.config.serve import SERVE
 
 Object = dict[str, Any]
 

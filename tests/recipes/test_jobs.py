@@ -7,9 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
-from hourglass import job_files, spec, tune_job
+from hourglass.config import files, serve, train, tune
 from hourglass.errors import SpecError
-from hourglass.serving import schemas
 from hourglass.tuning.space import points
 
 ROOT = Path(__file__).parents[2]
@@ -20,18 +19,18 @@ TUNE = sorted(ROOT.glob("tune_spaces/*.yaml"))
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_jobs_validate(path: Path) -> None:
-    job = job_files.load(path)
+    job = files.load(path)
     assert job.kind == path.stem
-    assert job_files.parse(job_files.dump(job)) == job
+    assert files.parse(files.dump(job)) == job
 
 
 @pytest.mark.parametrize("path", TUNE, ids=lambda path: path.name)
 def test_all_points_of_a_grid_and_twenty_draws_of_a_space_are_jobs(path: Path) -> None:
-    sweep = job_files.load(path)
-    assert isinstance(sweep, tune_job.TuneJob)
-    assert job_files.parse(job_files.dump(sweep)) == sweep
+    sweep = files.load(path)
+    assert isinstance(sweep, tune.TuneJob)
+    assert files.parse(files.dump(sweep)) == sweep
     trials = sweep.max_trials if sweep.search.kind == "grid" else 20
-    found = points(tune_job.TuneJob.model_validate({**dict(sweep), "max_trials": trials}))
+    found = points(tune.TuneJob.model_validate({**dict(sweep), "max_trials": trials}))
     assert [point.reason for point in found] == [""] * len(found)
     assert len(found) == trials or sweep.search.kind == "grid"
     swept = {path for point in found for path in point.values}
@@ -47,7 +46,7 @@ def test_tune_files_fit_the_schema_on_disk(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SERVE, ids=lambda path: path.name)
 def test_serve_files_validate_and_stay_on_loopback(path: Path) -> None:
-    assert schemas.load(path).http_options.host == "127.0.0.1"
+    assert serve.load(path).http_options.host == "127.0.0.1"
 
 
 @pytest.mark.parametrize("path", JOBS + SERVE + TUNE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -63,10 +62,10 @@ def test_headers_say_purpose_cost_and_result(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "adapter"),
     [
-        ("train", spec.TRAIN),
-        ("score", spec.SCORE),
-        ("tune", tune_job.TUNE),
-        ("serve", schemas.SERVE),
+        ("train", train.TRAIN),
+        ("score", train.SCORE),
+        ("tune", tune.TUNE),
+        ("serve", serve.SERVE),
     ],
 )
 def test_schemas_on_disk_are_those_of_the_code(name: str, adapter: object) -> None:
@@ -81,4 +80,4 @@ def test_a_header_without_its_words_is_noticed(tmp_path: Path) -> None:
     with pytest.raises((AssertionError, IndexError)):
         test_headers_say_purpose_cost_and_result(path)
     with pytest.raises(SpecError):
-        job_files.load(path)
+        files.load(path)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from hourglass import artifact, run, tracking
+from hourglass.config.train import TrainJob
 from hourglass.errors import DataError
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.tracking import facts, model, registry, tracker
 from hourglass.tracking import mlflow as store
 from hourglass.tracking.spool import Spool

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from hourglass import cli, job_files
+from hourglass import cli
+from hourglass.config import files
+from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 from hourglass.tracking import registry, tracker, trials
 from hourglass.tracking.spool import Spool
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import conclude, leaderboard, record
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
 from hourglass.tuning.sweep import Swept
@@ -36,7 +37,7 @@ Save = Callable[..., str]
 
 
 def sweep(name: str, register: str | None = None, **fields: Any) -> TuneJob:
-    made = job_files.parse(
+    made = files.parse(
         {
             "kind": "tune",
             "name": name,

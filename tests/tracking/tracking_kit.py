@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hourglass import artifact, job_files, spec
+from hourglass import artifact
+from hourglass.config import files
+from hourglass.config.train import TrainJob
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 
@@ -16,9 +18,9 @@ def at(home: Path, uri: str | None = None) -> Settings:
     return Settings.model_validate({"home": home, "MLFLOW_TRACKING_URI": uri})
 
 
-def job(name: str, register: str | None = None, **train: Any) -> spec.TrainJob:
+def job(name: str, register: str | None = None, **train: Any) -> TrainJob:
     """A job of the experiment `digits`."""
-    made = job_files.parse(
+    made = files.parse(
         {
             "kind": "train",
             "name": name,
@@ -28,7 +30,7 @@ def job(name: str, register: str | None = None, **train: Any) -> spec.TrainJob:
             "track": {"experiment": "digits"} | ({"register": register} if register else {}),
         }
     )
-    assert isinstance(made, spec.TrainJob)
+    assert isinstance(made, TrainJob)
     return made
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hourglass import artifact, storage
+from hourglass.config.train import TrainJob
 from hourglass.data import stats
 from hourglass.data.manifest import Manifest
 from hourglass.data.schema import FeatureSchema
@@ -30,7 +31,6 @@ from hourglass.errors import (
     WriteError,
 )
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.training import launch
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone

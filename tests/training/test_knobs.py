@@ -12,20 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hourglass.config.files import dump, parse
+from hourglass.config.train import TrainJob
+from hourglass.config.tune import TuneJob
 from hourglass.data import reading
 from hourglass.data.prepare import open_dataset
 from hourglass.data.reading import Census, _census, _ReadAll
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import measure
 from hourglass.errors import SpecError
-from hourglass.job_files import dump, parse
-from hourglass.spec import TrainJob
 from hourglass.training import launch
 from hourglass.training.build import build
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete
 from hourglass.training.knobs import certify
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.rows import Rows
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from hourglass.config.train import TrainJob
 from hourglass.data import stats
 from hourglass.data.feed import Feed
 from hourglass.errors import DataError, SpecError, TrainingError
-from hourglass.spec import TrainJob
 from hourglass.training import calibrate as calibration
 from hourglass.training import loop, members, phases
 from hourglass.training.calibrate import calibrate, rank_agreement

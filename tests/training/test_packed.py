@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from hourglass import artifact
+from hourglass.config.train import TrainJob
 from hourglass.data import stats
 from hourglass.data.schema import FeatureSchema
 from hourglass.errors import HourglassError, SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.spec import TrainJob
 from hourglass.training import complete as completing
 from hourglass.training import members, packed, stacked
 from hourglass.training.collective import Alone

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from hourglass import Autoencoder
+from hourglass.config.train import TrainJob
 from hourglass.data import stats
 from hourglass.data.feed import MemoryFeed
 from hourglass.errors import SpecError, TrainingError
 from hourglass.model import rbm
-from hourglass.spec import TrainJob
 from hourglass.training import phases
 from hourglass.training.build import build
 from hourglass.training.checkpoint import Checkpoints

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hourglass.spec import TrainJob
+from hourglass.config.train import TrainJob
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.state import State
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
 from hourglass.data import plan, stats
 from hourglass.data.feed import Batch, Feed, MemoryFeed, StreamFeed
 from hourglass.data.plan import GroupCount, Slice
-from hourglass.job_files import parse
-from hourglass.spec import TrainJob
 from hourglass.training import loop, state
 from hourglass.training.build import build
 from hourglass.training.collective import Alone

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from hourglass import artifact
+from hourglass.config.serve import ServeSpec
 from hourglass.inference.predictor import Predictor
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import ColumnStats, Preprocessing, Unit
@@ -17,7 +18,6 @@ from hourglass.model.spec import ModelSpec
 from hourglass.serving import auth
 from hourglass.serving.answers import Arrays, Ask, Card, answer_all
 from hourglass.serving.http import create_app
-from hourglass.serving.schemas import ServeSpec
 
 TOKEN = "a-token-of-the-tests"
 BEARER = {"authorization": f"Bearer {TOKEN}"}

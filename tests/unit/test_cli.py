@@ -163,8 +163,8 @@ def test_an_interrupted_command_says_what_becomes_of_the_work(
 
     handled: dict[int, Any] = {}
     monkeypatch.setattr(signal, "signal", handled.__setitem__)
-    monkeypatch.setattr("hourglass.spec_errors.read_yaml", interrupt)
-    monkeypatch.setattr("hourglass.job_files.load_kind", interrupt)
+    monkeypatch.setattr("hourglass.config.errors.read_yaml", interrupt)
+    monkeypatch.setattr("hourglass.config.files.load_kind", interrupt)
     monkeypatch.setattr("hourglass.cluster.start.find", interrupt)
     monkeypatch.setattr(sys, "argv", ["hourglass", *command])
     with pytest.raises(SystemExit) as end:

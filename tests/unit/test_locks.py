@@ -20,10 +20,10 @@ import s3fs
 from botocore.exceptions import ClientError
 
 from hourglass import run, storage
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
 from hourglass.errors import DataError, WriteError
-from hourglass.job_files import parse
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.tracking import locks
 from hourglass.tracking.spool import Spool
 from hourglass.training import launch

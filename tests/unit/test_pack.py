@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from hourglass import trees
-from hourglass.job_files import parse
-from hourglass.spec import TrainJob
+from hourglass.config import paths
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
 from hourglass.tuning.pack import Dealt, deal, obstacle, packs, pays
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -30,7 +30,7 @@ TOP_K = {"kind": "top_k", "k": 1}
 def job(values: dict[str, Any]) -> TrainJob:
     tree = copy.deepcopy(BASE)
     for path, value in values.items():
-        trees.put(tree, path, value, path)
+        paths.put(tree, path, value, path)
     made = parse(tree)
     assert isinstance(made, TrainJob)
     return made

@@ -21,15 +21,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 from hourglass import Autoencoder, artifact, cli, storage
+from hourglass.config.files import load_kind
+from hourglass.config.train import TrainJob
 from hourglass.errors import ArtifactError, RegistryError, SpecError
-from hourglass.job_files import load_kind
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import ModelSpec
 from hourglass.report import drawing, network
 from hourglass.report.layers import aside, layers, outline, pretraining, summary
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 
 ROOT = Path(__file__).parents[2]
 TRAIN = sorted(ROOT.glob("jobs/*/train.yaml"))

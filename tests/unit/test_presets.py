@@ -5,12 +5,12 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
+from hourglass.config.files import dump, parse
+from hourglass.config.train import TRAIN, TrainJob
 from hourglass.errors import SpecError
-from hourglass.job_files import dump, parse
 from hourglass.model.dense import Dense
 from hourglass.model.presets import PRESETS, Preset
 from hourglass.model.spec import ModelSpec
-from hourglass.spec import TRAIN, TrainJob
 
 
 def model(**fields: Any) -> ModelSpec:

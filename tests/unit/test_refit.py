@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hourglass import Autoencoder
+from hourglass.config.files import parse
+from hourglass.config.tune import TuneJob
 from hourglass.errors import DataError
-from hourglass.job_files import parse
 from hourglass.settings import Settings
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
 from hourglass.tuning.refit import on_all_rows
 

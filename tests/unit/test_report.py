@@ -19,7 +19,9 @@ import pytest
 from typer.testing import CliRunner
 
 import hourglass
-from hourglass import Autoencoder, artifact, cli, job_files, spec, tracking
+from hourglass import Autoencoder, artifact, cli, tracking
+from hourglass.config import files
+from hourglass.config.train import TrainJob
 from hourglass.data import plan
 from hourglass.data.manifest import scan
 from hourglass.errors import DataError, RegistryError
@@ -796,7 +798,7 @@ def test_a_registered_models_page_goes_to_its_run(
     pictured: tuple[str, str], settings: Settings, tmp_path: Path
 ) -> None:
     model, uri = pictured
-    job = job_files.parse(
+    job = files.parse(
         {
             "kind": "train",
             "name": "seen",
@@ -805,7 +807,7 @@ def test_a_registered_models_page_goes_to_its_run(
             "track": {"experiment": "seen", "register": "seen"},
         }
     )
-    assert isinstance(job, spec.TrainJob)
+    assert isinstance(job, TrainJob)
     run = tracking.start(settings, job, {"name": "seen", "uri": uri, "digest": "d" * 64})
     finished = run.finish("finished", model)
     out = tmp_path / "page.html"

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hourglass import storage
+from hourglass.config.train import ScoreJob
 from hourglass.errors import DataError
 from hourglass.inference import batch, parts
 from hourglass.inference.parts import Tally
 from hourglass.inference.predictor import Predictor
-from hourglass.spec import ScoreJob
 
 SHARDS = 3
 

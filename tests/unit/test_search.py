@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hourglass.job_files import parse
-from hourglass.sweeps import Pbt, Stop, Values
-from hourglass.tune_job import TuneJob
+from hourglass.config.files import parse
+from hourglass.config.search import Pbt, Stop, Values
+from hourglass.config.tune import TuneJob
 from hourglass.tuning import trials
 from hourglass.tuning.population import Slot, children, ends, explored
 from hourglass.tuning.search import Searching, empty_places, search

@@ -10,10 +10,10 @@ import pytest
 
 from hourglass import storage
 from hourglass.artifact import Calibration
-from hourglass.job_files import parse
+from hourglass.config.files import parse
+from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.training.checkpoint import COMMIT, STATE
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import stopped, sweep, trials
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.on_disk import OnDisk

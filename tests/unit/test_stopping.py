@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
-from hourglass.sweeps import Asha, Median, NoScheduler, Scheduler
+from hourglass.config.search import Asha, Median, NoScheduler, Scheduler
 from hourglass.tuning.stopping import Stopping
 
 EPOCHS = 12

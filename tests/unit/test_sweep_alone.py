@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from hourglass import artifact, storage
+from hourglass.config.files import parse
+from hourglass.config.tune import TuneJob
 from hourglass.errors import DataError
-from hourglass.job_files import parse
 from hourglass.settings import Settings
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import conclude, leaderboard, sweep
 from hourglass.tuning.leaderboard import Entry, Leaderboard
 

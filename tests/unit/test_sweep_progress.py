@@ -8,8 +8,8 @@ import pytest
 import ray
 from rich.console import Console
 
-from hourglass.job_files import parse
-from hourglass.tune_job import TuneJob
+from hourglass.config.files import parse
+from hourglass.config.tune import TuneJob
 from hourglass.tuning import progress, trials
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.progress import SweepProgress

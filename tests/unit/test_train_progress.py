@@ -7,10 +7,10 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from hourglass.job_files import parse
+from hourglass.config.files import parse
+from hourglass.config.train import TrainJob
+from hourglass.config.tune import TuneJob
 from hourglass.progress import Bar, TrainProgress, bar, console
-from hourglass.spec import TrainJob
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import progress
 
 NETWORK = {"network": {"kind": "dense", "widths": [3]}}

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hourglass.job_files import parse
+from hourglass.config.files import parse
+from hourglass.config.optimizers import Adam
+from hourglass.config.search import Values
+from hourglass.config.tune import TuneJob
 from hourglass.model.code import TopK
 from hourglass.model.corruption import Ones, Zeros
-from hourglass.optimizers import Adam
-from hourglass.sweeps import Values
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.space import draw, points
 
 BASE = {

@@ -28,15 +28,15 @@ from pydantic import TypeAdapter
 from hourglass import artifact, check, cli, report, storage
 from hourglass.cluster import start, tokens
 from hourglass.cluster.start import Head
+from hourglass.config.files import parse
+from hourglass.config.train import ScoreJob
 from hourglass.data import demo
 from hourglass.data.manifest import scan
 from hourglass.errors import ArtifactError, DataError, HourglassError, WriteError
 from hourglass.inference import batch, parts
 from hourglass.inference.parts import Item, Options
 from hourglass.inference.predictor import Predictor
-from hourglass.job_files import parse
 from hourglass.settings import Settings
-from hourglass.spec import ScoreJob
 from hourglass.tracking import registry
 from hourglass.tracking.registry import Version
 from hourglass.tracking.spool import Spool

@@ -123,18 +123,18 @@ def render(
 
     import yaml
 
-    from hourglass import job_files
     from hourglass.cluster import render as objects
+    from hourglass.config import files
     from hourglass.errors import SpecError
 
-    job = job_files.load(file, overrides or ())
+    job = files.load(file, overrides or ())
     if job.kind == "tune":
         raise SpecError(f"{file}: a tune job; render takes train and score jobs")
     workers = job.scale.workers if job.kind == "train" else job.workers
     cpus = job.scale.cpus_per_worker if job.kind == "train" else 1
     accelerator = job.scale.accelerator if job.kind == "train" else job.accelerator
     found = objects.manifests(
-        yaml.safe_dump(job_files.dump(job), sort_keys=False),
+        yaml.safe_dump(files.dump(job), sort_keys=False),
         job.name or "job",
         image=image,
         workers=1 if workers == "auto" else workers,

@@ -18,24 +18,23 @@ def check(
     """Validate a job or serve file and print what it resolves to; reports every mistake at once."""
     import yaml
 
-    from hourglass import job_files, spec_errors
+    from hourglass.config import errors, files, serve
     from hourglass.errors import SpecError
-    from hourglass.serving import schemas
 
-    if schemas.is_serve_file(spec_errors.read_yaml(file)[0]):
+    if serve.is_serve_file(errors.read_yaml(file)[0]):
         if data:
             raise SpecError(f"{file}: a serve file names no shards; run it without --data")
-        tree = schemas.load(file, overrides or ()).model_dump(mode="json", exclude_none=True)
+        tree = serve.load(file, overrides or ()).model_dump(mode="json", exclude_none=True)
         typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
         return
-    job = job_files.load(file, overrides or ())
+    job = files.load(file, overrides or ())
     shards = ""
     if data:
         from hourglass.check import against_shards
         from hourglass.settings import Settings
 
         shards = f"# {against_shards(file, job, Settings())}\n"
-    typer.echo(yaml.safe_dump(job_files.dump(job), sort_keys=False) + shards, nl=False)
+    typer.echo(yaml.safe_dump(files.dump(job), sort_keys=False) + shards, nl=False)
 
 
 def schema(
@@ -49,14 +48,14 @@ def schema(
 
     from pydantic import TypeAdapter
 
-    from hourglass import spec, storage, tune_job
-    from hourglass.serving import schemas
+    from hourglass import storage
+    from hourglass.config import serve, train, tune
 
     every: dict[str, TypeAdapter[Any]] = {
-        "train": spec.TRAIN,
-        "score": spec.SCORE,
-        "tune": tune_job.TUNE,
-        "serve": schemas.SERVE,
+        "train": train.TRAIN,
+        "score": train.SCORE,
+        "tune": tune.TUNE,
+        "serve": serve.SERVE,
     }
     _require_schemas([storage.join(folder, f"{name}.json") for name in every])
     for name, adapter in every.items():
@@ -96,8 +95,8 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the run did before.")] = False,
 ) -> None:
     """Train the model of a job file; the same command again resumes, or finds it finished."""
-    from hourglass.job_files import load_kind
-    from hourglass.spec import TrainJob
+    from hourglass.config.files import load_kind
+    from hourglass.config.train import TrainJob
 
     job = load_kind(TrainJob, file, overrides or ())
     from hourglass.settings import Settings
@@ -132,8 +131,8 @@ def score(
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace what the output holds.")] = False,
 ) -> None:
     """Write codes, hashes and anomaly scores of every row; the same command again finishes it."""
-    from hourglass.job_files import load_kind
-    from hourglass.spec import ScoreJob
+    from hourglass.config.files import load_kind
+    from hourglass.config.train import ScoreJob
 
     job = load_kind(ScoreJob, file, overrides or ())
     from hourglass.settings import Settings

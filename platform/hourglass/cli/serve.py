@@ -16,11 +16,12 @@ def serve(
     overrides: Overrides = None,
 ) -> None:
     """Start the endpoints of a serve file; runs until Ctrl-C."""
-    from hourglass.serving import auth, schemas
+    from hourglass.config.serve import load
+    from hourglass.serving import auth
     from hourglass.settings import Settings
 
     settings = Settings()
-    spec = schemas.load(file, overrides or ())
+    spec = load(file, overrides or ())
     token = _serve_token(settings)
     auth.read_token(settings)
     from hourglass.serving import run

@@ -32,8 +32,8 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Train every trial of a sweep and rank them; the same command again goes on, or is done."""
-    from hourglass.job_files import load_kind
-    from hourglass.tune_job import TuneJob
+    from hourglass.config.files import load_kind
+    from hourglass.config.tune import TuneJob
 
     sweep = load_kind(TuneJob, file, overrides or ())
     from hourglass.settings import Settings

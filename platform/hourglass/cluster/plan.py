@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from hourglass import job_files
 from hourglass.cluster.submit import Plan
+from hourglass.config import files
 from hourglass.errors import ClusterError
 from hourglass.settings import Settings
 
@@ -28,14 +28,14 @@ def plan(
     job: str | None = None,
 ) -> Plan:
     """What to send for a job file, checked with its overrides. Raises SpecError, ClusterError."""
-    loaded = job_files.load(file, overrides)
+    loaded = files.load(file, overrides)
     name = job or f"{loaded.kind}-{secrets.token_hex(4)}"
     if not _NAME.fullmatch(name):
         raise ClusterError(
             f"--id {name}: allowed are up to 64 letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
-    content = yaml.safe_dump(_rooted(job_files.dump(loaded)), sort_keys=False)
+    content = yaml.safe_dump(_rooted(files.dump(loaded)), sort_keys=False)
     return Plan(name, f"hourglass {loaded.kind} job.yaml", content, job_environment(settings))
 
 

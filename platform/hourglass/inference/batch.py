@@ -22,6 +22,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass import storage
 from hourglass.artifact import Artifact, load, require_outside
+from hourglass.config.train import ScoreJob
 from hourglass.data.decode import read_chunks
 from hourglass.data.manifest import Manifest, Shard, describe
 from hourglass.data.prepare import open_dataset
@@ -32,7 +33,6 @@ from hourglass.inference import parts
 from hourglass.inference.parts import Item, Options, Tally
 from hourglass.inference.predictor import Predictor
 from hourglass.process import native_stderr_aside
-from hourglass.spec import ScoreJob
 from hourglass.tracking import locks
 
 COMMIT = "_COMMIT.json"

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hourglass import artifact, storage
+from hourglass.config.files import load_kind
+from hourglass.config.train import TrainJob
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import DataError, SpecError
-from hourglass.job_files import load_kind
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.report.drawing import draw
 from hourglass.report.layers import aside, layers, outline, pretraining, summary
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.tracking import registry
 
 

@@ -18,12 +18,12 @@ from ray.serve.handle import DeploymentHandle
 
 from hourglass import storage
 from hourglass.artifact import MANIFEST
+from hourglass.config.serve import ServeSpec
 from hourglass.inference.predictor import Predictor
 from hourglass.serving import auth
 from hourglass.serving.answers import Arrays, Ask, Card, answer_all
 from hourglass.serving.http import create_app
 from hourglass.serving.limits import RETRY_AFTER_S, RequestError
-from hourglass.serving.schemas import ServeSpec
 from hourglass.settings import Settings
 
 CONSTRUCTOR_TRIES = 2

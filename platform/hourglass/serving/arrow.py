@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from hourglass.config.serve import Limits
 from hourglass.data.schema import FEATURE_TYPES, FeatureSchema, is_list
 from hourglass.serving.limits import RequestError
 from hourglass.serving.rows import Expected, Matrix, check_columns, check_count, fit
-from hourglass.serving.schemas import Limits
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _RECORD_BATCH_COMPRESSION = 3

@@ -22,7 +22,7 @@ from hourglass.serving.limits import (
 )
 
 if TYPE_CHECKING:  # Ray's proxies import this file; the spec would bring torch along
-    from hourglass.serving.schemas import ServeSpec
+    from hourglass.config.serve import ServeSpec
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

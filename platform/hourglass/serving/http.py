@@ -11,13 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from hourglass import __version__
+from hourglass.config.serve import ServeSpec
 from hourglass.errors import nearest
 from hourglass.serving.answers import ANSWERS, ENCODERS, JSON, Arrays, Ask, Card, Verb, check_finite
 from hourglass.serving.arrow import MEDIA_TYPE, decode_arrow
 from hourglass.serving.gate import Gate
 from hourglass.serving.limits import STATUS, RequestError, read_body
 from hourglass.serving.rows import Matrix, decode_json
-from hourglass.serving.schemas import ServeSpec
 
 READY_CACHE_S = 1.0
 

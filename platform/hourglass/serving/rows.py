@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hourglass.config.serve import Limits
 from hourglass.data.decode import FLOAT32_MAX, bounded
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import nearest
 from hourglass.serving.limits import RequestError, check_shape
-from hourglass.serving.schemas import Limits
 
 Matrix = NDArray[Any]
 BOM = b"\xef\xbb\xbf"

@@ -13,10 +13,10 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions
 
+from hourglass.config.serve import ServeFile
 from hourglass.errors import ClusterError
 from hourglass.process import deferred
 from hourglass.serving.app import build
-from hourglass.serving.schemas import ServeFile
 from hourglass.settings import Settings
 
 STOP_TIMEOUT_S = 30.0

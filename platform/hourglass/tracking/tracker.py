@@ -19,7 +19,7 @@ from hourglass.tracking.trials import MANIFEST
 
 if TYPE_CHECKING:
     from hourglass.artifact import Manifest
-    from hourglass.spec import TrainJob
+    from hourglass.config.train import TrainJob
     from hourglass.tracking.mlflow import Delivery
     from hourglass.tracking.registry import Registered
 
@@ -312,11 +312,12 @@ def sync(settings: Settings) -> Synced:
 
 
 def _who(job: "TrainJob") -> dict[str, Any]:
-    from hourglass import __version__, job_files
+    from hourglass import __version__
+    from hourglass.config import files
 
     return {
         "run": job.run_name,
         "experiment": job.track.experiment,
-        "job": job_files.dump(job),
+        "job": files.dump(job),
         "hourglass": __version__,
     }

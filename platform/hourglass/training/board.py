@@ -21,8 +21,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hourglass import errors
+from hourglass.config.train import TrainJob
 from hourglass.errors import HourglassError
-from hourglass.spec import TrainJob
 from hourglass.training.state import Record
 
 KINDS = {

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from hourglass.artifact import FeatureRecord
+from hourglass.config.train import TrainJob
 from hourglass.data.decode import FLOAT32_MAX
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
 from hourglass.errors import DataError, SpecError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import ColumnStats, Preprocessing
-from hourglass.spec import TrainJob
 
 
 def build(job: TrainJob, stats: Stats) -> AutoencoderModule:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from hourglass import artifact, storage
+from hourglass.config.files import dump
+from hourglass.config.train import TrainJob
 from hourglass.data.feed import Feed
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
 from hourglass.errors import HourglassError, SpecError, TrainingError, WriteError
-from hourglass.job_files import dump
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.spec import TrainJob
 from hourglass.training import members, packed
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate

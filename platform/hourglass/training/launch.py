@@ -16,6 +16,7 @@ from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hourglass import artifact, storage
+from hourglass.config.train import TrainJob
 from hourglass.data import reading, unlikely
 from hourglass.data.manifest import Manifest, describe, locate
 from hourglass.data.prepare import feature_schema, open_dataset
@@ -31,7 +32,6 @@ from hourglass.errors import (
 )
 from hourglass.model.preprocessing import counts_levels
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
 from hourglass.tracking import locks
 from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening, error_of

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hourglass.config.train import TrainSpec
 from hourglass.data.feed import Feed
 from hourglass.errors import TrainingError
-from hourglass.spec import TrainSpec
 from hourglass.training.collective import Peers
 from hourglass.training.state import Record, State
 from hourglass.training.step import Sums, evaluate_batch, noise_seed, train_step

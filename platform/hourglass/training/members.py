@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from hourglass import artifact
+from hourglass.config.train import TrainJob, TrainSpec
 from hourglass.data.feed import Feed
 from hourglass.data.stats import Stats
 from hourglass.errors import SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.spec import TrainJob, TrainSpec
 from hourglass.training import loop, state
 from hourglass.training.build import build
 from hourglass.training.checkpoint import Checkpoints

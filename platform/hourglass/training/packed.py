@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from hourglass.config.train import TrainJob
 from hourglass.data.feed import Batch, Feed
 from hourglass.data.stats import Stats
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.spec import SPARSE
-from hourglass.spec import TrainJob
 from hourglass.strict import Strict
 from hourglass.training import loop, state
 from hourglass.training.build import build

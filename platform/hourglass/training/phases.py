@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Adam
 
+from hourglass.config.phases import Greedy, Rbm
+from hourglass.config.train import TrainSpec
 from hourglass.data.feed import Feed
 from hourglass.errors import TrainingError
 from hourglass.model import rbm
 from hourglass.model.activations import FUNCTIONS
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.dense import Dense, DenseNetwork
-from hourglass.phases import Greedy, Rbm
-from hourglass.spec import TrainSpec
 from hourglass.training.collective import Peers, means
 from hourglass.training.step import noise_seed
 

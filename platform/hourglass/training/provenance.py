@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from hourglass.config.train import TrainJob
 from hourglass.data.stats import Stats
 from hourglass.errors import SpecError
-from hourglass.spec import TrainJob
 
 MOST_NAMES = 100
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hourglass.config.train import TrainSpec
 from hourglass.model.spec import ModelSpec
-from hourglass.spec import TrainSpec
 from hourglass.strict import Strict
 from hourglass.training import loop, state
 from hourglass.training.state import State

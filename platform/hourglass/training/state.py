@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from hourglass.config.train import TrainSpec
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.spec import TrainSpec
 from hourglass.training.adversary import Discriminator, discriminator
 from hourglass.training.collective import Peers
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hourglass.config.tune import TuneJob
 from hourglass.errors import HourglassError
 from hourglass.settings import Settings
 from hourglass.tracking import Registered
 from hourglass.training.state import Record
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import plots, record, sweep
 from hourglass.tuning.champion import promote_if_better
 from hourglass.tuning.leaderboard import Entry, Leaderboard

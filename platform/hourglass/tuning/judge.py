@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from hourglass.config.train import TrainJob
 from hourglass.data.feed import Features
 from hourglass.data.stats import Stats
 from hourglass.errors import DataError
 from hourglass.report.referee import pca_at
-from hourglass.spec import TrainJob
 from hourglass.training.build import fit_preprocessing
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Entry

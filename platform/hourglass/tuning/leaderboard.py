@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from pydantic import NonNegativeFloat, PositiveInt, ValidationError, computed_field
 
 from hourglass import storage
+from hourglass.config.search import Metric, Mode
 from hourglass.errors import DataError, nearest
 from hourglass.settings import Settings
 from hourglass.strict import Strict
-from hourglass.sweeps import Metric, Mode
 
 NAME = "leaderboard"
 JSON = f"{NAME}.json"

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from hourglass.spec import TrainJob
+from hourglass.config.train import TrainJob
 from hourglass.training.stacked import numbers
 
 CODES = ("plain", "top_k")

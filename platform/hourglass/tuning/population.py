@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hourglass.sweeps import Pbt, Values
-from hourglass.tune_job import TuneJob
+from hourglass.config.search import Pbt, Values
+from hourglass.config.tune import TuneJob
 from hourglass.tuning.space import Point, choose_point, draw, points
 
 REDRAWN = 0.25

@@ -10,10 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hourglass.config.search import Metric
+from hourglass.config.tune import TuneJob
 from hourglass.progress import screen
-from hourglass.sweeps import Metric
 from hourglass.training.state import Record
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.leaderboard import Entry, ranked
 from hourglass.tuning.trials import Crew
 from hourglass.tuning.words import point_in_words

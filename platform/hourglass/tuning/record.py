@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hourglass import __version__, job_files, storage
+from hourglass import __version__, storage
+from hourglass.config.files import dump
+from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.tracking import Outbox, Registered
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.leaderboard import JSON, NAME, WRITERS, Entry, Leaderboard
 from hourglass.tuning.plots import PAGE
 from hourglass.tuning.trial import artifact_of, trial_folder
@@ -60,7 +61,7 @@ def start(
         "shown": name,
         "tags": {"hourglass.sweep": name},
         "experiment": sweep.job.track.experiment,
-        "job": job_files.dump(sweep),
+        "job": dump(sweep),
         "hourglass": __version__,
         "dataset": dataset,
         "ended": ended,

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from hourglass import artifact, job_files, trees
+from hourglass import artifact
+from hourglass.config import files, paths
+from hourglass.config.train import TrainJob
+from hourglass.config.tune import TuneJob
 from hourglass.errors import DataError
 from hourglass.settings import Settings
-from hourglass.spec import TrainJob
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.leaderboard import Leaderboard
 from hourglass.tuning.sweep import folder_of
 from hourglass.tuning.trial import artifact_of, trial_folder
@@ -32,10 +33,10 @@ def on_all_rows(sweep: TuneJob, board: Leaderboard, settings: Settings) -> Train
         "data.holdout": 0.0,
         "scale": sweep.job.scale.model_dump(mode="json"),
     }
-    if trees.field_at(tree, "train.early_stop") is not None:
+    if paths.field_at(tree, "train.early_stop") is not None:
         changes |= {"train.early_stop": None, "train.epochs": round(best.metrics["epoch"])}
     for path, value in changes.items():
-        trees.put(tree, path, value, "--refit")
-    job = job_files.parse(tree)
+        paths.put(tree, path, value, "--refit")
+    job = files.parse(tree)
     assert isinstance(job, TrainJob)  # a trial's job is
     return job

@@ -5,13 +5,13 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from hourglass.config.paths import below
+from hourglass.config.tune import TuneJob
 from hourglass.data.manifest import Manifest
 from hourglass.data.prepare import feature_schema
 from hourglass.data.reading import fetch
 from hourglass.errors import DataError, SpecError
 from hourglass.training import launch, provenance
-from hourglass.trees import below
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.trial import Placed
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hourglass.sweeps import OptunaSearch, Pbt, Values
-from hourglass.tune_job import TuneJob
+from hourglass.config.search import OptunaSearch, Pbt, Values
+from hourglass.config.tune import TuneJob
 from hourglass.tuning.population import Population
 from hourglass.tuning.space import REPEATS, Point, choose_point, points
 

@@ -8,10 +8,10 @@ import torch
 
 from hourglass import artifact
 from hourglass.artifact import Artifact
-from hourglass.spec import TrainJob
+from hourglass.config.train import TrainJob
+from hourglass.config.tune import TuneJob
 from hourglass.training.calibrate import other_quantile
 from hourglass.training.state import Record
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import leaderboard, pack, trials
 from hourglass.tuning.deadline import Deadline
 from hourglass.tuning.judge import Judge

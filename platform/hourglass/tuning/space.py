@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from hourglass import job_files, trees
+from hourglass.config import files, paths
+from hourglass.config.search import Values
+from hourglass.config.train import TrainJob
+from hourglass.config.tune import TuneJob
 from hourglass.errors import SpecError
-from hourglass.spec import TrainJob
-from hourglass.sweeps import Values
-from hourglass.tune_job import TuneJob
 
 MISTAKES = re.compile(r"\d+ mistakes?")
 REPEATS = 1000
@@ -113,10 +113,10 @@ def choose_point(sweep: TuneJob, choose: Callable[[str, Values], Any]) -> Point:
     values: dict[str, Any] = {}
     try:
         for path, ways in sweep.space.items():
-            if all(trees.field_at(tree, field) == want for field, want in ways.when.items()):
+            if all(paths.field_at(tree, field) == want for field, want in ways.when.items()):
                 values[path] = choose(path, ways)
-                trees.put(tree, path, copy.deepcopy(values[path]), f"space.{path}")
-        job = job_files.parse(tree)
+                paths.put(tree, path, copy.deepcopy(values[path]), f"space.{path}")
+        job = files.parse(tree)
     except SpecError as error:
         return Point(values, None, one_line(error))
     assert isinstance(job, TrainJob)  # its kind is the base's

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from hourglass.sweeps import Asha, Median, Metric, Mode, Scheduler, Stop
+from hourglass.config.search import Asha, Median, Metric, Mode, Scheduler, Stop
 from hourglass.training.state import Record
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from hourglass import storage
 from hourglass.artifact import MANIFEST
+from hourglass.config.tune import TuneJob
 from hourglass.data.feed import Features
 from hourglass.data.manifest import describe, locate
 from hourglass.data.prepare import open_dataset
 from hourglass.settings import Settings
 from hourglass.tracking import locks
 from hourglass.training.state import Record
-from hourglass.tune_job import TuneJob
 from hourglass.tuning import trials
 from hourglass.tuning.leaderboard import Leaderboard
 from hourglass.tuning.listener import Listener

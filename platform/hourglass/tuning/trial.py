@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from ray import tune
 
-from hourglass import artifact, job_files, storage
+from hourglass import artifact, storage
+from hourglass.config import files
+from hourglass.config.train import TrainJob
 from hourglass.data.feed import Features, MemoryFeed
 from hourglass.errors import HourglassError
-from hourglass.spec import TrainJob
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete, complete_packed
 from hourglass.training.launch import Measured, Room, distribute
@@ -156,7 +157,7 @@ def described(points: Sequence[Point], folder: str) -> dict[str, Any]:
     trials = [
         {
             "trial": point.trial,
-            "job": job_files.dump(point.job),
+            "job": files.dump(point.job),
             "uri": trial_folder(folder, point.trial),
             "until": point.until,
             "parent": trial_folder(folder, point.parent) if point.parent else None,
@@ -174,7 +175,7 @@ def names(config: dict[str, Any]) -> list[str]:
 
 def _run(any_run: Run, said: dict[str, Any]) -> Run:
     """The run of one point, which differs from any other of the sweep in this."""
-    job = job_files.parse(said["job"])
+    job = files.parse(said["job"])
     assert isinstance(job, TrainJob)  # a trial's job is
     run = replace(any_run, job=job, uri=said["uri"], until=said["until"])
     if said["parent"] is None:

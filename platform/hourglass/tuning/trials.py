@@ -15,10 +15,10 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from hourglass import storage
+from hourglass.config.tune import TuneJob
 from hourglass.errors import ClusterError
 from hourglass.process import deferred
 from hourglass.training.state import Record
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.groups import GONE_S, Groups
 from hourglass.tuning.space import Point
 from hourglass.tuning.trial import (

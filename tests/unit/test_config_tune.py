@@ -7,12 +7,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hourglass import cli, spec
+from hourglass import cli
 from hourglass.cluster.plan import plan
+from hourglass.config import train
+from hourglass.config.files import dump, load, load_kind, parse
+from hourglass.config.tune import TuneJob
 from hourglass.errors import SpecError
-from hourglass.job_files import dump, load, load_kind, parse
 from hourglass.settings import Settings
-from hourglass.tune_job import TuneJob
 from hourglass.tuning.space import points
 
 BASE = """\
@@ -389,7 +390,7 @@ def test_a_population_is_a_sweep(check: Any) -> None:
 
 def test_a_command_says_which_one_runs_the_file(check: Any) -> None:
     check(TUNE)
-    told = refusal(load_kind, spec.TrainJob, "tune.yaml")
+    told = refusal(load_kind, train.TrainJob, "tune.yaml")
     assert told == "tune.yaml: a tune job; run it with `hourglass tune tune.yaml`"
     assert isinstance(load_kind(TuneJob, "tune.yaml"), TuneJob)
 

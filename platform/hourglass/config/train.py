@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
 
+from hourglass.config.optimizers import Adam, Constant, Optimizer, Schedule
+from hourglass.config.phases import Phase, contradictions
 from hourglass.data.schema import Features, Missing
 from hourglass.model.ensemble import MOST_MEMBERS, Combine
 from hourglass.model.preprocessing import Range, Scaling
 from hourglass.model.presets import expand_job
 from hourglass.model.spec import ModelSpec
-from hourglass.optimizers import Adam, Constant, Optimizer, Schedule
-from hourglass.phases import Phase, contradictions
 from hourglass.strict import Strict, canonical, mistake, refuse
 
 Uri = Annotated[str, Field(min_length=1)]

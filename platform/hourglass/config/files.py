@@ -9,11 +9,11 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from hourglass import spec_errors
+from hourglass.config import errors
+from hourglass.config.paths import set_field
+from hourglass.config.train import ScoreJob, TrainJob
+from hourglass.config.tune import TuneJob
 from hourglass.errors import SpecError
-from hourglass.spec import ScoreJob, TrainJob
-from hourglass.trees import set_field
-from hourglass.tune_job import TuneJob
 
 AnyJob = TrainJob | ScoreJob | TuneJob
 JOB: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
@@ -24,18 +24,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
 
     Raises: SpecError listing every mistake: path, found, allowed, nearest name.
     """
-    tree, lines = spec_errors.read_yaml(path)
+    tree, lines = errors.read_yaml(path)
     _read_base(tree, Path(path))
     for override in overrides:
         place = set_field(tree, override)
         lines = {steps: at for steps, at in lines.items() if steps[: len(place)] != place}
-        lines[place] = spec_errors.SET
+        lines[place] = errors.SET
     if isinstance(tree, dict):
         tree.setdefault("name", Path(path).stem)
     try:
         return JOB.validate_python(tree)
     except ValidationError as error:
-        raise SpecError(spec_errors.explain(str(path), error, JOB, lines)) from None
+        raise SpecError(errors.explain(str(path), error, JOB, lines)) from None
 
 
 def _read_base(tree: dict[str, Any], path: Path) -> None:
@@ -43,7 +43,7 @@ def _read_base(tree: dict[str, Any], path: Path) -> None:
     base = tree.get("base")
     if tree.get("kind") == "tune" and isinstance(base, str):
         asked, path = path, path.parent / base
-        tree["base"], _ = spec_errors.read_yaml(path)
+        tree["base"], _ = errors.read_yaml(path)
         kind = tree["base"].get("kind", "train") if isinstance(tree["base"], dict) else "train"
         if kind != "train":
             raise SpecError(f"{asked}: base: {path} is a {kind} job; name the file of a train job")
@@ -68,7 +68,7 @@ def parse(tree: dict[str, Any]) -> AnyJob:
     try:
         return JOB.validate_python(tree)
     except ValidationError as error:
-        raise SpecError(spec_errors.explain("job", error, JOB, {})) from None
+        raise SpecError(errors.explain("job", error, JOB, {})) from None
 
 
 def dump(job: AnyJob) -> dict[str, Any]:

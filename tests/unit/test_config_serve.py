@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hourglass.config.serve import load
 from hourglass.errors import ClusterError, SpecError
 from hourglass.serving import auth, limits
-from hourglass.serving.schemas import load
 from hourglass.settings import Settings
 
 SHIPPED = sorted((Path(__file__).parents[2] / "serve").glob("*.yaml"))

@@ -5,11 +5,11 @@ from typing import Any
 
 import yaml
 
-from hourglass import spec_errors
+from hourglass.config import errors
 from hourglass.errors import SpecError
 
 
-def set_field(tree: Any, override: str) -> spec_errors.Steps:
+def set_field(tree: Any, override: str) -> errors.Steps:
     """Put the override into `tree` and return its path. Raises SpecError."""
     path, equals, value = override.partition("=")
     if not equals or not all(path.split(".")):
@@ -21,7 +21,7 @@ def set_field(tree: Any, override: str) -> spec_errors.Steps:
     return put(tree, path, parsed, f"--set {override}")
 
 
-def put(tree: Any, path: str, value: Any, where: str) -> spec_errors.Steps:
+def put(tree: Any, path: str, value: Any, where: str) -> errors.Steps:
     """Put `value` at the dotted path, a list's items by index. Raises SpecError saying `where`."""
     steps = path.split(".")
     keys: list[str | int] = []

@@ -16,11 +16,11 @@ from pydantic import (
     model_validator,
 )
 
-from hourglass import spec_errors
+from hourglass.config import errors
+from hourglass.config.paths import set_field
+from hourglass.config.train import RegistryName, Uri
 from hourglass.errors import SpecError
-from hourglass.spec import RegistryName, Uri
 from hourglass.strict import Strict
-from hourglass.trees import set_field
 
 
 class ModelRef(Strict):
@@ -197,12 +197,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ServeFile:
 
     Raises: SpecError listing every mistake: path, found, allowed, nearest name.
     """
-    tree, lines = spec_errors.read_yaml(path)
+    tree, lines = errors.read_yaml(path)
     for override in overrides:
         place = set_field(tree, override)
         lines = {steps: at for steps, at in lines.items() if steps[: len(place)] != place}
-        lines[place] = spec_errors.SET
+        lines[place] = errors.SET
     try:
         return SERVE.validate_python(tree)
     except ValidationError as error:
-        raise SpecError(spec_errors.explain(str(path), error, SERVE, lines)) from None
+        raise SpecError(errors.explain(str(path), error, SERVE, lines)) from None

@@ -15,11 +15,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, core_schema
 
-from hourglass import spec_errors
-from hourglass.errors import nearest
-from hourglass.spec import TRAIN, RegistryName, TrainJob
-from hourglass.strict import Strict, mistake, refuse
-from hourglass.sweeps import (
+from hourglass.config import errors
+from hourglass.config.paths import below, field_at
+from hourglass.config.search import (
     MOST_TRIALS,
     GridSearch,
     Metric,
@@ -30,7 +28,9 @@ from hourglass.sweeps import (
     Stop,
     Values,
 )
-from hourglass.trees import below, field_at
+from hourglass.config.train import TRAIN, RegistryName, TrainJob
+from hourglass.errors import nearest
+from hourglass.strict import Strict, mistake, refuse
 
 
 def _space_path(path: str) -> str:
@@ -42,7 +42,7 @@ def _space_path(path: str) -> str:
         )
     if steps == ["train", "checkpoint_every_steps"]:
         raise ValueError("every value gives the same weights, so there is nothing to search")
-    unknown = spec_errors.unknown_step(steps, TRAIN)
+    unknown = errors.unknown_step(steps, TRAIN)
     if unknown is not None:
         raise ValueError(unknown)
     return path
@@ -256,7 +256,7 @@ class TuneJob(Strict):
     def _about_words(self) -> Iterator[InitErrorDetails]:
         """A word among the values of a field that takes certain words must be one of them."""
         for path, values in self.space.items():
-            allowed = spec_errors.words_at(path.split("."), TRAIN)
+            allowed = errors.words_at(path.split("."), TRAIN)
             for value in values.grid or values.choice or ():
                 if allowed and isinstance(value, str) and value not in allowed:
                     sentence = (
@@ -299,7 +299,7 @@ class TuneJob(Strict):
             if lost is not None:
                 yield mistake(f"overwrites space.{lost}; put it first", "space", path)
             for condition, wanted in values.when.items():
-                unknown = spec_errors.unknown_step(condition.split("."), TRAIN)
+                unknown = errors.unknown_step(condition.split("."), TRAIN)
                 told = any(below(condition, above) for above in said)
                 if unknown is not None:
                     yield mistake(unknown, "space", path, "when")

@@ -9,12 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from hourglass import spec
+from hourglass.config.files import dump, load, parse
+from hourglass.config.optimizers import Adam, Constant, Cosine, OneCycle
+from hourglass.config.train import IDENTITY, ScoreJob, TrainJob, TrainSpec
+from hourglass.config.train import TRAIN as TRAIN_FIELDS
 from hourglass.errors import SpecError, nearest
-from hourglass.job_files import dump, load, parse
 from hourglass.model.adversary import Gaussian
-from hourglass.optimizers import Adam, Constant, Cosine, OneCycle
-from hourglass.spec import IDENTITY, ScoreJob, TrainJob, TrainSpec
 from hourglass.strict import canonical
 
 TRAIN = """\
@@ -442,7 +442,7 @@ def test_fields_that_name_no_kind_are_those_of_the_default(check: Any) -> None:
 def test_the_published_schema_takes_them_too(train: dict[str, Any]) -> None:
     tree = {"kind": "train", "data": {"uri": "u", "features": {"vector": "x"}}, "train": train}
     tree["model"] = {"network": {"widths": [3]}}
-    published = jsonschema.Draft202012Validator(spec.TRAIN.json_schema(by_alias=True))
+    published = jsonschema.Draft202012Validator(TRAIN_FIELDS.json_schema(by_alias=True))
     assert published.is_valid(tree)
     assert parse(tree).kind == "train"
     wrong = tree | {"train": {"optimizer": {"lrr": 0.1}}}

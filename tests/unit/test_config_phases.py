@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from hourglass.config.files import dump, parse
+from hourglass.config.phases import Greedy, Rbm
+from hourglass.config.train import TrainJob
 from hourglass.errors import SpecError
-from hourglass.job_files import dump, parse
-from hourglass.phases import Greedy, Rbm
-from hourglass.spec import TrainJob
 
 RBM = {"kind": "rbm"}
 GREEDY = {"kind": "greedy"}
