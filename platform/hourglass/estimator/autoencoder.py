@@ -5,11 +5,9 @@ scored, registered and served like any other model.
 Shapes: B rows, C columns, K code units.
 """
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from inspect import signature
 from numbers import Real
 from typing import Any, Self, TypeVar
@@ -18,16 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from hourglass import artifact, in_memory, parameters
-from hourglass.config.files import parse
-from hourglass.config.train import TrainJob
 from hourglass.data import arrays
 from hourglass.data.arrays import VECTOR, Rows
-from hourglass.data.decode import FLOAT32_MAX, bounded
-from hourglass.errors import ArtifactError, DataError, SpecError
+from hourglass.estimator import in_memory, parameters
+from hourglass.estimator.inputs import InputError, about_arguments, numbers, require_finite
 from hourglass.inference import generate
 from hourglass.inference.layers import deep_features
 from hourglass.inference.neighbours import Index
@@ -35,19 +30,6 @@ from hourglass.inference.predictor import Predictor
 from hourglass.training.state import Record
 
 Kind = TypeVar("Kind", bound=np.generic)
-
-
-class InputError(DataError, ValueError):
-    """A DataError about an argument: scikit-learn's callers expect a ValueError."""
-
-
-@contextmanager
-def _about_arguments() -> Iterator[None]:
-    """Whatever does not fit here is an argument."""
-    try:
-        yield
-    except DataError as error:
-        raise InputError(str(error)) from None
 
 
 class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -157,7 +139,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             usual = {name: what.default for name, what in signature(type(self)).parameters.items()}
             vector = vector or VECTOR
             job = parameters.job_of(self.get_params(deep=False), usual, vector, names)
-            with _about_arguments():
+            with about_arguments():
                 say = print if self.verbose else _silent
                 fitted = in_memory.fit(job, rows, vector, names, say)
         except BaseException:  # what was fitted before stays whole
@@ -190,7 +172,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         for a missing cell, whose part is that of the column's mean in its place.
         """
         rows, _ = self._rows(X)
-        with _about_arguments():
+        with about_arguments():
             found = self.predictor_.score(rows, reconstruction=True, feature_errors=True)
         kept = self.predictor_.kept
         assert found.reconstruction is not None
@@ -206,37 +188,37 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def decode(self, code: Any) -> NDArray[np.float32]:
         """Rows (B, C) from codes (B, K). Raises InputError on a wrong width."""
         predictor = self._fitted
-        with _about_arguments():
+        with about_arguments():
             code = arrays.unmasked(code) if arrays.is_masked(code) else code
             return predictor.decode(check_array(code, dtype=np.float32, input_name="code"))
 
     def generate(self, count: int, seed: int = 0) -> NDArray[np.float32]:
         """`count` new rows (count, C) from codes drawn from the prior the model learned."""
-        with _about_arguments():
+        with about_arguments():
             return generate.prior(self._fitted, count, seed)
 
     def interpolate(self, X: Any, steps: int = 10) -> NDArray[np.float32]:
         """Rows (steps, C) on the way between the codes of the two rows of `X`, ends included."""
         first, second = self._rows_of(X, 2)
-        with _about_arguments():
+        with about_arguments():
             return generate.interpolate(self._fitted, first, second, steps)
 
     def traverse(self, X: Any, unit: int, values: Any) -> NDArray[np.float32]:
         """Rows (V, C) from the code of the one row of `X`, with `unit` set to each of V `values`."""
         (row,) = self._rows_of(X, 1)
-        with _about_arguments():
+        with about_arguments():
             return generate.traverse(self._fitted, row, unit, values)
 
     def denoise(self, X: Any, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Rows with the noise of training on them, and their reconstructions, (B, C) each."""
         rows, _ = self._rows(X)
-        with _about_arguments():
+        with about_arguments():
             return generate.denoise(self._fitted, rows, seed)
 
     def similar(self, X: Any, queries: Any, k: int = 10) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Distances (Q, k) and numbers (Q, k) of the rows of `X` whose codes are nearest."""
         codes, asked = self.encode(X), self.encode(queries)
-        with _about_arguments():
+        with about_arguments():
             return Index(codes).nearest(asked, k)
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -302,44 +284,16 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         It has `threshold_` as it is now. Raises: ArtifactError, DataError for a folder in another
         artifact's, WriteError.
         """
-        artifact.require_outside(str(path), replaces=True)
         predictor = self._fitted
-        manifest = predictor.artifact.manifest
-        moved = {"quantile": self._quantile}
-        calibration = artifact.Calibration.model_validate(
-            manifest.calibration.model_dump() | moved | {"threshold": predictor.threshold}
-        )
-        lead, *others = copy.deepcopy(predictor.members)
-        return artifact.save(
-            str(path),
-            module=lead,
-            features=manifest.features,
-            calibration=calibration,
-            golden_rows=self._golden,
-            name=name,
-            metrics=manifest.metrics,
-            job=manifest.job | moved,
-            provenance=manifest.provenance,
-            ensemble=manifest.ensemble,
-            others=others,
-        )
+        return in_memory.save(str(path), predictor, self._golden, self._quantile, name)
 
     @classmethod
     def load(cls, path: str) -> Self:
         """The estimator of a saved artifact, a run's included, fitted. Raises ArtifactError."""
-        path = str(path)
-        files = artifact.read(path)
-        loaded = artifact.rebuild(path, files)
-        rows = artifact.parse_tensors(artifact.GOLDEN, files[artifact.GOLDEN])["rows"]
-        try:
-            job = parse(loaded.manifest.job)
-        except SpecError as error:
-            raise ArtifactError(f"{path}: its job does not fit this version\n{error}") from None
-        if not isinstance(job, TrainJob):
-            raise ArtifactError(f"{path}: its job is a {job.kind} job, needed is train")
+        job, loaded, golden = in_memory.load(str(path))
         made = cls(**parameters.of_job(job))
         made.dataset_ = loaded.manifest.provenance.get("dataset", {})
-        return made._adopt(Predictor(loaded), rows)
+        return made._adopt(Predictor(loaded), golden)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -355,7 +309,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _ask(self, what: Callable[[Predictor, Rows], NDArray[Kind]], X: Any) -> NDArray[Kind]:
         rows, _ = self._rows(X)
-        with _about_arguments():
+        with about_arguments():
             return what(self.predictor_, rows)
 
     def _rows_of(self, X: Any, count: int) -> Rows:
@@ -380,39 +334,12 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Rows (B, C) as numbers, and the name of the vector column they came from, if they did."""
         if not reset:
             check_is_fitted(self, "predictor_")
-        with _about_arguments():
-            rows, vector = self._numbers(X, reset)
+        with about_arguments():
+            rows, vector = numbers(self, X, reset)
         policy = self.missing if reset else self.predictor_.missing
-        if policy == "mean" or (reset and policy == "drop_row"):
-            return rows, vector
-        exact, bad = bounded(rows)
-        if bad.any():
-            row, column = np.argwhere(~np.isfinite(exact))[0]
-            names = getattr(self, "feature_names_in_", None)
-            where = f"{vector or VECTOR}[{column}]" if names is None or vector else names[column]
-            found = rows[row, column]
-            beyond = f", which is beyond ±{FLOAT32_MAX:.2g}" if np.isfinite(found) else ""
-            raise InputError(
-                f"row {row}, '{where}': found {found}{beyond} ({int(bad.sum())} such rows); "
-                f"missing='{policy}' allows no NaN or infinity here: fit with missing='mean', or "
-                "clean the rows"
-            )
+        if policy != "mean" and not (reset and policy == "drop_row"):
+            require_finite(rows, vector, getattr(self, "feature_names_in_", None), policy)
         return rows, vector
-
-    def _numbers(self, X: Any, reset: bool) -> tuple[Rows, str | None]:
-        """The numbers of `X` (B, C); with `reset` its names and width are those to come."""
-        X = arrays.tabular(X)
-        rows = arrays.uniform(X)
-        found = arrays.vectors(X) if rows is None else None
-        columns = arrays.table_columns(X) if rows is None and found is None else None
-        if columns:
-            rows = arrays.from_columns(columns)
-        if rows is not None:
-            validate_data(self, X, reset=reset, skip_check_array=True)
-            return check_array(rows, ensure_all_finite=False), None
-        rows, vector = found or (arrays.plain(X), None)
-        checked = validate_data(self, rows, reset=reset, dtype="numeric", ensure_all_finite=False)
-        return checked, vector
 
 
 def _silent(text: str) -> None:

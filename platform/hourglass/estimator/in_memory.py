@@ -1,8 +1,9 @@
-"""A run on rows at hand: the same loop, calibration and manifest as on a cluster, in this process.
+"""A run on rows at hand: the same loop, calibration, manifest and artifact as on a cluster, in this process.
 
 Shapes: B rows, C columns.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from hourglass.data.feed import MemoryFeed
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
 from hourglass.data.unlikely import Sample
-from hourglass.errors import SpecError
+from hourglass.errors import ArtifactError, SpecError
+from hourglass.inference.predictor import Predictor
 from hourglass.model.preprocessing import counts_levels
 from hourglass.training import members, provenance
 from hourglass.training.build import build, feature_record, require_values
@@ -100,6 +102,46 @@ def fit(
     for module in trained.modules:
         module.eval().requires_grad_(False)
     return Fitted(Artifact(manifest, lead, "", tuple(others)), golden, dataset, device)
+
+
+def save(path: str, predictor: Predictor, golden: Tensor, quantile: float, name: str) -> str:
+    """Write the artifact of a fitted model, with its threshold as it is now; returns its digest.
+
+    Raises: ArtifactError, DataError for a folder in another artifact's, WriteError.
+    """
+    artifact.require_outside(path, replaces=True)
+    manifest, moved = predictor.artifact.manifest, {"quantile": quantile}
+    calibration = artifact.Calibration.model_validate(
+        manifest.calibration.model_dump() | moved | {"threshold": predictor.threshold}
+    )
+    lead, *others = copy.deepcopy(predictor.members)
+    return artifact.save(
+        path,
+        module=lead,
+        features=manifest.features,
+        calibration=calibration,
+        golden_rows=golden,
+        name=name,
+        metrics=manifest.metrics,
+        job=manifest.job | moved,
+        provenance=manifest.provenance,
+        ensemble=manifest.ensemble,
+        others=others,
+    )
+
+
+def load(path: str) -> tuple[TrainJob, Artifact, Tensor]:
+    """The job, the model and the golden rows (B, C) of a saved artifact. Raises ArtifactError."""
+    stored = artifact.read(path)
+    loaded = artifact.rebuild(path, stored)
+    rows = artifact.parse_tensors(artifact.GOLDEN, stored[artifact.GOLDEN])["rows"]
+    try:
+        job = files.parse(loaded.manifest.job)
+    except SpecError as error:
+        raise ArtifactError(f"{path}: its job does not fit this version\n{error}") from None
+    if not isinstance(job, TrainJob):
+        raise ArtifactError(f"{path}: its job is a {job.kind} job, needed is train")
+    return job, loaded, rows
 
 
 def _measured(
