@@ -28,7 +28,7 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import ModelSpec
 from hourglass.report import drawing, network
-from hourglass.report.layers import aside, layers, outline, pretraining, summary
+from hourglass.report.network import aside, layers, outline, pretraining, summary
 from hourglass.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -26,19 +26,8 @@ from hourglass.data import plan
 from hourglass.data.manifest import scan
 from hourglass.errors import DataError, RegistryError
 from hourglass.inference import generate
-from hourglass.report import (
-    charts,
-    clouds,
-    figures,
-    judging,
-    making,
-    page,
-    pictures,
-    referee,
-    report,
-    rows,
-)
-from hourglass.report.look import Look, look
+from hourglass.report import charts, coding, judging, making, page, pictures, referee, report, rows
+from hourglass.report.rows import Look, look
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 
@@ -131,41 +120,41 @@ def test_logistic_pca_finds_a_logistic_model_that_pca_cannot() -> None:
 def test_principal_components_against_svd() -> None:
     made = RNG.normal(size=(50, 6))
     u, values, _ = np.linalg.svd(made - made.mean(axis=0), full_matrices=False)
-    found = figures.principal(made, 2)
+    found = charts.principal(made, 2)
     np.testing.assert_allclose(np.abs(found), np.abs((u * values)[:, :2]), atol=1e-10)
-    assert figures.principal(made[:, :1], 2)[:, 1].tolist() == [0.0] * 50
+    assert charts.principal(made[:, :1], 2)[:, 1].tolist() == [0.0] * 50
 
 
 def test_dead_units_by_hand() -> None:
     code = np.array([[0.0, 1.0, 0.5, 0.0], [0.0, 1.0, 0.6, 0.0], [0.0, 1.0, 0.5, 2.0]])
-    assert figures.dead_units(code).tolist() == [True, True, False, False]
+    assert charts.dead_units(code).tolist() == [True, True, False, False]
 
 
 def test_bits_by_hand() -> None:
     bits = np.array([[1, 0, 1, 1], [1, 0, 0, 1], [0, 1, 1, 1], [0, 1, 0, 1]], dtype=np.uint8)
-    assert figures.bit_balance(bits).tolist() == [0.5, 0.5, 0.5, 1.0]
-    found = figures.bit_correlation(bits)
+    assert charts.bit_balance(bits).tolist() == [0.5, 0.5, 0.5, 1.0]
+    found = charts.bit_correlation(bits)
     np.testing.assert_allclose(found[:3, :3], np.corrcoef(bits[:, :3].T), atol=1e-12)
     assert found[0, 1] == pytest.approx(-1.0)
     assert np.isnan(found[3]).all()
 
 
 def test_buckets_by_hand() -> None:
-    sizes = figures.bucket_sizes(np.array([[1, 0], [1, 0], [1, 1], [1, 0], [2, 0]], dtype=np.uint8))
+    sizes = charts.bucket_sizes(np.array([[1, 0], [1, 0], [1, 1], [1, 0], [2, 0]], dtype=np.uint8))
     assert sizes.tolist() == [3, 1, 1]
-    assert figures.doubling(np.array([1, 1, 2, 3, 4, 9])) == {"1": 2, "2-3": 2, "4-7": 1, "8-15": 1}
+    assert charts.doubling(np.array([1, 1, 2, 3, 4, 9])) == {"1": 2, "2-3": 2, "4-7": 1, "8-15": 1}
 
 
 def test_cosine_by_hamming_by_hand() -> None:
     """Two directions and two hashes: equal hashes are parallel rows, all bits apart are orthogonal."""
     made = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 5.0], [0.0, 0.0]])
     bits = np.array([[0, 0, 0], [0, 0, 0], [1, 1, 1], [1, 1, 1], [0, 1, 1]], dtype=np.uint8)
-    found = figures.cosine_by_hamming(made, bits, pairs=2500)
+    found = charts.cosine_by_hamming(made, bits, pairs=2500)
     assert found.hamming.tolist() == [0, 3]  # the row of length 0 has no cosine
     np.testing.assert_allclose(found.cosine, [0.0, 1.0], atol=1e-12)
-    again = figures.cosine_by_hamming(made, bits, pairs=2500)
+    again = charts.cosine_by_hamming(made, bits, pairs=2500)
     assert found.pairs.tolist() == again.pairs.tolist()
-    assert figures.cosine_by_hamming(made, bits, 2500, fewest=2500).hamming.tolist() == []
+    assert charts.cosine_by_hamming(made, bits, 2500, fewest=2500).hamming.tolist() == []
 
 
 def test_cosine_by_hamming_against_all_pairs() -> None:
@@ -173,7 +162,7 @@ def test_cosine_by_hamming_against_all_pairs() -> None:
     unit = made / np.linalg.norm(made, axis=1, keepdims=True)
     i, j = np.triu_indices(40, 1)
     apart, hamming = 1.0 - (unit[i] * unit[j]).sum(axis=1), (bits[i] != bits[j]).sum(axis=1)
-    found = figures.cosine_by_hamming(made, bits, pairs=200_000)
+    found = charts.cosine_by_hamming(made, bits, pairs=200_000)
     every = [apart[hamming == distance].mean() for distance in range(4)]
     np.testing.assert_allclose(found.cosine, every, atol=0.02)
 
@@ -181,13 +170,13 @@ def test_cosine_by_hamming_against_all_pairs() -> None:
 @pytest.mark.parametrize("skewed", [True, False])
 def test_bins_hold_every_value(skewed: bool) -> None:
     made = RNG.lognormal(sigma=2.0, size=500)
-    found = figures.bins(made, skewed=skewed)
+    found = charts.bins(made, skewed=skewed)
     assert (found.counts.sum(), found.log) == (500, skewed)
-    assert figures.bins(np.full(9, 2.0)).counts.sum() == 9
+    assert charts.bins(np.full(9, 2.0)).counts.sum() == 9
 
 
 def test_worst_rows_come_highest_first() -> None:
-    assert figures.worst(np.array([0.1, 0.9, 0.5, 0.9]), 3).tolist() == [1, 3, 2]
+    assert charts.worst(np.array([0.1, 0.9, 0.5, 0.9]), 3).tolist() == [1, 3, 2]
 
 
 def test_png_holds_the_pixels() -> None:
@@ -364,12 +353,12 @@ def test_without_escaping_hostile_words_would_be_markup(
 ) -> None:
     """The negative control of the next two tests."""
     monkeypatch.setattr(page, "escape", str)
-    monkeypatch.setattr(clouds, "text", str)
+    monkeypatch.setattr(coding, "text", str)
     model, uri = pictured
     report(model, settings, rows=uri, label=HOSTILE, out=str(tmp_path / "page.html"))
     read = Page((tmp_path / "page.html").read_text())
     assert ("a", {"href": "http://evil.example/x"}) in read.tags
-    made = clouds.clouds(np.zeros((1, 2)), np.zeros((1, 2)), "ab", ("xy", "xy"), [HOSTILE])
+    made = coding.clouds(np.zeros((1, 2)), np.zeros((1, 2)), "ab", ("xy", "xy"), [HOSTILE])
     assert made.data[0].name == HOSTILE
 
 
@@ -400,7 +389,7 @@ def test_the_page_is_closed_and_hostile_words_stay_words(
 
 
 def test_plotly_shows_labels_and_never_reads_them_as_markup() -> None:
-    made = clouds.clouds(np.zeros((2, 2)), np.zeros((2, 2)), ("a", "b"), (("x", "y"),) * 2,
+    made = coding.clouds(np.zeros((2, 2)), np.zeros((2, 2)), ("a", "b"), (("x", "y"),) * 2,
                          [HOSTILE, "fine"])  # fmt: skip
     names = {trace.name for trace in made.data}
     assert not any("<" in name for name in names)
@@ -409,13 +398,13 @@ def test_plotly_shows_labels_and_never_reads_them_as_markup() -> None:
 
 def test_many_numbers_are_a_scale_and_rare_words_share_a_colour() -> None:
     points = np.zeros((60, 3))
-    scale = clouds.clouds(points, points, ("a", "b"), (("x", "y", "z"),) * 2, list(range(60)))
+    scale = coding.clouds(points, points, ("a", "b"), (("x", "y", "z"),) * 2, list(range(60)))
     assert [type(trace).__name__ for trace in scale.data] == ["Scatter3d"] * 2
     assert scale.data[0].marker.showscale
     words = [f"w{i:02}" for i in range(60)]
-    named = clouds.clouds(points[:, :2], points[:, :2], ("a", "b"), (("x", "y"),) * 2, words)
-    assert len(named.data) == 2 * (len(clouds.PALETTE) + 1)
-    assert named.data[len(clouds.PALETTE)].name == "all others"
+    named = coding.clouds(points[:, :2], points[:, :2], ("a", "b"), (("x", "y"),) * 2, words)
+    assert len(named.data) == 2 * (len(coding.PALETTE) + 1)
+    assert named.data[len(coding.PALETTE)].name == "all others"
 
 
 def test_a_model_of_columns_has_no_pictures(settings: Settings, tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from hourglass import storage
 from hourglass.inference.predictor import Predictor
-from hourglass.report import about, coding, judging, making, members, showing
-from hourglass.report.look import Look, look
+from hourglass.report import coding, judging, making
 from hourglass.report.page import Section, render
-from hourglass.report.rows import read
+from hourglass.report.rows import Look, look, read
 from hourglass.settings import Settings
 from hourglass.tracking import registry
 
@@ -55,12 +54,12 @@ def report(
 def _sections(seen: Look) -> list[Section]:
     """Those that apply, in the order of the page."""
     every = [
-        about.head(seen),
-        about.losses(seen),
-        members.members(seen),
+        judging.head(seen),
+        judging.losses(seen),
+        judging.members(seen),
         judging.referees(seen),
         judging.widths(seen),
-        showing.reconstructions(seen),
+        making.reconstructions(seen),
         making.prior(seen),
         making.ways(seen),
         coding.scatter(seen),
@@ -68,6 +67,6 @@ def _sections(seen: Look) -> list[Section]:
         making.moved(seen),
         judging.scores(seen),
         coding.hashes(seen),
-        showing.weights(seen),
+        making.weights(seen),
     ]
     return [section for section in every if section is not None]

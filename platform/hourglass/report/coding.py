@@ -1,17 +1,21 @@
-"""Sections about codes and hashes.
+"""Sections about codes and hashes, and their clouds of points, coloured by a label.
 
 Shapes: B rows, K code units.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from plotly import graph_objects as go
+from plotly.subplots import make_subplots
 
-from hourglass.report import charts, figures
-from hourglass.report.clouds import POINTS, clouds
-from hourglass.report.look import Look
+from hourglass.report import charts
+from hourglass.report.charts import AXIS, BLUE, LAYOUT, PALETTE, text
 from hourglass.report.page import Section
+from hourglass.report.rows import Look
 
 Array = NDArray[Any]
 MOST_BITS = 128
@@ -31,13 +35,13 @@ def scatter(look: Look) -> Section:
         points, names, left = code, unit_names, f"the {units} code units"
     else:
         points, names, left = (
-            figures.principal(code, 2),
+            charts.principal(code, 2),
             pca_names,
             f"PCA of the {units} code units",
         )
     drawn = clouds(
         points,
-        figures.principal(look.space_BF, shown),
+        charts.principal(look.space_BF, shown),
         (left, "PCA of the rows in model space"),
         (names, pca_names),
         look.sight.judged.labels,
@@ -54,14 +58,14 @@ def scatter(look: Look) -> Section:
 def activations(look: Look) -> Section:
     """How strongly code units answer, and which never change."""
     code = look.scores.code
-    dead = figures.dead_units(code)
+    dead = charts.dead_units(code)
     zero = dead & ~code.any(axis=0)
     rho = next((p.rho for p in look.model.model.penalties if p.kind == "sparsity_kl"), None)
     mark = ("target rho", rho) if rho is not None else None
     means = np.sort(code.mean(axis=0, dtype=np.float64))
     drawn, left_out = _without_zeros(code)
     parts = (
-        charts.histogram(figures.bins(drawn), "activation of a code unit", "rows x units", mark),
+        charts.histogram(charts.bins(drawn), "activation of a code unit", "rows x units", mark),
         charts.bars(
             range(1, len(means) + 1), means, "code units, by mean", "mean activation", mark
         ),
@@ -84,19 +88,19 @@ def _without_zeros(code: Array) -> tuple[Array, str]:
 def hashes(look: Look) -> Section:
     """Whether the hash's bits tell rows apart, and whether near hashes are near rows."""
     bits = look.bits_BK
-    sizes = figures.bucket_sizes(look.scores.hash)
-    buckets = figures.doubling(sizes)
+    sizes = charts.bucket_sizes(look.scores.hash)
+    buckets = charts.doubling(sizes)
     counts = np.array(list(buckets.values()))
-    balance = figures.bit_balance(bits)
+    balance = charts.bit_balance(bits)
     moving = np.flatnonzero((balance > 0) & (balance < 1))
     parts = [
         charts.bars(range(1, len(balance) + 1), balance, "bit", "share of ones", ("even", 0.5)),
         charts.bars(list(buckets), counts, "rows that share a hash", "hashes"),
-        charts.distances(figures.cosine_by_hamming(look.space_BF, bits)),
+        charts.distances(charts.cosine_by_hamming(look.space_BF, bits)),
     ]
     if len(moving):
         shown = moving[:MOST_BITS]
-        matrix = figures.bit_correlation(bits[:, shown])
+        matrix = charts.bit_correlation(bits[:, shown])
         parts.insert(2, charts.correlation(matrix, (shown + 1).tolist()))
     first = f" (shown: the first {MOST_BITS} that change)" if len(moving) > MOST_BITS else ""
     sentence = (
@@ -104,6 +108,74 @@ def hashes(look: Look) -> Section:
         f"{len(balance) - len(moving)} bits are the same in every row. Good bits are one in half of "
         f"the rows, do not repeat each other{first}, and rows whose hashes differ in few bits are "
         "near each other: mean cosine distance in model space, over "
-        f"{figures.PAIRS} pairs, where {figures.FEWEST_PAIRS} or more have that Hamming distance."
+        f"{charts.PAIRS} pairs, where {charts.FEWEST_PAIRS} or more have that Hamming distance."
     )
     return Section("Hashes", sentence, tuple(parts), beside=True)
+
+
+POINTS = 5000
+"""Most points drawn: more make a browser slow."""
+REST = "#c3c9cf"
+
+
+def clouds(left: Array, right: Array, titles: Sequence[str], axes: Sequence[Sequence[str]],
+           labels: list[Any] | None) -> Any:  # fmt: skip
+    """Two clouds of the same rows side by side, (B, 2) or (B, 3) each, with one legend."""
+    kind = "scene" if left.shape[1] == 3 else "xy"
+    made = make_subplots(
+        1, 2, specs=[[{"type": kind}] * 2], subplot_titles=list(titles), horizontal_spacing=0.09
+    )
+    shown = np.linspace(0, len(left) - 1, min(len(left), POINTS)).round().astype(int)
+    values = None if labels is None else [labels[i] for i in shown]
+    for column, (points, names) in enumerate(zip((left, right), axes, strict=True), start=1):
+        for trace in _traces(points[shown], values, legend=column == 1):
+            made.add_trace(trace, 1, column)
+        if kind == "scene":
+            named = zip(("xaxis", "yaxis", "zaxis"), names, strict=True)
+            scene = {axis: {"title": {"text": name}} for axis, name in named}
+            camera = {"eye": {"x": 1.7, "y": 1.7, "z": 1.1}}
+            made.update_scenes({**scene, "aspectmode": "cube", "camera": camera}, row=1, col=column)
+        else:
+            made.update_xaxes(**AXIS, title=names[0], row=1, col=column)
+            made.update_yaxes(**AXIS, title=names[1], row=1, col=column)
+    legend = {"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0, "itemsizing": "constant"}
+    margin = {"l": 64, "r": 24, "t": 64, "b": 90}  # the tool bar above the titles
+    return made.update_layout(**{**LAYOUT, "legend": legend, "margin": margin}, height=600)
+
+
+def _traces(points: Array, labels: list[Any] | None, legend: bool) -> list[Any]:
+    """One trace for each frequent label and one for the rest; a scale of colours for many numbers."""
+    if labels is None:
+        return [_trace(points, {"color": BLUE}, "row", legend=False)]
+    if len(set(labels)) > 2 * len(PALETTE) and all(_is_number(value) for value in labels):
+        scale = {"colorscale": "Viridis", "showscale": legend, "colorbar": {"thickness": 12}}
+        return [_trace(points, {"color": np.asarray(labels, float), **scale}, "row", legend=False)]
+    own = _order([value for value, _ in Counter(labels).most_common(len(PALETTE))])
+    traces = [
+        _trace(points[[found == value for found in labels]], {"color": colour}, text(value), legend)
+        for value, colour in zip(own, PALETTE, strict=False)
+    ]
+    rest = [found not in own for found in labels]
+    if any(rest):
+        traces.append(_trace(points[rest], {"color": REST}, "all others", legend))
+    return traces
+
+
+def _order(values: list[Any]) -> list[Any]:
+    """Numbers by size, words by the alphabet."""
+    numbers = all(_is_number(value) for value in values)
+    return sorted(values) if numbers else sorted(values, key=str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value == value
+
+
+def _trace(points: Array, marker: dict[str, Any], name: str, legend: bool) -> Any:
+    what = go.Scatter3d if points.shape[1] == 3 else go.Scatter
+    x, y, *z = points.astype(np.float32).T
+    size = 2.5 if z else 4.5
+    return what(
+        x=x, y=y, **({"z": z[0]} if z else {}), mode="markers", name=name, legendgroup=name,
+        showlegend=legend, marker={"size": size, "opacity": 0.7, **marker},
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sections about errors: the scores, the worst rows, and what referees make of the same rows.
+"""Sections about the model and its errors: parts, losses, scores, members, worst rows, referees.
 
 Shapes: B rows, C raw columns, F features in model space.
 """
@@ -11,11 +11,72 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hourglass.report import charts, figures, referee, showing
-from hourglass.report.look import Floats, Look, model_space
-from hourglass.report.page import Section, table
+from hourglass.artifact import Ensemble
+from hourglass.report import charts, making, referee
+from hourglass.report.network import settings, summary
+from hourglass.report.page import Section, note, table
 from hourglass.report.referee import Verdict
+from hourglass.report.rows import Floats, Look, model_space
+from hourglass.tracking.shown import redact
 from hourglass.training.step import rounding
+
+
+def head(look: Look) -> Section:
+    """Name, version, digests, network, holdout metrics, the parts, the rows of this page."""
+    model = look.model
+    dataset = model.provenance.get("dataset", {})
+    facts = {
+        "name": model.name,
+        "version": look.version or "not registered",
+        "digest": look.digest,
+        "network": summary(look.predictor.module),
+        "data digest": dataset.get("digest", "not recorded"),
+        **{name: f"{model.metrics[name]:.6g}" for name in _holdout(model.metrics)},
+        "threshold": f"{model.calibration.threshold:.6g}, the {model.calibration.quantile:g} "
+        f"quantile of {model.calibration.rows} held-out scores",
+        "rows of this page": f"{len(look.rows_BC)} {look.sight.what} of {redact(look.sight.source)}",
+    }
+    sentence = "What the model is, which data it learned from, and which parts it is made of."
+    notes = [note(text) for text in look.sight.notes]
+    parts = (table((), facts.items()), table(("part", "kind", "set to"), _parts(look)))
+    return Section("Model", sentence, (*notes, *parts))
+
+
+def _holdout(metrics: Iterable[str]) -> list[str]:
+    """Metrics of the held-out rows by name, those at several widths by width."""
+    held = (name for name in metrics if name.startswith("holdout"))
+    return sorted(held, key=lambda name: (name.rstrip("0123456789"), len(name), name))
+
+
+def _parts(look: Look) -> Iterator[tuple[str, str, str]]:
+    """Each part, its kind and its settings; what `auto` and defaults became, too."""
+    spec = look.model.model
+    scaling = look.model.job.get("data", {}).get("scaling")
+    phases = look.model.job.get("train", {}).get("phases", [])
+    tree = {"scaling": scaling, **spec.model_dump(mode="json"), "phases": phases}
+    for name, value in tree.items():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                yield name, part.get("kind", ""), settings(part)
+            elif part is not None:
+                yield name, str(part), ""
+    yield "code activation", spec.code_activation, ""
+    yield "output activation", spec.output_activation(look.model.unit_data), ""
+
+
+def losses(look: Look) -> Section | None:
+    """The loss by term over epochs, when the artifact has a history; of an ensemble, the lead's."""
+    history: list[dict[str, Any]] = look.model.provenance.get("history", [])
+    if look.model.ensemble is not None:
+        history = [record for record in history if record.get("member") == look.model.ensemble.lead]
+    if not history:
+        return None
+    sentence = (
+        "The loss, its terms and the errors over the epochs of training; a holdout error that "
+        "rises while the training error falls is overfitting."
+    )
+    return Section("Loss", sentence, (charts.losses(history),))
+
 
 WORST, FEATURES = 10, 3
 
@@ -25,7 +86,7 @@ def scores(look: Look) -> Section:
     score, threshold = look.scores.score, look.predictor.threshold
     above = int(look.scores.is_anomaly.sum())
     drawn = charts.histogram(
-        figures.bins(score, skewed=True), "score", "rows", ("threshold", threshold)
+        charts.bins(score, skewed=True), "score", "rows", ("threshold", threshold)
     )
     meaning = "its mean squared error in model space"
     if look.predictor.module.spec.scaled_score:
@@ -39,12 +100,12 @@ def scores(look: Look) -> Section:
         "with the highest scores, and the features that make them so, with their share of the "
         "score: value, then reconstruction."
     )
-    parts = (drawn, *showing.worst(look, figures.worst(score, WORST)))
+    parts = (drawn, *making.worst(look, charts.worst(score, WORST)))
     return Section("Scores", sentence, (*parts, table(columns, _worst(look))))
 
 
 def _worst(look: Look) -> Iterator[list[Any]]:
-    at = figures.worst(look.scores.score, WORST)
+    at = charts.worst(look.scores.score, WORST)
     rows = look.rows_BC[at]
     found = look.predictor.score(rows, reconstruction=True, feature_errors=True)
     assert found.feature_errors is not None
@@ -56,7 +117,7 @@ def _worst(look: Look) -> Iterator[list[Any]]:
     for index, errors in enumerate(found.feature_errors):
         total = float(errors.sum()) or 1.0
         cells = []
-        for feature in figures.worst(errors, FEATURES).tolist():
+        for feature in charts.worst(errors, FEATURES).tolist():
             missing = bool(found.imputed[index, feature])
             value = "missing, its mean taken" if missing else f"{rows[index, kept[feature]]:.4g}"
             made = float(found.reconstruction[index, kept[feature]])
@@ -174,3 +235,40 @@ def _comparison(every: Sequence[int], ours: Sequence[float], pca: Sequence[float
     if not better:
         return "The model loses to PCA at every width."
     return f"The model beats PCA at {', '.join(better)} units and loses to it at the other widths."
+
+
+def members(look: Look) -> Section | None:
+    """Seed, epochs and errors of each member; None for a single model."""
+    model, ensemble = look.model, look.model.ensemble
+    if ensemble is None:
+        return None
+    agreement = model.metrics.get("rank_agreement")
+    agree = "A member gives all held-out rows the same score, so their ranks cannot be compared"
+    if agreement is not None:
+        agree = (
+            "Between members, the ranks of the held-out rows have a mean Spearman correlation of "
+            f"{agreement:.3f}"
+        )
+    sentence = (
+        f"The score of a row is the {'maximum' if ensemble.combine == 'max' else 'mean'} over "
+        f"{ensemble.members} models that differ in their seed alone; codes, hashes and reconstructions "
+        f"on this page are the lead's, member {ensemble.lead}, whose error was the lowest. {agree}; "
+        "where it is low, the ranking of a single model would be luck."
+    )
+    head = ("member", "seed", "epochs", "lowest holdout MSE", "last training MSE")
+    return Section("Members", sentence, (table(head, _members(look, ensemble)),))
+
+
+def _members(look: Look, ensemble: Ensemble) -> Iterator[tuple[str, ...]]:
+    first = look.model.job.get("train", {}).get("seed")
+    history = look.model.provenance.get("history", [])
+    for number in range(1, ensemble.members + 1):
+        records = [record for record in history if record.get("member") == number]
+        held = [record["holdout_mse"] for record in records if "holdout_mse" in record]
+        yield (
+            f"{number} (lead)" if number == ensemble.lead else str(number),
+            "not recorded" if first is None else str(first + number - 1),
+            str(len(records)),
+            f"{min(held):.6g}" if held else "none",
+            f"{records[-1]['train_mse']:.6g}" if records else "none",
+        )

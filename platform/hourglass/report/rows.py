@@ -1,6 +1,7 @@
-"""The rows a report looks at: read in this process, at most so many, the same every time.
+"""The rows a report looks at, and what the model makes of them, computed once.
 
-Shapes: B rows, C raw columns.
+Rows are read in this process, at most so many, the same every time.
+Shapes: B rows, C raw columns, F features in model space, K code units.
 """
 
 from collections.abc import Iterator
@@ -18,8 +19,11 @@ from hourglass.data.manifest import Manifest, scan
 from hourglass.data.plan import Split
 from hourglass.data.schema import check_column, is_list
 from hourglass.errors import DataError
+from hourglass.inference.predictor import Predictor, Scores
+from hourglass.report.pictures import Shape, shape_of
 
 Matrix = NDArray[Any]
+Floats = NDArray[np.float64]
 Place = tuple[int, int]
 FEWEST = 4
 GROUPS = 64
@@ -184,3 +188,52 @@ def _labels(table: pa.Table, label: str, path: str, at: NDArray[np.int64]) -> li
         raise DataError(f"{path}: column '{label}' is {kind}, a label is one value for each row")
     values: list[Any] = table.column(label).take(at).to_pylist()
     return values
+
+
+@dataclass(frozen=True)
+class Look:
+    """The model on the rows: `space_BF` in model space, `bits_BK` of the hashes."""
+
+    predictor: Predictor
+    version: str | None
+    digest: str
+    sight: Sight
+    label: str | None
+    shape: Shape | None
+    scores: Scores
+    space_BF: Floats
+    bits_BK: NDArray[np.uint8]
+
+    @property
+    def model(self) -> Model:
+        """The artifact's manifest."""
+        return self.predictor.artifact.manifest
+
+    @property
+    def rows_BC(self) -> Matrix:
+        """The rows judged, raw."""
+        return self.sight.judged.features
+
+
+def look(
+    predictor: Predictor, version: str | None, digest: str, sight: Sight, label: str | None
+) -> Look:
+    """One pass of the model over the rows of `sight`."""
+    scores = predictor.score(sight.judged.features)
+    return Look(
+        predictor=predictor,
+        version=version,
+        digest=digest,
+        sight=sight,
+        label=label,
+        shape=shape_of(predictor.artifact.manifest),
+        scores=scores,
+        space_BF=model_space(predictor, sight.judged.features),
+        bits_BK=np.unpackbits(scores.hash, axis=1, count=predictor.code_width),
+    )
+
+
+def model_space(predictor: Predictor, rows_BC: Matrix) -> Floats:
+    """Raw rows (B, C) in model space (B, F)."""
+    (space_BF,) = predictor.map_tiles(rows_BC, lambda tile: [predictor.module.preprocessing(tile)])
+    return space_BF.astype(np.float64)
