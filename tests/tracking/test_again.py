@@ -16,7 +16,7 @@ from hourglass.errors import DataError
 from hourglass.settings import Settings
 from hourglass.tracking import facts, model, registry, tracker
 from hourglass.tracking import mlflow as store
-from hourglass.tracking.spool import Spool
+from hourglass.tracking.outbox import Spool
 from hourglass.training import launch
 from hourglass.training.launch import Outcome
 

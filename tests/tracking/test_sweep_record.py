@@ -21,7 +21,7 @@ from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 from hourglass.tracking import registry, tracker, trials
-from hourglass.tracking.spool import Spool
+from hourglass.tracking.outbox import Spool
 from hourglass.tuning import conclude, leaderboard, record
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
 from hourglass.tuning.sweep import Swept

@@ -32,8 +32,8 @@ from hourglass.progress import TrainProgress
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 from hourglass.tracking import model, registry, tracker, ui
+from hourglass.tracking.outbox import Spool
 from hourglass.tracking.shown import redact
-from hourglass.tracking.spool import Spool
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tracking_kit import DATASET, at, history, job, run_of, trained
@@ -592,7 +592,7 @@ def test_resolve_takes_files_by_name_into_a_private_folder(
     assert (resolved.name, resolved.version, resolved.digest) == ("digits", "1", digits[0])
     folder = Path(resolved.path)
     assert folder == settings.root / "models" / digits[0]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(registry.FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(model.FILES)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
     assert Predictor.load(resolved.path, resolved.digest).code_width == 5

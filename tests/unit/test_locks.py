@@ -25,7 +25,7 @@ from hourglass.config.train import TrainJob
 from hourglass.errors import DataError, WriteError
 from hourglass.settings import Settings
 from hourglass.tracking import locks
-from hourglass.tracking.spool import Spool
+from hourglass.tracking.outbox import Spool
 from hourglass.training import launch
 
 HOLD = """

@@ -37,9 +37,10 @@ from hourglass.inference import batch, parts
 from hourglass.inference.parts import Item, Options
 from hourglass.inference.predictor import Predictor
 from hourglass.settings import Settings
-from hourglass.tracking import registry
+from hourglass.tracking import model as stored_model
+from hourglass.tracking.client import answering
+from hourglass.tracking.outbox import Spool
 from hourglass.tracking.registry import Version
-from hourglass.tracking.spool import Spool
 from hourglass.tuning import leaderboard, plots, sweep
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.stopped import Stopped
@@ -276,16 +277,16 @@ def resolved(folder: Path) -> None:
     version = Version("m", "1", digest, (), {}, None, 0)
 
     def download(settings: Any, mlflow: Any, version: Any, into: Path) -> None:
-        for name in registry.FILES:
+        for name in stored_model.FILES:
             with open(into / name, "wb") as file:
                 file.write((folder / "model" / name).read_bytes())
 
-    kept, registry._download = registry._download, download
+    kept, stored_model._download = stored_model._download, download
     try:
-        with registry.answering(Settings(home=folder / "out")):
-            registry._fetch(Settings(home=folder / "out"), None, version)
+        with answering(Settings(home=folder / "out")):
+            stored_model.fetch(Settings(home=folder / "out"), None, version)
     finally:
-        registry._download = kept
+        stored_model._download = kept
 
 
 def copies(folder: Path) -> Sequence[Any]:
@@ -657,7 +658,7 @@ def test_a_full_disk_of_a_process_that_scores_comes_back_as_such(
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ECONNREFUSED])
 def test_what_a_disk_says_is_not_mlflows_fault(number: int, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
-    with pytest.raises(HourglassError) as caught, registry.answering(settings):
+    with pytest.raises(HourglassError) as caught, answering(settings):
         refuse(number)()
     if number == errno.ECONNREFUSED:
         assert str(caught.value).startswith("MLflow (sqlite:///")

@@ -24,11 +24,11 @@ def not_in_an_artifact(out: str) -> str:
     """A place to write to. Raises DataError for one in an artifact, which would no longer load."""
     from hourglass import storage
     from hourglass.data.footer import reaching
-    from hourglass.tracking.registry import FILES
+    from hourglass.tracking.registry import MANIFEST
 
     for folder in storage.above(out):
         with reaching(out), contextlib.suppress(PermissionError):  # then it is nobody's to load
-            if storage.exists(storage.join(folder, FILES[0])):
+            if storage.exists(storage.join(folder, MANIFEST)):
                 from hourglass import artifact  # PyTorch takes two seconds, which few need here
 
                 artifact.require_outside(out)

@@ -4,19 +4,17 @@ A run is found again by its tags `hourglass.run` and `hourglass.data`; a metric 
 step; an artifact once per digest. A sweep's run has those of its trials below it: see trials.py.
 """
 
-import errno
 import json
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hourglass.errors import HourglassError, ReadError, RegistryError, WriteError
 from hourglass.settings import Settings
 from hourglass.tracking import facts
-from hourglass.tracking.shown import explain, redact
-from hourglass.tracking.spool import Event
+from hourglass.tracking.client import client
+from hourglass.tracking.outbox import Event
+from hourglass.tracking.shown import redact
 from hourglass.tracking.trials import BATCH_METRICS, DIGEST_TAG, Trials
 
 if TYPE_CHECKING:
@@ -37,50 +35,6 @@ BATCH_PARAMS = 100
 FINAL = {"finished": "FINISHED", "failed": "FAILED"}
 LASTING = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "FEATURE_DISABLED")
 """Error codes that another attempt cannot mend."""
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What a disk of this machine says, and no server."""
-
-DEFAULTS = {
-    # A dead server must be noticed in seconds; MLflow's own defaults try for four minutes.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    # The progress line is ours; an upload bar, a link or a schema migration in it is noise.
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Otherwise the lock file of whatever project is the current folder goes into the model.
-    "MLFLOW_UV_AUTO_DETECT": "false",
-}
-
-
-def client(settings: Settings) -> Any:
-    """An MLflow client of the store that `settings` names; MLflow's globals stay untouched."""
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-
-    if settings.tracking_uri is None:
-        settings.root.mkdir(parents=True, exist_ok=True)
-    return mlflow.MlflowClient(tracking_uri=settings.mlflow_uri)
-
-
-@contextmanager
-def answering(settings: Settings) -> Iterator[None]:
-    """Turn whatever MLflow raises into a RegistryError that names the store, or a WriteError."""
-    try:
-        yield
-    except HourglassError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK:
-            where = error.filename or str(settings.root)
-            raise WriteError(error.errno, error.strerror, where) from error
-        raise RegistryError(
-            f"MLflow ({redact(settings.mlflow_uri)}): {explain(error)}; "
-            "check that it is up and that MLFLOW_TRACKING_URI names it"
-        ) from None
 
 
 class Delivery:

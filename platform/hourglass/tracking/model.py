@@ -6,17 +6,26 @@ data/artifact/                   the artifact, byte for byte
 
 import hashlib
 import json
+import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hourglass import __version__, artifact
+from hourglass.errors import ArtifactError, RegistryError
+from hourglass.settings import Settings
 from hourglass.tracking.facts import same
+from hourglass.tracking.locks import locked, private_folder
+
+if TYPE_CHECKING:
+    from hourglass.tracking.registry import Version
 
 LOADER = "hourglass.inference.pyfunc"
 """A module name, not an import: MLflow imports it when somebody loads the model."""
+FILES = (artifact.MANIFEST, artifact.WEIGHTS, artifact.GOLDEN)
 INSIDE = "data/artifact"
 DIGEST_TAG = "hourglass.digest"
 OUTPUT = "encode"
@@ -104,6 +113,48 @@ def _fill(client: Any, model: Any, files: Mapping[str, bytes], loaded: artifact.
         _dress(dressed, plain, model, loaded)
         client.log_model_artifacts(model.model_id, str(dressed))
     client.finalize_logged_model(model.model_id, "READY")
+
+
+def fetch(settings: Settings, mlflow: Any, version: "Version") -> tuple[Path, str]:
+    """The verified folder of a version's artifact, and its digest."""
+    where = f"models:/{version.name}/{version.version}"
+    if version.digest is None or not re.fullmatch(r"[0-9a-f]{64}", version.digest):
+        raise RegistryError(
+            f"{where}: tag {DIGEST_TAG} is {version.digest!r}, so nothing says which artifact it "
+            "must be; register it with hourglass"
+        )
+    cache = private_folder(settings.root / "models")
+    folder = cache / version.digest
+    with locked(cache / ".lock"):  # many replicas start at once; one of them downloads
+        if artifact_problem(folder, version.digest) is None:
+            return folder, version.digest
+        for left in cache.glob(".*/"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=cache) as own:
+            fresh = private_folder(Path(own) / "artifact")
+            _download(settings, mlflow, version, fresh)
+            problem = artifact_problem(fresh, version.digest)
+            if problem:
+                raise ArtifactError(
+                    f"{where}: {problem}; registered is {version.digest[:12]}, the stored files "
+                    "were changed"
+                )
+            if folder.exists():
+                shutil.rmtree(folder)
+            fresh.rename(folder)
+    return folder, version.digest
+
+
+def _download(settings: Settings, mlflow: Any, version: "Version", folder: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    stored = mlflow.get_model_version_download_uri(version.name, version.version)
+    for name in FILES:
+        download_artifacts(
+            artifact_uri=f"{stored.rstrip('/')}/{INSIDE}/{name}",
+            dst_path=str(folder),
+            tracking_uri=settings.mlflow_uri,
+        )
 
 
 def artifact_problem(folder: Path, digest: str) -> str | None:

@@ -7,19 +7,15 @@ files by name and checks them against that digest; what else MLflow stores besid
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hourglass import storage
 from hourglass.errors import ArtifactError, RegistryError, nearest
 from hourglass.settings import Settings
-from hourglass.tracking.locks import locked, private_folder
-from hourglass.tracking.mlflow import answering, client
+from hourglass.tracking.client import answering, client
 
 if TYPE_CHECKING:
     from hourglass.tracking.model import Logged
@@ -28,7 +24,7 @@ CHALLENGER = "challenger"
 CHAMPION = "champion"
 DIGEST_TAG = "hourglass.digest"
 METRICS_TAG = "hourglass.metrics"
-FILES = ("manifest.json", "model.safetensors", "golden.safetensors")
+MANIFEST = "manifest.json"  # the name that `artifact` has as well, which imports torch
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def register(
 def registered(mlflow: Any, name: str, uri: str) -> Registered | None:
     """The version of `name` that holds the artifact at `uri`, whoever registered it."""
     try:
-        digest = hashlib.sha256(storage.read(storage.join(uri, FILES[0]))).hexdigest()
+        digest = hashlib.sha256(storage.read(storage.join(uri, MANIFEST))).hexdigest()
     except OSError:  # it has gone, and who was to register it says so
         return None
     known = [v.version for v in _stored(mlflow, name) if v.tags.get(DIGEST_TAG) == digest]
@@ -175,11 +171,12 @@ def promote(settings: Settings, name: str, version: str) -> Promoted:
     Raises: RegistryError for an unknown name or version, ArtifactError for a damaged artifact.
     """
     from hourglass import artifact
+    from hourglass.tracking.model import fetch
 
     with _registry(settings) as mlflow:
         known = _versions(settings, mlflow, name)
         chosen = _one(known, name, version)
-        folder, digest = _fetch(settings, mlflow, chosen)
+        folder, digest = fetch(settings, mlflow, chosen)
         artifact.load(str(folder), digest)
         before = next((v.version for v in known if CHAMPION in v.aliases), None)
         mlflow.set_registered_model_alias(name, CHAMPION, chosen.version)
@@ -194,6 +191,8 @@ def resolve(uri: str, settings: Settings) -> Resolved:
     """
     if not uri.startswith("models:"):
         return _unregistered(uri)
+    from hourglass.tracking.model import fetch
+
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if match is None:
         raise RegistryError(
@@ -204,7 +203,7 @@ def resolve(uri: str, settings: Settings) -> Resolved:
     with _registry(settings) as mlflow:
         known = _versions(settings, mlflow, name)
         chosen = _aliased(known, name, alias) if alias else _one(known, name, version)
-        folder, digest = _fetch(settings, mlflow, chosen)
+        folder, digest = fetch(settings, mlflow, chosen)
     return Resolved(str(folder), name, chosen.version, digest)
 
 
@@ -312,59 +311,13 @@ def _aliased(known: list[Version], name: str, alias: str) -> Version:
 
 def _unregistered(uri: str) -> Resolved:
     try:
-        text = storage.read(storage.join(uri, FILES[0]))
+        text = storage.read(storage.join(uri, MANIFEST))
         name = json.loads(text)["name"]
     except (FileNotFoundError, NotADirectoryError):
         raise RegistryError(
-            f"{uri}: no artifact there ({FILES[0]} is missing); give an artifact's folder, "
+            f"{uri}: no artifact there ({MANIFEST} is missing); give an artifact's folder, "
             "models:/NAME@ALIAS or models:/NAME/VERSION"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{uri}/{FILES[0]}: not an artifact's manifest") from None
+        raise ArtifactError(f"{uri}/{MANIFEST}: not an artifact's manifest") from None
     return Resolved(uri, str(name), None, hashlib.sha256(text).hexdigest())
-
-
-def _fetch(settings: Settings, mlflow: Any, version: Version) -> tuple[Path, str]:
-    """The verified folder of a version's artifact, and its digest."""
-    from hourglass.tracking.model import artifact_problem
-
-    where = f"models:/{version.name}/{version.version}"
-    if version.digest is None or not re.fullmatch(r"[0-9a-f]{64}", version.digest):
-        raise RegistryError(
-            f"{where}: tag {DIGEST_TAG} is {version.digest!r}, so nothing says which artifact it "
-            "must be; register it with hourglass"
-        )
-    cache = private_folder(settings.root / "models")
-    folder = cache / version.digest
-    with locked(cache / ".lock"):  # many replicas start at once; one of them downloads
-        if artifact_problem(folder, version.digest) is None:
-            return folder, version.digest
-        for left in cache.glob(".*/"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=cache) as own:
-            fresh = private_folder(Path(own) / "artifact")
-            _download(settings, mlflow, version, fresh)
-            problem = artifact_problem(fresh, version.digest)
-            if problem:
-                raise ArtifactError(
-                    f"{where}: {problem}; registered is {version.digest[:12]}, the stored files "
-                    "were changed"
-                )
-            if folder.exists():
-                shutil.rmtree(folder)
-            fresh.rename(folder)
-    return folder, version.digest
-
-
-def _download(settings: Settings, mlflow: Any, version: Version, folder: Path) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    from hourglass.tracking.model import INSIDE
-
-    stored = mlflow.get_model_version_download_uri(version.name, version.version)
-    for name in FILES:
-        download_artifacts(
-            artifact_uri=f"{stored.rstrip('/')}/{INSIDE}/{name}",
-            dst_path=str(folder),
-            tracking_uri=settings.mlflow_uri,
-        )

@@ -13,8 +13,8 @@ from hourglass import storage
 from hourglass.settings import Settings
 from hourglass.tracking.facts import found_anywhere, named
 from hourglass.tracking.locks import private_folder, try_locked
+from hourglass.tracking.outbox import Spool
 from hourglass.tracking.shown import explain, redact
-from hourglass.tracking.spool import Spool
 from hourglass.tracking.trials import MANIFEST
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from hourglass.tracking.facts import (
     step_to_show,
     steps,
 )
+from hourglass.tracking.outbox import Event
 from hourglass.tracking.shown import redact
-from hourglass.tracking.spool import Event
 
 PARENT_TAG = "mlflow.parentRunId"
 TRIAL_TAG = "hourglass.trial"
