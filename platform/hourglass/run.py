@@ -13,6 +13,7 @@ from hourglass.settings import Settings
 from hourglass.tracking import Finished, Tracker
 from hourglass.tracking.registry import Resolved, resolve
 from hourglass.training import launch
+from hourglass.training.folder import alone
 from hourglass.training.launch import Outcome
 from hourglass.training.state import Record
 
@@ -34,9 +35,8 @@ def train(job: TrainJob, settings: Settings, fresh: bool = False, stderr: bool =
     Of a run that finished before, what is not recorded or registered yet is.
     Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
-    with launch.alone(
-        job, settings, fresh
-    ):  # until all is recorded, so that nobody else does it as well
+    # Until all is recorded, so that nobody else does it as well.
+    with alone(job, settings, fresh):
         with bar("epoch", stderr) as shown:
             listener = _Recording(TrainProgress(shown), settings)
             try:

@@ -35,6 +35,7 @@ from hourglass.training import launch
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete
+from hourglass.training.folder import run_uri
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, Stop, generated, held_out, job, memory_feed
@@ -72,7 +73,7 @@ class Home:
         tree = job(epochs=4).model_dump(mode="json", by_alias=True)
         tree["data"]["uri"] = str(self.shards)
         self.job = TrainJob.model_validate(tree)
-        self.run = Path(launch.run_uri(self.job, self.settings))
+        self.run = Path(run_uri(self.job, self.settings))
 
     def write(self, rows: np.ndarray) -> None:
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
@@ -287,7 +288,7 @@ def test_without_its_record_in_the_artifact_a_finished_run_would_conclude_again(
 ) -> None:
     """The control."""
     home.train()
-    monkeypatch.setattr(launch, "_clear_up", lambda _: None)
+    monkeypatch.setattr(launch, "clear_up", lambda _: None)
     home.train(fresh=True)
     assert home.train().resumed_at == 0
     whole = artifact.load(str(home.run / "artifact"))

@@ -21,11 +21,11 @@ from hourglass.data.reading import Census, _census, _ReadAll
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import measure
 from hourglass.errors import SpecError
-from hourglass.training import launch
 from hourglass.training.build import build
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete
 from hourglass.training.knobs import certify
+from hourglass.training.measure import measure as measure_rows
 from hourglass.tuning.rows import Rows
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -220,7 +220,7 @@ def measured(read_here: None, tmp_path: Path) -> Callable[..., Any]:
     lists = pa.array(generated(6).tolist(), pa.list_(pa.float32()))
     pq.write_table(pa.table({"x": lists}), path, write_page_checksum=True)
     manifest, arrow = open_dataset(str(path))
-    return lambda made: launch.measure(made, manifest, arrow)
+    return lambda made: measure_rows(made, manifest, arrow)
 
 
 def of_sweep(space: dict[str, Any]) -> TuneJob:
@@ -272,16 +272,16 @@ def test_a_run_warns_of_columns_that_a_glob_chose_and_that_are_hardly_features(
     pq.write_table(pa.table(table), tmp_path / "a.parquet", write_page_checksum=True)
     dataset = open_dataset(str(tmp_path / "a.parquet"))
     with pytest.warns(UserWarning, match="hardly") as caught:
-        launch.measure(table_job(), *dataset)
+        measure_rows(table_job(), *dataset)
     assert str(caught[0].message) == (
         "features.columns: a glob chose hardly features: 'id' (near-unique whole numbers, as ids "
         "are), 'same' (constant), '__index_level_0__' (the index of a table); to leave them out: "
         '`exclude: ["id", "same", "__index_level_0__"]`'
     )
     with pytest.warns(UserWarning, match="hardly features: 'id'") as caught:
-        launch.measure(table_job(constant="drop"), *dataset)
+        measure_rows(table_job(constant="drop"), *dataset)
     assert "same" not in str(caught[0].message)
     named = {"features": {"columns": ["id", "same", "x", "__index_level_0__"]}}
     with warnings.catch_warnings(action="error", category=UserWarning):
-        launch.measure(table_job(**named), *dataset)
-        launch.measure(table_job(features={"columns": ["*"], "exclude": ["[!x]*"]}), *dataset)
+        measure_rows(table_job(**named), *dataset)
+        measure_rows(table_job(features={"columns": ["*"], "exclude": ["[!x]*"]}), *dataset)

@@ -9,7 +9,7 @@ import pytest
 
 from hourglass import storage
 from hourglass.errors import DataError, TrainingError, WriteError
-from hourglass.training import launch
+from hourglass.training import launch, measure
 from hourglass.tuning import trials
 from hourglass.tuning.trial import Share
 
@@ -50,7 +50,7 @@ def test_a_run_without_an_answer_of_git_has_no_commit(
         raise error
 
     monkeypatch.setattr(subprocess, "run", fails)
-    assert launch._git_commit() is None
+    assert measure._git_commit() is None
 
 
 def test_a_folder_that_cannot_be_removed_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from hourglass.settings import Settings
 from hourglass.tracking import locks
 from hourglass.tracking.outbox import Spool
 from hourglass.training import launch
+from hourglass.training.folder import alone, run_uri
 
 HOLD = """
 import sys, time
@@ -414,7 +415,7 @@ def test_a_finished_run_is_found_where_nothing_can_be_written(
 ) -> None:
     """Any other run ends at once there, before it reads anything."""
     job, settings = a_job(), Settings(home=tmp_path)
-    uri = Path(launch.run_uri(job, settings))
+    uri = Path(run_uri(job, settings))
     (uri / "artifact").mkdir(parents=True)
     if finished:
         (uri / "artifact" / "manifest.json").write_text("{}")
@@ -428,7 +429,7 @@ def test_a_finished_run_is_found_where_nothing_can_be_written(
     monkeypatch.setattr(os, "open", read_only)
     told = []
     try:
-        with launch.alone(job, settings, fresh):
+        with alone(job, settings, fresh):
             told.append("entered")
     except WriteError as error:
         told.append(str(error))
@@ -457,7 +458,7 @@ def test_two_train_commands_at_once(
     job, settings = a_job(), Settings(home=tmp_path, runs=runs)
     opened: list[str] = []
     monkeypatch.setattr(launch, "open_dataset", lambda *_: opened.append("opened"))
-    uri = launch.run_uri(job, settings)
+    uri = run_uri(job, settings)
     with holder(locks.beside(uri)) as first:
         for fresh in (False, True):
             with pytest.raises(DataError) as caught:

@@ -6,7 +6,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from hourglass.training.trainer import Trainer
+from hourglass.training.launch import Trainer
 
 
 def callbacks(kind: type, folder: Path) -> list[str]:

@@ -27,8 +27,15 @@ from hourglass.data.unlikely import Sample
 from hourglass.errors import ArtifactError, SpecError
 from hourglass.inference.predictor import Predictor
 from hourglass.model.preprocessing import counts_levels
-from hourglass.training import members, provenance
-from hourglass.training.build import build, feature_record, require_values
+from hourglass.training import members
+from hourglass.training.build import (
+    account,
+    build,
+    feature_record,
+    require_values,
+    require_watched,
+    software,
+)
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
 from hourglass.training.knobs import certify
@@ -92,7 +99,7 @@ def fit(
         job=files.dump(job),
         provenance={
             "dataset": dataset,
-            **provenance.software("scikit-learn"),
+            **software("scikit-learn"),
             "live_knobs": certificate,
             "history": trained.history,
         },
@@ -151,7 +158,7 @@ def _measured(
     features, held, dropped = arrays.split(rows, schema, job.data.missing, job.data.holdout)
     stats = arrays.figures(features[~held], schema, counts_levels(job.data.scaling))
     require_values(stats, schema.feature_names)
-    counted = provenance.account(
+    counted = account(
         job,
         stats,
         schema.feature_names,
@@ -161,7 +168,7 @@ def _measured(
         imputed=int((~np.isfinite(features)).sum()),
     )
     if job.train.early_stop is not None:
-        provenance.require_watched(counted)
+        require_watched(counted)
     reasons = unlikely.why(
         schema.columns,
         index=[name for name in schema.columns if unlikely.INDEX.fullmatch(name)],

@@ -2,44 +2,31 @@
 
 import math
 import secrets
-import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train
 from ray import PlacementGroupID
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hourglass import artifact, storage
 from hourglass.config.train import TrainJob
-from hourglass.data import reading, unlikely
-from hourglass.data.manifest import Manifest, describe, locate
-from hourglass.data.prepare import feature_schema, open_dataset
-from hourglass.data.reading import Census, Rows
-from hourglass.errors import (
-    ArtifactError,
-    ClusterError,
-    DataError,
-    HourglassError,
-    SpecError,
-    TrainingError,
-    WriteError,
-)
-from hourglass.model.preprocessing import counts_levels
+from hourglass.data.prepare import open_dataset
+from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError
+from hourglass.process import deferred
 from hourglass.settings import Settings
-from hourglass.tracking import locks
-from hourglass.training import provenance
 from hourglass.training.board import Listener, Listening, error_of
-from hourglass.training.build import fit_preprocessing, require_values, require_width
 from hourglass.training.calibrate import other_quantile
-from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.complete import CHECKPOINTS, FRESH, Run
-from hourglass.training.trainer import Trainer
+from hourglass.training.complete import FRESH, Run
+from hourglass.training.folder import anew, began_anew, clear_up, run_uri
+from hourglass.training.measure import Measured, measure
 from hourglass.training.worker import Task, train_worker
 
 BEGINS = "nothing was committed yet; the same command begins again"
@@ -71,34 +58,6 @@ class Room:
         return max(1, int(self.cpus))
 
 
-def run_uri(job: TrainJob, settings: Settings) -> str:
-    """Where the run keeps checkpoints and artifact."""
-    return storage.join(settings.runs_uri, job.run_name)
-
-
-@contextmanager
-def alone(job: TrainJob, settings: Settings, fresh: bool = False) -> Iterator[None]:
-    """Train the run of `job`, and no other command beside it.
-
-    Where nothing can be written, a finished run can still be found: nobody trains it there. Raises:
-    DataError when another one trains it, WriteError.
-    """
-    uri = run_uri(job, settings)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(
-                locks.alone(
-                    locks.beside(uri),
-                    f"{uri}: another process trains this run",
-                    "under another name (--set name=NAME)",
-                )
-            )
-        except WriteError:
-            if fresh or not _is_finished(uri):
-                raise
-        yield
-
-
 def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = False) -> Outcome:
     """Run `job` to its end on the connected Ray cluster; the same job again resumes or is done.
 
@@ -110,16 +69,16 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
     uri = run_uri(job, settings)
     manifest, schema = open_dataset(job.data.uri, job.data.manifest)
     found = storage.join(uri, "artifact")
-    replaces = bool(storage.names(uri)) if fresh else _began_anew(uri, found)
+    replaces = bool(storage.names(uri)) if fresh else began_anew(uri, found)
     if not replaces and storage.exists(storage.join(found, artifact.MANIFEST)):
         outcome = _finished(job, found, manifest.digest)
         if FRESH in outcome.manifest.provenance:
-            _clear_up(uri)
+            clear_up(uri)
         return outcome
     room = _room(job)
     measured = measure(job, manifest, schema)
     if fresh:
-        _anew(uri).remove()
+        anew(uri).remove()
     listener.prepared(job, measured.dataset)
     run = replace(measured.run(job, uri), fresh=replaces)
     if fresh:
@@ -132,110 +91,8 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
         raise
     loaded = artifact.load(found)
     if replaces:
-        _clear_up(uri)
+        clear_up(uri)
     return Outcome(found, loaded.manifest, loaded.digest, already=False)
-
-
-def _anew(uri: str) -> Checkpoints:
-    """Those of a run that began anew beside an earlier one."""
-    return Checkpoints(storage.join(uri, FRESH), None, "", 1)
-
-
-def _began_anew(uri: str, found: str) -> bool:
-    """True when the run began anew and has a checkpoint since, but is not what the artifact is of.
-
-    Its checkpoints may be there after it has ended: to remove them was refused, or cut short.
-    """
-    committed = _anew(uri).committed()
-    if not committed:
-        return False
-    try:
-        ended = artifact.load(found).manifest.provenance.get(FRESH, ())
-    except ArtifactError:
-        return True
-    return not set(committed) <= set(ended)
-
-
-def _clear_up(uri: str) -> None:
-    """Remove the checkpoints of a run that has replaced another, and of that one; again the next time."""
-    with suppress(OSError):
-        storage.remove(storage.join(uri, CHECKPOINTS))
-        _anew(uri).remove()
-
-
-def _is_finished(uri: str) -> bool:
-    found = storage.join(uri, "artifact")
-    return storage.exists(storage.join(found, artifact.MANIFEST)) and not _began_anew(uri, found)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A job's rows, read once: their census, their chunks where cached, what the record says."""
-
-    rows: Rows
-    census: Census
-    refs: list[Any]
-    data_digest: str
-    dataset: dict[str, Any]
-
-    def run(self, job: TrainJob, uri: str) -> Run:
-        """The run of `job` on these rows, in the folder `uri`."""
-        software = {**provenance.software("ray"), "git_commit": _git_commit()}
-        return Run(
-            job=job,
-            schema=self.rows.schema,
-            stats=self.census.stats,
-            uri=uri,
-            data_digest=self.data_digest,
-            provenance={"dataset": self.dataset, **software},
-        )
-
-
-def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema, levels: bool = False) -> Measured:
-    """Read, check, count and measure every row; keep the features where the job allows it.
-
-    With `levels`, distinct values are counted whether this job asks for them or not.
-
-    Raises: DataError, SpecError.
-    """
-    columns = feature_schema(manifest, schema, job.data.features, job.data.missing)
-    require_width(job, columns.width)
-    data = job.data
-    rows = reading.of(
-        manifest, columns, data.missing, data.holdout, levels or counts_levels(data.scaling)
-    )
-    cached = _cached(job, manifest.rows * columns.row_bytes)
-    chosen = unlikely.globbed(data.features, columns.columns)
-    watched = [columns.columns.index(name) for name in chosen if columns.dtype != "uint8"]
-    census, refs = reading.load(rows, keep_features=cached, watched=watched)
-    require_values(census.stats, columns.feature_names)
-    fit_preprocessing(job, census.stats)
-    dataset = {
-        **locate(job.data.uri),
-        **describe(manifest),
-        **provenance.account(
-            job,
-            census.stats,
-            columns.feature_names,
-            train=census.rows("train"),
-            holdout=census.rows("holdout"),
-            dropped=census.dropped,
-            imputed=census.imputed,
-        ),
-        "cached": cached,
-    }
-    if job.train.early_stop is not None:
-        provenance.require_watched(dataset)
-    constant = dict(zip(columns.feature_names, census.stats.constant, strict=True))
-    reasons = unlikely.why(
-        chosen,
-        index=unlikely.index_columns(schema),
-        near_unique=[n for n, s in zip(chosen, census.samples, strict=False) if s.near_unique],
-        constant=[n for n in chosen if constant[n] and job.data.constant == "keep"],
-    )
-    if reasons:
-        warnings.warn(f"features.columns: a glob chose {unlikely.advice(reasons)}", stacklevel=2)
-    return Measured(rows, census, refs, manifest.digest, dataset)
 
 
 def distribute(
@@ -286,6 +143,35 @@ def free(groups: Iterable[str]) -> None:
     for group in groups:
         with suppress(ray.exceptions.RayError):
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+
+
+# One deals datasets out, and workers read theirs themselves; the other frees, by way of the dashboard,
+# what workers reserved when their controller is lost, and `distribute` does that.
+_NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """Starts a run with fewer processes beside its workers, and ends them when it is interrupted."""
+
+    _controller: Any = None
+
+    def fit(self) -> Any:
+        """Run the workers to their end; raises KeyboardInterrupt with none of them left."""
+        try:
+            return super().fit()
+        except KeyboardInterrupt:
+            if self._controller is not None:
+                with deferred():
+                    ray.kill(self._controller)  # and with it the workers, which are its own
+            raise
+
+    def _create_default_callbacks(self) -> list[Any]:
+        every = super()._create_default_callbacks()
+        return [callback for callback in every if not isinstance(callback, _NEEDLESS)]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray's handler would end the whole process from inside, without a word and with code 1."""
+        self._controller = controller
 
 
 def _fit(task: Task, room: Room, listening: Listening) -> None:
@@ -361,15 +247,6 @@ def _finished(job: TrainJob, uri: str, data: str) -> Outcome:
     return Outcome(uri, loaded.manifest, loaded.digest, already=True)
 
 
-def _cached(job: TrainJob, size: int) -> bool:
-    if job.data.cache == "memory" and size > job.data.cache_bytes:
-        raise SpecError(
-            f"data.cache: memory needs {size} bytes for the features, cache_bytes allows "
-            f"{job.data.cache_bytes}; raise it, or use cache: stream"
-        )
-    return job.data.cache != "stream" and size <= job.data.cache_bytes
-
-
 def _room(job: TrainJob) -> Room:
     """What the cluster has for each worker. Raises ClusterError when that is not enough.
 
@@ -397,13 +274,3 @@ def _room(job: TrainJob) -> Room:
             f"use fewer workers, or scale.cpus_per_worker up to {spare / workers:.2g}"
         )
     return Room(each, 1.0 if gpu else 0.0, min(1.0, left))
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.SubprocessError):  # no git, or it takes too long: not known
-        return None
-    return done.stdout.strip() or None

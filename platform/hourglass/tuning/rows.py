@@ -11,7 +11,8 @@ from hourglass.data.manifest import Manifest
 from hourglass.data.prepare import feature_schema
 from hourglass.data.reading import fetch
 from hourglass.errors import DataError, SpecError
-from hourglass.training import launch, provenance
+from hourglass.training.build import require_watched
+from hourglass.training.measure import measure
 from hourglass.tuning.trial import Placed
 
 
@@ -36,7 +37,7 @@ class Rows:
                 f"found {data.cache_bytes}; raise it, or search on fewer rows"
             )
         # A point may ask for levels, or for a preset that does.
-        measured = launch.measure(base, self.manifest, self.schema, levels=True)
+        measured = measure(base, self.manifest, self.schema, levels=True)
         features, held = fetch(measured.refs, measured.rows.schema)
         if metric.startswith("holdout") and not held.any():
             raise DataError(
@@ -45,5 +46,5 @@ class Rows:
             )
         for path in self.sweep.space:
             if below(path, "train.early_stop"):
-                provenance.require_watched(measured.dataset, f"space.{path}")
+                require_watched(measured.dataset, f"space.{path}")
         return Placed(measured, features[~held], features[held])

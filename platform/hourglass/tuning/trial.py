@@ -18,7 +18,8 @@ from hourglass.data.feed import Features, MemoryFeed
 from hourglass.errors import HourglassError
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete, complete_packed
-from hourglass.training.launch import Measured, Room, distribute
+from hourglass.training.launch import Room, distribute
+from hourglass.training.measure import Measured
 from hourglass.training.members import Tell
 from hourglass.training.state import Record
 from hourglass.tuning.space import Point, one_line
