@@ -28,8 +28,8 @@ from hourglass.training import members
 from hourglass.training.collective import Alone
 from hourglass.tuning import sweep
 from hourglass.tuning.leaderboard import Entry
+from hourglass.tuning.resources import Crew
 from hourglass.tuning.sweep import Swept
-from hourglass.tuning.trials import Crew
 
 FEW, MANY = 4, 24
 KEPT = Path(__file__).with_name("results") / "sweep_overhead.json"

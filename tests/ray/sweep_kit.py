@@ -14,8 +14,8 @@ from hourglass.settings import Settings
 from hourglass.training.state import Record
 from hourglass.tuning import sweep
 from hourglass.tuning.leaderboard import Entry, Leaderboard
+from hourglass.tuning.resources import Crew
 from hourglass.tuning.space import Point
-from hourglass.tuning.trials import Crew
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from cluster_kit import in_process

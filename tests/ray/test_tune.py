@@ -17,9 +17,9 @@ from hourglass.report.referee import pca
 from hourglass.settings import Settings
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Leaderboard
+from hourglass.tuning.resources import Crew
 from hourglass.tuning.space import points
 from hourglass.tuning.trial import Share
-from hourglass.tuning.trials import Crew
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

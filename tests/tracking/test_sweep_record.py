@@ -24,9 +24,9 @@ from hourglass.tracking import registry, tracker, trials
 from hourglass.tracking.outbox import Spool
 from hourglass.tuning import conclude, leaderboard, record
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
+from hourglass.tuning.resources import Crew
 from hourglass.tuning.sweep import Swept
 from hourglass.tuning.trial import Share
-from hourglass.tuning.trials import Crew
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tracking_kit import DATASET, at

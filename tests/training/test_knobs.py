@@ -26,7 +26,7 @@ from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete
 from hourglass.training.knobs import certify
 from hourglass.training.measure import measure as measure_rows
-from hourglass.tuning.rows import Rows
+from hourglass.tuning.on_disk import Rows
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, generated, job, memory_feed

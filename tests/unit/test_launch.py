@@ -11,6 +11,7 @@ from hourglass import storage
 from hourglass.errors import DataError, TrainingError, WriteError
 from hourglass.training import launch, measure
 from hourglass.tuning import trials
+from hourglass.tuning.resources import Crew
 from hourglass.tuning.trial import Share
 
 TRACE = "Traceback (most recent call last):\n  File ...\n"
@@ -66,7 +67,7 @@ def test_a_folder_that_cannot_be_removed_hides_nothing(monkeypatch: pytest.Monke
     listening = MagicMock(failure=None)
     task, room = MagicMock(), launch.Room(1.0, 0.0, 1.0)
     task.run.uri, task.run.job.scale = "/r", SimpleNamespace(workers=1, max_failures=0)
-    sweep, crew = MagicMock(stop=None, max_time_s=None), trials.Crew(Share(1.0, 0.0, 1), 1, 1)
+    sweep, crew = MagicMock(stop=None, max_time_s=None), Crew(Share(1.0, 0.0, 1), 1, 1)
     launch._fit(task, room, listening)
     trials.train(sweep, MagicMock(), crew, "/r", MagicMock())
     trainer.return_value.fit.side_effect = tune.Tuner.return_value.fit.side_effect = (

@@ -15,8 +15,8 @@ from rich.console import Console
 from hourglass.cli import sweeps
 from hourglass.errors import DataError
 from hourglass.settings import Settings
+from hourglass.tuning.axes import point_in_words
 from hourglass.tuning.leaderboard import Entry, Leaderboard, load, named, ranked
-from hourglass.tuning.words import point_in_words
 
 
 def entry(trial: str, mse: float | None, **fields: Any) -> Entry:

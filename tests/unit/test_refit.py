@@ -11,8 +11,8 @@ from hourglass.config.files import parse
 from hourglass.config.tune import TuneJob
 from hourglass.errors import DataError
 from hourglass.settings import Settings
+from hourglass.tuning.conclude import on_all_rows
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
-from hourglass.tuning.refit import on_all_rows
 
 ROWS = np.random.default_rng(0).normal(size=(80, 5)).astype(np.float32)
 

@@ -9,13 +9,13 @@ import pytest
 from hourglass.config.files import parse
 from hourglass.config.search import Pbt, Stop, Values
 from hourglass.config.tune import TuneJob
-from hourglass.tuning import trials
+from hourglass.tuning import resources
 from hourglass.tuning.population import Slot, children, ends, explored
+from hourglass.tuning.resources import Crew
 from hourglass.tuning.search import Searching, empty_places, search
 from hourglass.tuning.space import Point, points
 from hourglass.tuning.stopping import settled
 from hourglass.tuning.trial import Share
-from hourglass.tuning.trials import Crew
 
 BASE = {
     "kind": "train",
@@ -219,8 +219,8 @@ def test_what_a_trial_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def crew(cpus: float, gpus: float, made: TuneJob, nodes: int = 1) -> Crew:
         one = {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}}
         dead = {"Alive": False, "Resources": {"CPU": 99.0}}
-        monkeypatch.setattr(trials.ray, "nodes", lambda: [*[one] * nodes, dead])
-        return trials.crew(made)
+        monkeypatch.setattr(resources.ray, "nodes", lambda: [*[one] * nodes, dead])
+        return resources.crew(made)
 
     def asking(scale: dict[str, Any], **fields: Any) -> TuneJob:
         made = parse(

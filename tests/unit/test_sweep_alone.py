@@ -128,7 +128,7 @@ def test_a_fresh_sweep_that_finishes_nothing_keeps_the_leaderboard_of_before(
     monkeypatch.setattr(sweep, "describe", lambda _: {})
     monkeypatch.setattr(sweep, "Rows", lambda *_: SimpleNamespace(placed=True))
     monkeypatch.setattr(sweep, "Sitting", lambda *_: sitting)
-    monkeypatch.setattr(sweep.trials, "crew", lambda _: SimpleNamespace(at_once=1))
+    monkeypatch.setattr(sweep.resources, "crew", lambda _: SimpleNamespace(at_once=1))
     monkeypatch.setattr(sweep.trials, "train", interrupted)
     with pytest.raises(KeyboardInterrupt) as stop:
         sweep.run(made, settings, listener, fresh=True)  # type: ignore[arg-type]

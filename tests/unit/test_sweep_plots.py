@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hourglass.tuning import plots, words
-from hourglass.tuning.axes import axis, even_ticks, is_log, log_ticks
+from hourglass.tuning import plots
+from hourglass.tuning.axes import axis, even_ticks, is_log, log_ticks, short
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
 
 HOSTILE = '"><script>alert(1)</script><a href="http://evil.example/x">'
@@ -156,7 +156,7 @@ def test_what_is_left_out_is_counted(mixed: Leaderboard) -> None:
 
 def test_names_are_short_where_they_can_be() -> None:
     paths = ["train.optimizer.lr", "model.loss.kind", "model.code.kind", "train.epochs"]
-    assert list(words.short(paths).values()) == [
+    assert list(short(paths).values()) == [
         "optimizer.lr",
         "model.loss.kind",
         "model.code.kind",

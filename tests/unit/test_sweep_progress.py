@@ -13,8 +13,8 @@ from hourglass.config.tune import TuneJob
 from hourglass.tuning import progress, trials
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.progress import SweepProgress
+from hourglass.tuning.resources import GONE_S, Crew
 from hourglass.tuning.trial import FAILED, RECORDS, TRIAL, TRIALS, Share
-from hourglass.tuning.trials import Crew
 
 LR = "train.optimizer.lr"
 
@@ -178,4 +178,4 @@ def test_an_interrupted_sweep_ends_the_processes_of_trials_that_run(
     heard.end_trials(workers=1)
     assert killed == ["process of c"]
     heard.end_trials(workers=2)
-    assert killed == ["process of c", "process of c", trials.GONE_S]
+    assert killed == ["process of c", "process of c", GONE_S]

@@ -43,7 +43,7 @@ from hourglass.tracking.outbox import Spool
 from hourglass.tracking.registry import Version
 from hourglass.tuning import leaderboard, plots, sweep
 from hourglass.tuning.leaderboard import Entry
-from hourglass.tuning.stopped import Stopped
+from hourglass.tuning.on_disk import Stopped
 
 Tree = dict[str, bytes]
 CHANGES = ("fsync", "replace", "rename", "link", "mkdir", "unlink", "remove", "rmdir", "write")

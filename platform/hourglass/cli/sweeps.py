@@ -52,7 +52,7 @@ def tune(
         for sentence in (*done.said, f"written to {done.folder}"):
             typer.echo(sentence, err=as_json)
         if refit:
-            from hourglass.tuning.refit import on_all_rows
+            from hourglass.tuning.conclude import on_all_rows
 
             trained = run.train(on_all_rows(sweep, done.board, settings), settings, fresh, as_json)
             typer.echo(f"refit on all rows: {trained.outcome.uri}", err=as_json)
@@ -82,7 +82,7 @@ def _show(board: "Leaderboard", as_json: bool) -> None:
     from rich.measure import Measurement
 
     from hourglass.progress import console
-    from hourglass.tuning.words import point_in_words
+    from hourglass.tuning.axes import point_in_words
 
     screen = console()
     if not screen.is_terminal:
@@ -103,8 +103,8 @@ def _show(board: "Leaderboard", as_json: bool) -> None:
 
 def _columns(board: "Leaderboard") -> dict[str, list[str]]:
     """The cells of each column, by its heading, of the trials that have figures."""
+    from hourglass.tuning.axes import in_words
     from hourglass.tuning.leaderboard import METRICS
-    from hourglass.tuning.words import in_words
 
     entries = [entry for entry in board.entries if entry.status != "failed"]
     swept = {
@@ -131,7 +131,7 @@ def _columns(board: "Leaderboard") -> dict[str, list[str]]:
 
 def _headings(board: "Leaderboard") -> dict[str, str]:
     """A heading for each path of the space: all of it where a column of figures has its name."""
-    from hourglass.tuning.words import short
+    from hourglass.tuning.axes import short
 
     return {path: path if name in LEAST else name for path, name in short(board.paths).items()}
 

@@ -9,9 +9,8 @@ from plotly import graph_objects as go
 from hourglass import storage
 from hourglass.report.charts import BLUE, MOST_TICKS, PALETTE, RED, figure, text
 from hourglass.report.page import Section, note, render, table
-from hourglass.tuning.axes import axis, cut, is_log, log_ticks, set_scale
+from hourglass.tuning.axes import axis, cut, in_words, is_log, log_ticks, set_scale, short
 from hourglass.tuning.leaderboard import Entry, Leaderboard
-from hourglass.tuning.words import in_words, short
 
 PAGE = "plots.html"
 LOWEST_FIRST = "Viridis"

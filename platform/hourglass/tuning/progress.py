@@ -14,9 +14,9 @@ from hourglass.config.search import Metric
 from hourglass.config.tune import TuneJob
 from hourglass.progress import screen
 from hourglass.training.state import Record
+from hourglass.tuning.axes import point_in_words
 from hourglass.tuning.leaderboard import Entry, ranked
-from hourglass.tuning.trials import Crew
-from hourglass.tuning.words import point_in_words
+from hourglass.tuning.resources import Crew
 
 SHOWN = 8
 """Trials in the live table: the best so far."""

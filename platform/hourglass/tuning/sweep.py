@@ -21,13 +21,13 @@ from hourglass.data.prepare import open_dataset
 from hourglass.settings import Settings
 from hourglass.tracking import locks
 from hourglass.training.state import Record
-from hourglass.tuning import trials
+from hourglass.tuning import resources, trials
 from hourglass.tuning.leaderboard import Leaderboard
-from hourglass.tuning.listener import Listener
-from hourglass.tuning.rows import Rows
+from hourglass.tuning.on_disk import Rows
 from hourglass.tuning.search import empty_places, search
-from hourglass.tuning.sitting import Sitting
+from hourglass.tuning.session import Sitting
 from hourglass.tuning.trial import artifact_of, trials_of
+from hourglass.tuning.trials import Listener
 
 BEFORE = "before"
 
@@ -60,7 +60,7 @@ def run(sweep: TuneJob, settings: Settings, listener: Listener, fresh: bool = Fa
     """
     folder, base = folder_of(sweep, settings), sweep.job
     manifest, schema = open_dataset(base.data.uri, base.data.manifest)
-    crew = trials.crew(sweep)
+    crew = resources.crew(sweep)
     searching = search(sweep)
     dataset = {**locate(base.data.uri), **describe(manifest)}
     listener.sweeping(searching.most, crew, dataset)

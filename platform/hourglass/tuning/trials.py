@@ -1,13 +1,11 @@
-"""Trials on Ray Tune: what each may use, how many run at a time, and what is heard of them."""
+"""Trials on Ray Tune: who hands them out, and who hears what becomes of them."""
 
 import logging
-import math
 import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
@@ -16,10 +14,10 @@ from ray.tune.search import Searcher
 
 from hourglass import storage
 from hourglass.config.tune import TuneJob
-from hourglass.errors import ClusterError
 from hourglass.process import deferred
 from hourglass.training.state import Record
-from hourglass.tuning.groups import GONE_S, Groups
+from hourglass.tuning.leaderboard import Entry
+from hourglass.tuning.resources import GONE_S, Crew, Groups
 from hourglass.tuning.space import Point
 from hourglass.tuning.trial import (
     FAILED,
@@ -40,6 +38,34 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # it frames the search in boxes; the listener tells
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+
+class Listener(Protocol):
+    """Hears how a sweep goes, in the process that launched it."""
+
+    def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None:
+        """How many trials there will be at most, what they may use, and of which shards."""
+        ...
+
+    def known(self, entry: Entry) -> None:
+        """A trial that ended before, or a point that is no job."""
+        ...
+
+    def placed(self, dataset: dict[str, Any]) -> None:
+        """The rows were read and lie in memory."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A sentence worth knowing."""
+        ...
+
+    def started(self, values: Sequence[dict[str, Any]]) -> None:
+        """The trials of these values train, together if they are several."""
+        ...
+
+    def ended(self, entry: Entry, uri: str, history: Sequence[Record]) -> None:
+        """A trial ended; `uri` is its artifact's, if it is finished, `history` its epochs."""
+        ...
 
 
 class Desk(Protocol):
@@ -76,46 +102,6 @@ class Desk(Protocol):
     def stopped(self, trial: str, seconds: float) -> None:
         """It ended before the end of its job."""
         ...
-
-
-@dataclass(frozen=True)
-class Crew:
-    """What trials may use: the share of each, how many have room, and how many run at a time."""
-
-    share: Share
-    room: int
-    at_once: int
-
-
-def crew(sweep: TuneJob) -> Crew:
-    """What the connected cluster has for trials. Raises ClusterError when not even one fits.
-
-    A trial's CPUs do not depend on how many run beside it: with other threads sums would round
-    otherwise, and the leaderboard would depend on the concurrency.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
-    scale, workers = sweep.job.scale, sweep.workers_per_trial
-    each = 1.0 if scale.cpus_per_worker == "auto" else scale.cpus_per_worker
-    gpu = scale.accelerator == "gpu" or (scale.accelerator == "auto" and gpus >= workers)
-    part = sweep.gpus_per_worker if gpu else 0.0
-    room = sum(_places(node, each, part) for node in nodes) // workers
-    if room < 1:
-        raise ClusterError(
-            f"a trial of {workers} workers with {each:g} CPUs{f' and {part:g} GPUs' if gpu else ''} "
-            f"each does not fit the cluster's {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes; change "
-            "workers_per_trial or base.scale"
-        )
-    asked = sweep.concurrency
-    return Crew(Share(each, part, workers), room, room if asked == "auto" else min(asked, room))
-
-
-def _places(node: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many workers of so many CPUs and GPUs fit one machine."""
-    room = node.get("CPU", 0.0) / cpus
-    if gpus:
-        room = min(room, node.get("GPU", 0.0) / gpus)
-    return math.floor(room + 1e-9)
 
 
 def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -> None:

@@ -13,17 +13,14 @@ from hourglass.config.tune import TuneJob
 from hourglass.training.calibrate import other_quantile
 from hourglass.training.state import Record
 from hourglass.tuning import leaderboard, pack, trials
-from hourglass.tuning.deadline import Deadline
-from hourglass.tuning.judge import Judge
+from hourglass.tuning.champion import Judge
 from hourglass.tuning.leaderboard import METRICS, Entry, Leaderboard
-from hourglass.tuning.listener import Listener
-from hourglass.tuning.on_disk import OnDisk
-from hourglass.tuning.rows import Rows
+from hourglass.tuning.on_disk import OnDisk, Rows, Stopped
+from hourglass.tuning.resources import Crew
 from hourglass.tuning.search import Searching
 from hourglass.tuning.space import Point
-from hourglass.tuning.stopped import Stopped
-from hourglass.tuning.stopping import Stopping, settled
-from hourglass.tuning.trials import Crew
+from hourglass.tuning.stopping import Deadline, Stopping, settled
+from hourglass.tuning.trials import Listener
 
 UNJUDGED = (
     "it ended, and is judged when the trials before it have come as far; the same command goes on"

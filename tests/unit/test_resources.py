@@ -5,14 +5,14 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from hourglass.training import launch
-from hourglass.tuning import groups
-from hourglass.tuning.groups import GONE_S, Groups
+from hourglass.tuning import resources
+from hourglass.tuning.resources import GONE_S, Groups
 
 
 def test_what_lost_trials_held_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now, freed = [100.0], []
-    monkeypatch.setattr(groups.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(groups, "free", freed.extend)
+    monkeypatch.setattr(resources.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(resources, "free", freed.extend)
     ids = [character * 36 for character in "abc"]
     held = Groups()
     for trial, group in zip("123", ids, strict=True):

@@ -14,15 +14,15 @@ from hourglass.config.files import parse
 from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.training.checkpoint import COMMIT, STATE
-from hourglass.tuning import stopped, sweep, trials
+from hourglass.tuning import on_disk, resources, sweep, trials
 from hourglass.tuning.leaderboard import Entry
-from hourglass.tuning.on_disk import OnDisk
+from hourglass.tuning.on_disk import OnDisk, Stopped
+from hourglass.tuning.resources import Crew
 from hourglass.tuning.search import Planned
-from hourglass.tuning.sitting import Sitting
+from hourglass.tuning.session import Sitting
 from hourglass.tuning.space import points
-from hourglass.tuning.stopped import Stopped
 from hourglass.tuning.trial import Share, checkpoints_of, trial_folder
-from hourglass.tuning.trials import Crew, Desk
+from hourglass.tuning.trials import Desk
 
 SEEDS = {"train.seed": {"grid": [1, 2, 3]}}
 OVER = "max_time_s was over; the same command goes on with it"
@@ -221,7 +221,7 @@ def test_a_trial_that_fails_is_told_of_when_it_is_judged(tmp_path: Path) -> None
     assert [(e.trial, e.status, e.epochs, e.reason) for e in heard.endings] == [
         (second, "stopped", 2, "")
     ]
-    kept = stopped.load(trial_folder(str(tmp_path), second), "abc")
+    kept = on_disk.load_stopped(trial_folder(str(tmp_path), second), "abc")
     assert kept is not None  # so it does not fail again in the next sitting
     assert [record["epoch"] for record in kept.history] == [1, 2, 3]
 
@@ -274,7 +274,7 @@ def test_a_sweep_says_once_that_places_stay_empty(
     monkeypatch.setattr(sweep, "open_dataset", lambda *_: (None, None))
     monkeypatch.setattr(sweep, "describe", lambda _: {})
     monkeypatch.setattr(sweep, "Rows", lambda *_: rows())
-    monkeypatch.setattr(trials, "crew", lambda _: Crew(Share(1.0, 0.0, 1), 8, at_once))
+    monkeypatch.setattr(resources, "crew", lambda _: Crew(Share(1.0, 0.0, 1), 8, at_once))
     monkeypatch.setattr(trials, "train", train_none)
     made = asked(
         {"train.seed": {"randint": [0, 1000]}},
