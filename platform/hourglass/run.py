@@ -7,7 +7,7 @@ from hourglass import tracking
 from hourglass.config.train import ScoreJob, TrainJob
 from hourglass.config.tune import TuneJob
 from hourglass.inference import batch
-from hourglass.inference.batch import Scored
+from hourglass.inference.output import Scored
 from hourglass.progress import ScoreProgress, TrainProgress, bar
 from hourglass.settings import Settings
 from hourglass.tracking import Finished, Tracker

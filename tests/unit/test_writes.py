@@ -34,6 +34,7 @@ from hourglass.data import demo
 from hourglass.data.manifest import scan
 from hourglass.errors import ArtifactError, DataError, HourglassError, WriteError
 from hourglass.inference import batch, parts
+from hourglass.inference.output import take_its_place
 from hourglass.inference.parts import Item, Options
 from hourglass.inference.predictor import Predictor
 from hourglass.settings import Settings
@@ -327,7 +328,7 @@ def scored(folder: Path, word: str = "old", output: str = "out") -> None:
 
 
 def replace_scores(folder: Path) -> None:
-    batch._take_its_place(str(folder / "out"))
+    take_its_place(str(folder / "out"))
 
 
 def waiting_scores(folder: Path) -> None:
@@ -564,7 +565,7 @@ IN_S3 = {
         replace_model,
         lambda uri: artifact.load(uri).digest,
     ),
-    "scores": InS3(put_scores, lambda uri, _: batch._take_its_place(uri), readable_in_s3),
+    "scores": InS3(put_scores, lambda uri, _: take_its_place(uri), readable_in_s3),
 }
 
 

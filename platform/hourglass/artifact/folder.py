@@ -6,18 +6,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hourglass import storage
-from hourglass.artifact import golden, untrusted
+from hourglass.artifact import golden, tensors, untrusted
 from hourglass.artifact.manifest import (
     FORMAT,
     GOLDEN,
@@ -34,7 +33,7 @@ from hourglass.artifact.manifest import (
 from hourglass.data.footer import reaching
 from hourglass.errors import ArtifactError, DataError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.preprocessing import Preprocessing, upgraded
+from hourglass.model.preprocessing import upgraded
 
 FILES = (MANIFEST, WEIGHTS, GOLDEN)
 WAITING = re.compile(rf"({re.escape(WEIGHTS)}|{re.escape(GOLDEN)})\.[0-9a-f]{{16}}")
@@ -43,7 +42,6 @@ HALF = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})(\.[0-9a-f]{{16}})?\.[
 """What a killed save left half-written."""
 MANIFEST_BYTES = 16 * 2**20
 FILE_BYTES = 16 * 2**30
-SHARED = "preprocessing."
 READS = 5
 """How often an artifact is read that is replaced meanwhile."""
 
@@ -84,11 +82,7 @@ def save(
     another save took its place where none can wait (S3, some network disks); WriteError.
     """
     members = [member.cpu().eval() for member in (module, *others)]
-    weights = {
-        stored[name]: value.detach().contiguous()
-        for stored, member in zip(_names(ensemble, module.state_dict()), members, strict=True)
-        for name, value in member.state_dict().items()
-    }
+    weights = tensors.of(ensemble, members)
     untrusted.require_finite(uri, weights)
     recorded = golden.outputs(members, golden_rows)
     untrusted.require_finite(uri, recorded, but="rows")
@@ -239,19 +233,6 @@ def _is_artifact(folder: str) -> bool:
     return not {WEIGHTS, waiting}.isdisjoint(storage.names(folder))
 
 
-def _names(ensemble: Ensemble | None, names: Iterable[str]) -> list[dict[str, str]]:
-    """For each member, the lead first: the names of its module's tensors, and of those in the file.
-
-    Preprocessing is the same for all members, and there once.
-    """
-    prefixes = ["", *(f"members.{number}." for number in (ensemble.others if ensemble else ()))]
-    names = list(names)
-    return [
-        {name: name if name.startswith(SHARED) else prefix + name for name in names}
-        for prefix in prefixes
-    ]
-
-
 def load(uri: str, digest: str | None = None) -> Artifact:
     """Read, verify and rebuild the artifact at `uri`; `digest` pins the manifest it must have.
 
@@ -296,8 +277,8 @@ def rebuild(uri: str, files: Mapping[str, bytes]) -> Artifact:
         untrusted.parse_tensors(storage.join(uri, file), files[file]) for file in (WEIGHTS, GOLDEN)
     )
     if manifest.format == 1:
-        weights = upgraded(weights, SHARED)
-    members = _build(uri, manifest, weights)
+        weights = upgraded(weights, tensors.SHARED)
+    members = tensors.build(uri, manifest, weights)
     golden.check(storage.join(uri, GOLDEN), members, recorded)
     return Artifact(manifest, members[0], hashlib.sha256(text).hexdigest(), tuple(members[1:]))
 
@@ -325,43 +306,3 @@ def _read_listed(uri: str, file: str, manifest: Manifest, paths: Mapping[str, st
             f"{path}: SHA-256 is {found[:12]}, the manifest says {record.sha256[:12]}; the file was changed"
         )
     return data
-
-
-def _build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> list[AutoencoderModule]:
-    """The members, the lead first, from tensors that have the names and shapes of the spec."""
-    path = storage.join(uri, WEIGHTS)
-    features = manifest.features
-    try:
-        with torch.device("meta"):  # shapes first: a hostile spec must not make us allocate
-            module = _module(manifest)
-    except ValueError as error:
-        raise ArtifactError(f"{storage.join(uri, MANIFEST)}: {error}") from None
-    own = module.state_dict()
-    every = _names(manifest.ensemble, own)
-    expected = {stored: own[name] for names in every for name, stored in names.items()}
-    if sorted(expected) != sorted(weights):
-        odd = sorted(set(expected) ^ set(weights))[0]
-        raise ArtifactError(f"{path}: tensor '{odd}' does not fit the spec")
-    for name, tensor in sorted(weights.items()):
-        want = expected[name]
-        if tensor.shape != want.shape or tensor.dtype != want.dtype:
-            raise ArtifactError(
-                f"{path}: tensor '{name}' is {tensor.dtype} {tuple(tensor.shape)}, "
-                f"the spec implies {want.dtype} {tuple(want.shape)}"
-            )
-    kept = weights["preprocessing.kept_F"]
-    if int(kept.min()) < 0 or int(kept.max()) >= features.width or bool((kept.diff() <= 0).any()):
-        raise ArtifactError(f"{path}: tensor 'preprocessing.kept_F' is not a choice of columns")
-    members = []
-    for names in every:
-        with torch.device("meta"):
-            member = _module(manifest).to_empty(device="cpu")
-        member.load_state_dict({name: weights[stored] for name, stored in names.items()})
-        members.append(member.eval().requires_grad_(False))
-    return members
-
-
-def _module(manifest: Manifest) -> AutoencoderModule:
-    features = manifest.features
-    preprocessing = Preprocessing(features.width, features.kept)
-    return AutoencoderModule(manifest.model, preprocessing, manifest.unit_data)

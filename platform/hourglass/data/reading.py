@@ -3,14 +3,12 @@
 A chunk travels as bytes of one contiguous matrix, viewed on both sides without a copy.
 """
 
-import contextlib
 import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -20,29 +18,22 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass.data import plan
 from hourglass.data.decode import read_chunks
+from hourglass.data.failures import plain_errors
 from hourglass.data.manifest import Manifest, Shard
 from hourglass.data.plan import GroupCount, Slice
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.data.stats import Stats, measure, merge_all
 from hourglass.data.unlikely import Sample
 from hourglass.errors import DataError
-from hourglass.storage import first_line
 
 TASK_BYTES = 8 * 2**20
 """Decoded features of one read task: small row groups are read together."""
 
 RUN_BYTES = 128 * 2**20
 """Decoded features of one execution that streams; two of them are in the object store."""
-
-_THREADS = ("StreamingExecutor", "iter_threaded")
-"""Names of threads that Ray Data starts to read, and may leave behind when reading ends early."""
-
-THREAD_S = 10.0
-"""Seconds to wait for one of them; it looks for its end every 0.1 s."""
 
 RETRIES = 3
 """How often a task begins again whose process died; Ray Data would begin again without end."""
@@ -88,6 +79,12 @@ class Rows:
             offset += len(chosen)
             if offset >= part.stop:
                 return
+
+    def read_through(self, shard: int) -> None:
+        """Read all of a shard, and keep nothing."""
+        for group, count in enumerate(self.shards[shard].rows):
+            for _ in self.chunks(shard, group) if count else ():
+                pass
 
 
 def groups(shards: Sequence[Shard]) -> list[tuple[int, int]]:
@@ -209,7 +206,7 @@ def load(rows: Rows, keep_features: bool, watched: Sequence[int] = ()) -> tuple[
     if not tasks:
         raise DataError("no rows: every shard is empty")
     dataset = stream(tasks, _ReadAll(rows, keep_features, tuple(watched)))
-    with _plain_errors(rows):
+    with plain_errors(rows.shards, rows.read_through, 1.0):
         dataset = dataset.materialize()
         figures = dataset.drop_columns(["features", "held"]).take_all()
     refs = list(dataset.to_arrow_refs()) if keep_features else []
@@ -321,7 +318,7 @@ def stream_features(
         first = next(runs, None)
         reading = None if first is None else opener.submit(read, first)
         while reading is not None:
-            with _plain_errors(rows, cpus):
+            with plain_errors(rows.shards, rows.read_through, cpus):
                 refs = reading.result()
             following = next(runs, None)
             reading = None if following is None else opener.submit(read, following)
@@ -331,72 +328,6 @@ def stream_features(
                     yield flat.reshape(-1, rows.schema.width)
     finally:
         opener.shutdown(wait=False, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def threads_ended() -> Iterator[None]:
-    """For a block in which Ray Data reads: wait for those of its threads that would go on after it.
-
-    One that speaks to Ray after a shutdown ends the whole process, with code 1 and without our words.
-    """
-    before = {*threading.enumerate()}
-    try:
-        yield
-    finally:
-        for thread in {*threading.enumerate()} - before:
-            if thread.name.startswith(_THREADS):
-                thread.join(THREAD_S)
-
-
-@contextlib.contextmanager
-def _plain_errors(rows: Rows, cpus: float = 1.0) -> Iterator[None]:
-    """Raise the DataError that a read task raised, without Ray's frames around it.
-
-    Where processes died that read `rows`, each shard is read once more, by a task of `cpus` CPUs, to
-    name the one that ends them.
-    """
-    try:
-        with threads_ended():
-            yield
-    except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, DataError):
-            raise DataError(first_line(cause)) from None  # below it Ray adds advice of its own
-        raise DataError(f"reading failed: {error}") from error
-    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        sentence = deadly(rows.shards, partial(_read_through, rows), cpus)
-        if sentence is not None:
-            raise DataError(sentence) from None
-        raise DataError(f"reading failed: {first_line(error)}") from error
-
-
-def deadly(shards: Sequence[Shard], read: Callable[[int], None], cpus: float) -> str | None:
-    """A sentence about the first shard that ends the process that reads it; None: there is none.
-
-    `read` reads the shard of a number, in a task of `cpus` CPUs.
-    """
-    task = ray.remote(num_cpus=cpus, max_retries=0)(lambda read, number: read(number))
-    # As many as run at once; what is left of them at the end just ends: to cancel a task as it ends
-    # can abort this process, with a failed check in Ray ("task that was not pending").
-    running = max(1, int(ray.cluster_resources().get("CPU", 0) / cpus))
-    reads = {number: task.remote(read, number) for number in range(min(running, len(shards)))}
-    try:
-        for number, shard in enumerate(shards):
-            try:
-                ray.get(reads.pop(number))
-            except ray.exceptions.WorkerCrashedError:
-                return f"reading failed: the process that read {shard.path} died; is it damaged?"
-            if number + running < len(shards):
-                reads[number + running] = task.remote(read, number + running)
-    except ray.exceptions.RayError:
-        pass  # it is not a shard that ends them
-    return None
-
-
-def _read_through(rows: Rows, shard: int) -> None:
-    for group, count in enumerate(rows.shards[shard].rows):
-        for _ in rows.chunks(shard, group) if count else ():
-            pass
 
 
 def of(

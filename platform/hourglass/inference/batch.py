@@ -7,9 +7,9 @@ border and a part is written by one writer. The output is there once `_COMMIT.js
 import json
 import os
 import time
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import chain, groupby, islice
 from typing import Any, Protocol
@@ -24,21 +24,18 @@ from hourglass import storage
 from hourglass.artifact import Artifact, load, require_outside
 from hourglass.config.train import ScoreJob
 from hourglass.data.decode import read_chunks
+from hourglass.data.failures import deadly, threads_ended
 from hourglass.data.manifest import Manifest, Shard, describe
 from hourglass.data.prepare import open_dataset
-from hourglass.data.reading import RETRIES, deadly, threads_ended
+from hourglass.data.reading import RETRIES
 from hourglass.data.schema import FeatureSchema, require_columns
 from hourglass.errors import ClusterError, DataError, WriteError
-from hourglass.inference import parts
+from hourglass.inference import output, parts
+from hourglass.inference.output import COMMIT, FRESH, LOCK, Scored
 from hourglass.inference.parts import Item, Options, Tally
 from hourglass.inference.predictor import Predictor
 from hourglass.process import native_stderr_aside
 from hourglass.tracking import locks
-
-COMMIT = "_COMMIT.json"
-FRESH = "_fresh"
-"""Where --fresh writes what is to replace scores that are there; readers of Parquet skip its name."""
-LOCK = ".lock"
 
 
 class Model(Protocol):
@@ -64,21 +61,6 @@ class Listener(Protocol):
     def scored(self, tally: Tally) -> None:
         """A part was written."""
         ...
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A committed output: totals, and how many parts this run wrote."""
-
-    uri: str
-    rows: int
-    dropped: int
-    anomalies: int
-    mse: float
-    range_mse: float
-    threshold: float
-    parts: int
-    written: int
 
 
 def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) -> Scored:
@@ -107,7 +89,7 @@ def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) 
     aside = storage.join(job.output, FRESH)
     whole = storage.join(aside, COMMIT)
     if not fresh and not storage.exists(whole):
-        committed = _committed(job.output, options, manifest)
+        committed = output.committed(job.output, options, manifest)
         if committed is not None:
             return committed
     with locks.alone(
@@ -116,17 +98,19 @@ def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) 
         "choose another output (--set output=FOLDER)",
     ):
         if storage.exists(whole):  # an earlier --fresh was killed when it had come so far
-            _take_its_place(job.output)
+            output.take_its_place(job.output)
         mine = {item.name(options.key) for item in work}
         # Parts of this job that were not committed are gone on with, and replace nothing.
-        replaces = fresh and any(_is_ours(n) and n not in mine for n in storage.names(job.output))
+        replaces = fresh and any(
+            output.is_ours(n) and n not in mine for n in storage.names(job.output)
+        )
         if not replaces:
-            committed = _committed(job.output, options, manifest)
+            committed = output.committed(job.output, options, manifest)
             return committed or _run(job, job.output, options, manifest, work, loaded, listener)
-        _no_strangers(job.output, filter(_is_ours, storage.names(job.output)))
-        _clear(aside, but=mine)
+        output.no_strangers(job.output, filter(output.is_ours, storage.names(job.output)))
+        output.clear(aside, but=mine)
         scored = _run(job, aside, options, manifest, work, loaded, listener)
-        _take_its_place(job.output)
+        output.take_its_place(job.output)
         return scored
 
 
@@ -140,9 +124,9 @@ def _run(
     listener: Listener,
 ) -> Scored:
     """Write what is missing of the output into `folder`, and commit it there."""
-    _sweep(folder)
+    output.sweep(folder)
     names = [item.name(options.key) for item in work]
-    _no_strangers(folder, names)
+    output.no_strangers(folder, names)
     found = {name: parts.existing(storage.join(folder, name)) for name in names}
     done = {name: tally for name, tally in found.items() if tally is not None}
     todo = [index for index, name in enumerate(names) if name not in done]
@@ -174,22 +158,9 @@ def _run(
         "scored": asdict(scored),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    _sweep(folder)
+    output.sweep(folder)
     storage.write(storage.join(folder, COMMIT), json.dumps(record, indent=1).encode())
     return scored
-
-
-def _take_its_place(output: str) -> None:
-    """Put what stands whole aside in the place of what is there; cut short, it can be done again."""
-    aside = storage.join(output, FRESH)
-    commit = storage.read(storage.join(aside, COMMIT))
-    waiting = [name for name in storage.names(aside) if name != COMMIT]
-    moved = set(json.loads(commit)["parts"]) - set(waiting)
-    _clear(output, but=moved)
-    for name in waiting:
-        storage.move(storage.join(aside, name), storage.join(output, name))
-    storage.write(storage.join(output, COMMIT), commit)
-    storage.remove(aside)
 
 
 def _pool(
@@ -309,27 +280,6 @@ def require_no_clash(job: ScoreJob) -> None:
         )
 
 
-def _committed(output: str, options: Options, manifest: Manifest) -> Scored | None:
-    """The output that the same job committed. Raises DataError when another job's is there."""
-    uri = storage.join(output, COMMIT)
-    if not storage.exists(uri):
-        return None
-    try:
-        record = json.loads(storage.read(uri))
-        same = record["options"] == json.loads(json.dumps(asdict(options)))
-        same = same and record["input"] == describe(manifest)
-        committed = Scored(**{**record["scored"], "written": 0})
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{uri}: damaged; score anew with --fresh") from None
-    if not same:
-        raise DataError(
-            f"{output}: holds scores of model {record['options']['model']} "
-            f"{record['options']['digest'][:12]} on other rows or with other options; "
-            "choose another output, or replace it with --fresh"
-        )
-    return committed
-
-
 def _absolute(job: ScoreJob) -> ScoreJob:
     """The job with an output that means the same in every process, whatever its folder."""
     if "://" in job.output:
@@ -348,33 +298,3 @@ def require_elsewhere(job: ScoreJob) -> None:
                 f"output: {job.output} lies in {folder}, whose files are the rows to score; "
                 "choose a folder elsewhere"
             )
-
-
-def _is_ours(name: str) -> bool:
-    return name == COMMIT or parts.NAME.search(name) is not None
-
-
-def _clear(folder: str, but: Collection[str]) -> None:
-    """Remove an earlier job's commit, then its other parts, and nothing else."""
-    storage.remove(storage.join(folder, COMMIT))
-    for name in storage.names(folder):
-        if _is_ours(name) and name not in but:
-            storage.remove(storage.join(folder, name))
-
-
-def _no_strangers(output: str, names: Iterable[str]) -> None:
-    """Raise DataError for files that a reader of the folder would take for rows of this job."""
-    mine = {*names, COMMIT}
-    others = [n for n in storage.names(output) if n not in mine and not n.startswith((".", "_"))]
-    if others:
-        raise DataError(
-            f"{output}: holds '{others[0]}', which is not of this job (another model, other "
-            "options or rows?); choose another output, or replace earlier scores with --fresh"
-        )
-
-
-def _sweep(output: str) -> None:
-    """Remove what a killed writer left half-written: names with a dot in front, never read."""
-    for name in storage.names(output):
-        if name.startswith(".part-") and name.endswith(".tmp"):
-            storage.remove(storage.join(output, name))

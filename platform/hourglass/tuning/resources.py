@@ -15,9 +15,7 @@ import ray
 from hourglass.config.tune import TuneJob
 from hourglass.errors import ClusterError
 from hourglass.training.launch import free
-from hourglass.tuning.trial import (
-    Share,
-)
+from hourglass.tuning.trial import Share
 
 
 @dataclass(frozen=True)
