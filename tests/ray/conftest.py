@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hourglass.tracking import mlflow
+from hourglass.tracking.client import DEFAULTS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cluster_kit import project, write_shards
@@ -16,7 +16,7 @@ from cluster_kit import project, write_shards
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     """A project folder; its cluster is this module's own."""
-    os.environ |= mlflow.DEFAULTS  # Ray Tune imports MLflow, and it logs for good as it then finds
+    os.environ |= DEFAULTS  # Ray Tune imports MLflow, and it logs for good as it then finds
     with project() as folder:
         yield folder
 
