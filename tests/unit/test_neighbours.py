@@ -137,5 +137,6 @@ def test_without_faiss_the_sentence_names_what_to_install(monkeypatch: pytest.Mo
     with pytest.raises(HourglassError) as refused:
         Index(TIED)
     assert str(refused.value) == (
-        "nearest neighbours need faiss, which is not installed: pip install 'hourglass[search]'"
+        "nearest neighbours need faiss, which is not installed: "
+        "pip install 'hourglass-autoencoder[search]'"
     )

@@ -143,6 +143,7 @@ def _faiss() -> Any:
         import faiss
     except ImportError:
         raise HourglassError(
-            "nearest neighbours need faiss, which is not installed: pip install 'hourglass[search]'"
+            "nearest neighbours need faiss, which is not installed: "
+            "pip install 'hourglass-autoencoder[search]'"
         ) from None
     return faiss

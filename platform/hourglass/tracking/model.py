@@ -182,7 +182,7 @@ def _dress(path: Path, plain: Path, created: Any, loaded: artifact.Artifact) -> 
         data_path=str(plain),
         signature=_signature(loaded),
         input_example=_example(plain, loaded),
-        pip_requirements=[f"hourglass=={__version__}"],
+        pip_requirements=[f"hourglass-autoencoder=={__version__}"],
         mlflow_model=Model(
             artifact_path=created.artifact_location,
             run_id=created.source_run_id,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hourglass import __version__
 from hourglass.artifact import FeatureRecord
 from hourglass.config.train import TrainJob
 from hourglass.data.decode import FLOAT32_MAX
@@ -144,9 +145,9 @@ def require_watched(dataset: Mapping[str, Any], field: str = "train.early_stop")
 
 def software(*more: str) -> dict[str, Any]:
     """Versions of Python and of the packages that decide the numbers, `more` included; the time."""
-    packages = ("hourglass", "torch", "pyarrow", "numpy", "safetensors", *more)
+    packages = ("torch", "pyarrow", "numpy", "safetensors", *more)
     return {
-        "packages": {name: version(name) for name in packages},
+        "packages": {"hourglass": __version__} | {name: version(name) for name in packages},
         "python": platform.python_version(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
