@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.table import Table
 
-from hourglass import run
+from hourglass import recipes, run
 from hourglass.cluster import tokens
 from hourglass.cluster.connect import connection
 from hourglass.config import serve
@@ -24,14 +24,13 @@ from hourglass.config.train import ScoreJob, TrainJob
 from hourglass.data.demo import write_digits
 from hourglass.data.manifest import scan
 from hourglass.data.reading import groups, of
-from hourglass.errors import RegistryError, SpecError
+from hourglass.errors import RegistryError
 from hourglass.inference.predictor import Predictor
 from hourglass.progress import console
 from hourglass.serving.run import deployed
 from hourglass.settings import Settings
 from hourglass.tracking import registry
 
-TRAIN, SCORE, SERVE = "jobs/digits/train.yaml", "jobs/digits/score.yaml", "serve/local.yaml"
 SHADES = " .:-=+*#%@"
 
 
@@ -49,31 +48,30 @@ class Found:
 def demo(settings: Settings) -> None:
     """Digits to shards to a registered champion to scored Parquet to live endpoints.
 
-    Raises: SpecError outside a clone of hourglass, and whatever the parts raise.
+    Raises: RegistryError, and whatever the parts raise.
     """
     started = time.perf_counter()
     folder = settings.root / "demo"
     digits, output = str(folder / "digits"), str(folder / "scores")
-    if not Path(TRAIN).exists():
-        raise SpecError(f"{TRAIN}: no such file; run the demo in a clone of hourglass")
-    train = load_kind(TrainJob, TRAIN, [f"data.uri={digits}"])
-    score = load_kind(ScoreJob, SCORE, [f"uri={digits}", f"output={output}"])
+    files = {kind: _named(recipes.find(kind)) for kind in ("train", "score", "serve")}
+    train = load_kind(TrainJob, files["train"], [f"data.uri={digits}"])
+    score = load_kind(ScoreJob, files["score"], [f"uri={digits}", f"output={output}"])
     say = console().print
     say(f"[bold]1 data[/]      {write_digits(digits)} digits as Parquet shards in {digits}")
     with connection(settings=settings):
-        say(f"[bold]2 train[/]     hourglass train {TRAIN}")
+        say(f"[bold]2 train[/]     hourglass train {files['train']}")
         trained = run.train(train, settings, fresh=True)
         version = trained.record.version
         if version is None:
             raise RegistryError(f"the model was not registered: {trained.record.note}")
         say(f"[bold]3 promote[/]   hourglass models promote digits {version}")
         registry.promote(settings, "digits", version)
-        say(f"[bold]4 score[/]     hourglass score {SCORE}")
+        say(f"[bold]4 score[/]     hourglass score {files['score']}")
         run.score(score, settings, fresh=True)
         scores = _read(output)
         predictor = Predictor.load(trained.outcome.uri)
-        say(f"[bold]5 serve[/]     hourglass serve {SERVE}")
-        answered = _call_endpoints(settings, _worst_images(scores, digits), say)
+        say(f"[bold]5 serve[/]     hourglass serve {files['serve']}")
+        answered = _call_endpoints(files["serve"], settings, _worst_images(scores, digits), say)
     found = Found(
         holdout_mse=trained.outcome.manifest.metrics["holdout_mse"],
         pca_mse=_pca_mse(train, predictor),
@@ -86,6 +84,12 @@ def demo(settings: Settings) -> None:
     say(f"scores      {output}")
     say("registry    hourglass models show digits   (in a browser: hourglass ui)")
     say(f"[bold green]done[/] in {time.perf_counter() - started:.0f} s")
+
+
+def _named(file: Path) -> Path:
+    """A recipe as a command of this folder names it: by the shortest path."""
+    file = file.resolve()
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
 
 
 def _read(output: str) -> pa.Table:
@@ -105,15 +109,15 @@ def _worst_images(scores: pa.Table, digits: str) -> NDArray[np.uint8]:
 
 
 def _call_endpoints(
-    settings: Settings, rows: NDArray[np.uint8], say: Callable[..., None]
+    file: Path, settings: Settings, rows: NDArray[np.uint8], say: Callable[..., None]
 ) -> NDArray[np.float64]:
     """Start the endpoints, ask for the anomaly scores of `rows` over HTTP, stop them."""
-    file = serve.load(SERVE, [f"http_options.port={_free_port()}"])
+    served = serve.load(file, [f"http_options.port={_free_port()}"])
     path = settings.root / tokens.SERVE_TOKEN
     token = tokens.ensure_token(path)
     if settings.serve_token is not None:
         token = settings.serve_token.get_secret_value()
-    with deployed(file, settings) as url:
+    with deployed(served, settings) as url:
         request = urllib.request.Request(
             f"{url}/models/digits/anomaly",
             data=json.dumps({"rows": rows.tolist()}).encode(),

@@ -77,6 +77,7 @@ app = typer.Typer(
 )
 for command in (
     runs.demo,
+    runs.init,
     runs.check,
     runs.train,
     runs.score,

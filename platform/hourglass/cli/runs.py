@@ -1,9 +1,11 @@
 """Commands on job files: check, schema, train, score, and the demo."""
 
+import os
 from typing import Annotated
 
 import typer
 
+from hourglass import recipes
 from hourglass.cli.arguments import File, Overrides, not_in_an_artifact
 from hourglass.cli.connected import connected
 
@@ -62,6 +64,51 @@ def schema(
         content = json.dumps(adapter.json_schema(by_alias=True), indent=1) + "\n"
         storage.write(storage.join(folder, f"{name}.json"), content.encode())
         typer.echo(storage.join(folder, f"{name}.json"))
+
+
+def _recipe_names(context: typer.Context, incomplete: str) -> list[str]:
+    """What a shell may complete --recipe with."""
+    kind: recipes.Kind = context.params.get("kind") or "train"
+    return [name for name in recipes.names(kind) if name.startswith(incomplete)]
+
+
+def init(
+    kind: Annotated[
+        recipes.Kind,
+        typer.Argument(metavar="|".join(recipes.FILES), help="The command that the file is for."),
+    ] = "train",
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="Where to write it [named after the command]."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The recipe to copy.", autocompletion=_recipe_names),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the recipes of this command.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Write a commented YAML file to start from.
+
+    The JSON Schema by which editors complete and check the file is written next to it.
+    """
+    if show:
+        for name in recipes.names(kind):
+            typer.echo(f"{name:<19} {recipes.purpose(recipes.find(kind, name))}")
+        return
+    found = recipes.find(kind, recipe)
+    file = not_in_an_artifact(file or f"{kind}.yaml")
+    from hourglass import storage
+    from hourglass.errors import DataError
+
+    schema = f"{kind}.schema.json"
+    beside = storage.join(os.path.dirname(file), schema) if os.path.dirname(file) else schema
+    if not force and storage.exists(file):
+        raise DataError(f"{file}: exists; choose another file, or replace it with --force")
+    _require_schemas([beside])
+    storage.write(beside, (recipes.FOLDER / "schema" / f"{kind}.json").read_bytes())
+    storage.write(file, recipes.standalone(found, schema).encode())
+    typer.echo(f"wrote {file} and {beside}; `hourglass check {file}` validates it")
 
 
 def _require_schemas(paths: list[str]) -> None:
