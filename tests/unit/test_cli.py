@@ -5,12 +5,16 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
+from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from hourglass import __version__, cli
 from hourglass.errors import DataError, HourglassError, SpecError, TrainingError, WriteError
@@ -43,6 +47,87 @@ def test_help_and_version_import_nothing_heavy(option: str, first: str) -> None:
     assert "\n".join(text).strip().startswith(first)
     assert json.loads(last) == [0, []]
     assert done.stderr == ""
+
+
+def groups(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """The command line of every group of commands."""
+    if isinstance(command, TyperGroup):
+        yield path
+        for name, member in command.commands.items():
+            yield from groups(member, *path, name)
+
+
+def summaries(app: typer.Typer, *path: str) -> dict[str, str]:
+    """What `--help` shows of each command of a group on a terminal of 80 columns."""
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80"}).output
+    assert max(map(len, shown.splitlines())) <= 80
+    lines = shown.partition("Commands:\n")[2].splitlines()
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+
+
+@pytest.mark.parametrize("path", groups(typer.main.get_command(cli.app)), ids=" ".join)
+def test_help_shows_every_summary_whole(path: tuple[str, ...]) -> None:
+    shown = summaries(cli.app, *path)
+    assert len(shown) >= 3
+    assert {name: text for name, text in shown.items() if not text.endswith(".")} == {}
+    assert {name: text for name, text in shown.items() if "..." in text or "…" in text} == {}
+
+
+def test_a_summary_that_is_cut_off_is_noticed() -> None:
+    """Negative control of the test above."""
+    app = typer.Typer(rich_markup_mode=None)
+
+    def short() -> None:
+        """A summary."""
+
+    def long() -> None:
+        """A summary of very many words, more of them than a line of a terminal has room for."""
+
+    app.command("short")(short)
+    app.command("long")(long)
+    shown = summaries(app)
+    assert shown["short"] == "A summary."
+    assert shown["long"].endswith("...")
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a user of bash."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["hourglass"])
+    return tmp_path
+
+
+def test_completion_is_installed_for_a_shell(shell: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["--install-completion", "bash"], prog_name="hourglass")
+    assert done.exit_code == 0
+    (script,) = shell.glob(".bash_completions/*")
+    assert str(script) in (shell / ".bashrc").read_text()
+    assert "complete -o default -F _hourglass_completion hourglass" in script.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mo", ["models"]),
+        ("models pr", ["promote"]),
+        ("init t", ["train", "tune"]),
+        ("init tune --recipe h2o", ["h2o_architecture", "h2o_sparsity"]),
+        ("init --recipe digi", ["digits"]),
+        ("train --fr", ["--fresh"]),
+        ("no-such", []),
+    ],
+)
+def test_a_shell_completes_commands_options_and_recipes(
+    line: str, expected: list[str], shell: Path
+) -> None:
+    environment = {
+        "_HOURGLASS_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"hourglass {line}",
+        "COMP_CWORD": str(len(line.split())),
+    }
+    done = CliRunner().invoke(cli.app, [], prog_name="hourglass", env=environment)
+    assert done.output.split() == expected
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,6 @@ app = typer.Typer(
     cls=Commands,
     callback=options,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -63,7 +63,10 @@ def submit(
         str | None, typer.Option("--id", metavar="JOB", help="Name; again is the same job.")
     ] = None,
 ) -> None:
-    """Run a job file on a cluster, follow its log and exit with its code."""
+    """Run a job file on a cluster and follow its log.
+
+    Exits with the code of the job.
+    """
     from hourglass.cluster import plan
     from hourglass.cluster import submit as jobs
     from hourglass.settings import Settings
@@ -91,7 +94,10 @@ def logs(
     address: Address = None,
     follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
 ) -> None:
-    """Print the log of a job; with --follow until its end, and exit with its code."""
+    """Print the log of a job.
+
+    With --follow, prints it until the job ends and exits with the code of the job.
+    """
     from hourglass.cluster import submit as jobs
     from hourglass.settings import Settings
 
@@ -118,7 +124,10 @@ def render(
     namespace: Annotated[str | None, typer.Option(help="Namespace of the objects.")] = None,
     memory_gib: Annotated[int, typer.Option(min=1, help="Memory of a worker's pod.")] = 8,
 ) -> None:
-    """Print the Kubernetes objects that run a job file with KubeRay."""
+    """Print Kubernetes objects that run a job file.
+
+    They are for a cluster with KubeRay.
+    """
     import math
 
     import yaml

@@ -32,7 +32,10 @@ def manifest(
         ),
     ] = "data-manifest.json",
 ) -> None:
-    """Write a manifest that a job can pin: size, rows and digest of every shard."""
+    """Write a manifest of shards that a job can pin.
+
+    It has the size, rows and digest of every shard.
+    """
     from hourglass.data.manifest import require_replaceable, save_manifest, scan
 
     require_replaceable(out)
@@ -49,7 +52,10 @@ def make(
         typer.Argument(metavar="FOLDER", help="Where to; also s3://.", callback=not_in_an_artifact),
     ],
 ) -> None:
-    """Write shards to try things with: handwritten digits, or a chaotic series with a strange part."""
+    """Write sample shards: handwritten digits or a series.
+
+    The series is chaotic, and has a part with anomalies.
+    """
     from hourglass.data.demo import write_digits, write_lorenz
 
     rows = {"digits": write_digits, "lorenz": write_lorenz}[name](folder)

@@ -48,7 +48,10 @@ def promote(
 
 
 def sync() -> None:
-    """Deliver to MLflow what runs could not deliver; exit 1 when something stays behind."""
+    """Deliver to MLflow what runs could not deliver.
+
+    Exits with 1 if something could not be delivered.
+    """
     from hourglass.settings import Settings
     from hourglass.tracking import tracker
 
@@ -62,7 +65,10 @@ def sync() -> None:
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Start MLflow's web page on this machine; runs until Ctrl-C."""
+    """Start MLflow's web page; runs until Ctrl-C.
+
+    It listens on this machine only.
+    """
     from hourglass.settings import Settings
     from hourglass.tracking import ui as page
 

@@ -23,7 +23,10 @@ def report(
     ] = "report.html",
     max_rows: Annotated[int, typer.Option(min=4, metavar="N", help="Most rows to look at.")] = 5000,
 ) -> None:
-    """Write one HTML page about a model: losses, codes, hashes, worst rows, PCA beside it."""
+    """Write one self-contained HTML page about a model.
+
+    Losses, codes, hashes, worst rows, and PCA for comparison.
+    """
     from hourglass.report import report as write
     from hourglass.settings import Settings
 
@@ -53,7 +56,10 @@ def plot_model(
         ),
     ] = None,
 ) -> None:
-    """Draw the network of a job file or a model as an SVG picture, parameters counted."""
+    """Draw the network of a job file or a model as SVG.
+
+    The picture shows how many parameters the layers have.
+    """
     if not out.endswith(".svg"):
         raise typer.BadParameter(f"--out: found '{out}', the picture is SVG; end it in .svg")
     from hourglass.report.network import plot

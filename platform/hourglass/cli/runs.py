@@ -17,7 +17,10 @@ def check(
         bool, typer.Option("--data", help="Compare a job with the shards that it names as well.")
     ] = False,
 ) -> None:
-    """Validate a job or serve file and print what it resolves to; reports every mistake at once."""
+    """Validate a job or serve file; report all mistakes at once.
+
+    Prints the file with overrides applied and defaults filled in.
+    """
     import yaml
 
     from hourglass.config import errors, files, serve
@@ -44,7 +47,10 @@ def schema(
         str, typer.Argument(metavar="FOLDER", help="Where to.", callback=not_in_an_artifact)
     ] = "docs/schema",
 ) -> None:
-    """Write the JSON Schemas of job and serve files, for editors to complete and check them."""
+    """Write the JSON Schemas of job and serve files.
+
+    Editors complete and check the files with them.
+    """
     import json
     from typing import Any
 
@@ -68,7 +74,8 @@ def schema(
 
 def _recipe_names(context: typer.Context, incomplete: str) -> list[str]:
     """What a shell may complete --recipe with."""
-    kind: recipes.Kind = context.params.get("kind") or "train"
+    words = [*context.args, context.params.get("kind")]  # args: what a line not yet whole leaves
+    kind: recipes.Kind = next((word for word in words if word in recipes.FILES), "train")
     return [name for name in recipes.names(kind) if name.startswith(incomplete)]
 
 
@@ -141,7 +148,10 @@ def train(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the run did before.")] = False,
 ) -> None:
-    """Train the model of a job file; the same command again resumes, or finds it finished."""
+    """Train the model of a job file.
+
+    The same command resumes a run that was stopped, and does nothing if the run is complete.
+    """
     from hourglass.config.files import load_kind
     from hourglass.config.train import TrainJob
 
@@ -177,7 +187,10 @@ def score(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace what the output holds.")] = False,
 ) -> None:
-    """Write codes, hashes and anomaly scores of every row; the same command again finishes it."""
+    """Write the codes, hashes and anomaly scores of rows.
+
+    The same command resumes a run that was stopped.
+    """
     from hourglass.config.files import load_kind
     from hourglass.config.train import ScoreJob
 
@@ -198,7 +211,10 @@ def score(
 
 
 def demo() -> None:
-    """Go the whole way on real data: shards, two workers, registry, scores, endpoints."""
+    """Run every step on real data, from shards to endpoints.
+
+    Parquet shards, training on two workers, the registry, batch scores and HTTP endpoints.
+    """
     from hourglass.demo import demo as show
     from hourglass.settings import Settings
 

@@ -31,7 +31,10 @@ def tune(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train every trial of a sweep and rank them; the same command again goes on, or is done."""
+    """Train every trial of a sweep and rank them.
+
+    The same command resumes a sweep that was stopped, and does nothing if it is complete.
+    """
     from hourglass.config.files import load_kind
     from hourglass.config.tune import TuneJob
 

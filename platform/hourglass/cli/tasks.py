@@ -34,7 +34,10 @@ def encode(
     ] = None,
     max_rows: MaxRows = MOST,
 ) -> None:
-    """Write the codes of rows, or what a hidden layer makes of them, to one Parquet file."""
+    """Write the codes of rows to one Parquet file.
+
+    With --layer, the outputs of a hidden layer instead.
+    """
     import pyarrow as pa
 
     from hourglass.inference.layers import deep_features
@@ -62,7 +65,10 @@ def decode(
     column: Annotated[str, typer.Option(metavar="COL", help="Column of the codes.")] = "code",
     max_rows: MaxRows = MOST,
 ) -> None:
-    """Write the rows that codes stand for, as `encode` and `score` write codes."""
+    """Write the rows that codes stand for.
+
+    The codes are read as `encode` and `score` write them.
+    """
     from hourglass.inference.rows import read_codes, require_new
 
     require_new(out)
@@ -82,7 +88,10 @@ def denoise(
     seed: Annotated[int | None, typer.Option(min=0, help="Of that noise [0].")] = None,
     max_rows: MaxRows = MOST,
 ) -> None:
-    """Write noisy rows without their noise; with --corrupt, the noise of training put on first."""
+    """Write noisy rows without their noise.
+
+    With --corrupt, the noise of training is added to the rows first.
+    """
     if seed is not None and not corrupt:
         raise typer.BadParameter("--seed is of the noise that --corrupt adds; add it, or remove it")
     from hourglass.inference import generate as make
@@ -116,7 +125,10 @@ def similar(
     ] = None,
     max_rows: MaxRows = MOST,
 ) -> None:
-    """Print the rows nearest to a row, by code (Euclidean distance) or hash (differing bits)."""
+    """Print the rows nearest to a row, by code or hash.
+
+    Codes are compared by Euclidean distance, hashes by the number of bits that differ.
+    """
     from hourglass.errors import DataError
     from hourglass.inference.neighbours import Index
 
@@ -145,7 +157,10 @@ def classify_probe(
     label: Annotated[str, typer.Option(metavar="COL", help="Column of the label.")],
     max_rows: MaxRows = MOST,
 ) -> None:
-    """Print how well codes tell a label: nearest neighbours, logistic regression, and the floor."""
+    """Print how well the codes predict a label.
+
+    By nearest neighbours and logistic regression, beside the majority baseline.
+    """
     from hourglass.inference.probe import NEIGHBOURS, STEPS, classify
 
     predictor = _predictor(model)
@@ -183,7 +198,10 @@ def generate(
         int | None, typer.Option(min=1, help=f"Read no more rows than these [{MOST}].")
     ] = None,
 ) -> None:
-    """Write new rows: draws from the prior, a way between two rows, or one code unit moved."""
+    """Write new rows that the decoder makes from codes.
+
+    Codes drawn from the prior, interpolated between two rows, or with one unit moved.
+    """
     _one_way(
         {"--count": count, "--between": between, "--traverse": traverse},
         {"--seed": seed, "--row": row, "--uri": uri, "--steps": steps, "--max-rows": max_rows},
