@@ -30,7 +30,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"})
+DOCS_ASSETS = "/docs/assets"
+"""Where the scripts, styles and pictures of the documentation are."""
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"}) | {
+    f"{DOCS_ASSETS}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+}
 """Answered without a token: they name no model and read no body."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from hourglass import __version__
@@ -15,7 +16,7 @@ from hourglass.config.serve import ServeSpec
 from hourglass.errors import nearest
 from hourglass.serving.answers import ANSWERS, ENCODERS, JSON, Arrays, Ask, Card, Verb, check_finite
 from hourglass.serving.arrow import MEDIA_TYPE, decode_arrow
-from hourglass.serving.gate import Gate
+from hourglass.serving.gate import DOCS_ASSETS, Gate
 from hourglass.serving.limits import STATUS, RequestError, read_body
 from hourglass.serving.rows import Matrix, decode_json
 
@@ -86,11 +87,13 @@ class Endpoints:
 
 def create_app(spec: ServeSpec, backend: Backend, token_sha256: str) -> FastAPI:
     """The endpoints as an ASGI application, behind its gate."""
-    app = FastAPI(
+    app = FastAPIOffline(  # whose page of documentation asks no other server for its scripts
         title="hourglass",
         version=__version__,
         description="Codes, hashes, anomaly scores and reconstructions of rows.",
         redoc_url=None,
+        static_url=DOCS_ASSETS,
+        swagger_ui_parameters={"validatorUrl": None},  # nor sends the document to one
         redirect_slashes=False,  # a redirect would repeat the caller's Host header
     )
     endpoints = Endpoints(spec, backend)
