@@ -239,13 +239,16 @@ def test_exit_code_comes_back(client: Any, capsys: pytest.CaptureFixture[str]) -
 
 def test_list_logs_and_stop(client: Any, project: Project) -> None:
     """Without waiting: the job is there, its log can be read, and it ends when told."""
-    name = submit.send(client, submit.Plan("sleeps", "echo going to sleep; sleep 300"))
+    command = "echo going to sleep; sleep 300"
+    plan = submit.Plan("sleeps", command, file="jobs/rest.yaml", name="rest")
+    name = submit.send(client, plan)
     deadline = time.monotonic() + 60
     while "\ngoing to sleep\n" not in client.get_job_logs(name):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert "\ngoing to sleep\n" in project.run("jobs", "logs", name).stdout
-    assert "sleeps" in project.run("jobs", "list").stdout
+    (listed,) = (row for row in project.run("jobs", "list").stdout.splitlines() if name in row)
+    assert listed.split()[5:7] == ["rest", "jobs/rest.yaml"]
     done = project.run("jobs", "stop", name)
     assert (done.returncode, done.stdout) == (0, "sleeps stopped\n")
     assert submit.exit_code(submit.info(client, name)) != 0

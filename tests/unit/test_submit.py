@@ -1,12 +1,17 @@
-"""Following a job: its log comes whole, however often the connection breaks."""
+"""Jobs on a cluster: what is sent with one, listed of it, and printed of its log."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from enum import StrEnum
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hourglass.cluster import submit
+from hourglass.cluster.plan import plan
+from hourglass.settings import Settings
 
 LOG = "first\nsecond\nthe last line\n"
 
@@ -30,3 +35,51 @@ def test_the_rest_is_printed_of_a_job_that_ended_while_the_connection_was_down(
 ) -> None:
     asyncio.run(submit._print_log(Broken(), "ended"))
     assert capsys.readouterr().out == LOG
+
+
+class Jobs:
+    """A client of a cluster that takes jobs, and lists them with one of another program."""
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = [details("theirs", "python train.py", None)]
+
+    def submit_job(self, **job: Any) -> None:
+        self.taken.append(details(job["submission_id"], job["entrypoint"], job["metadata"]))
+
+    def list_jobs(self) -> list[Any]:
+        return self.taken
+
+
+class Status(StrEnum):
+    PENDING = "PENDING"
+
+
+def details(job: str, command: str, metadata: dict[str, str] | None) -> Any:
+    return SimpleNamespace(
+        submission_id=job,
+        entrypoint=command,
+        metadata=metadata,
+        status=Status.PENDING,
+        start_time=0,
+    )
+
+
+def test_the_list_has_name_and_file_of_each_job(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "kind: train\ndata: {uri: x, features: {vector: x}}\nmodel: {preset: anomaly}\n"
+    )
+    file = str(tmp_path / "mine.yaml")
+    client = Jobs()
+    settings = Settings.model_validate({})
+    submit.send(client, plan(file, settings=settings, job="first"))
+    submit.send(client, plan(file, ["name=other"], settings=settings, job="second"))
+    assert [(*row.split()[:1], *row.split()[5:]) for row in submit.table(client)[1:]] == [
+        ("theirs", "-", "-", "python", "train.py"),
+        ("first", "mine", file, "hourglass", "train", "job.yaml"),
+        ("second", "other", file, "hourglass", "train", "job.yaml"),
+    ]
+
+
+def test_file_and_name_do_not_make_another_job_of_it() -> None:
+    same = submit.Plan("job", "command", "content", {}, "a.yaml", "a")
+    assert same.digest == submit.Plan("job", "command", "content", {}, "b.yaml", "b").digest

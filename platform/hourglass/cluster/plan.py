@@ -36,7 +36,8 @@ def plan(
             "beginning with a letter or digit"
         )
     content = yaml.safe_dump(_rooted(files.dump(loaded)), sort_keys=False)
-    return Plan(name, f"hourglass {loaded.kind} job.yaml", content, job_environment(settings))
+    command, environment = f"hourglass {loaded.kind} job.yaml", job_environment(settings)
+    return Plan(name, command, content, environment, str(file), loaded.name or "")
 
 
 def _rooted(job: dict[str, Any]) -> dict[str, Any]:

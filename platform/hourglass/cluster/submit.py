@@ -22,17 +22,24 @@ from hourglass.errors import ClusterError, nearest
 from hourglass.settings import Settings
 
 DETACHED = 130
+SHA256, FILE, NAME = "hourglass_sha256", "hourglass_file", "hourglass_name"
+"""Keys of what Ray keeps with a job for us."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that travels to the cluster: a command, the job.yaml it finds, and plain variables."""
+    """All that travels to the cluster: a command, the job.yaml it finds, and plain variables.
+
+    `file` and the run's `name` tell jobs apart in a list, and decide nothing.
+    """
 
     job: str
     command: str
     content: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    file: str = ""
+    name: str = ""
 
     @property
     def digest(self) -> str:
@@ -50,13 +57,13 @@ def send(client: Any, plan: Plan) -> str:
                 entrypoint=plan.command,
                 submission_id=plan.job,
                 runtime_env={"working_dir": folder, "env_vars": plan.environment},
-                metadata={"hourglass_sha256": plan.digest},
+                metadata={SHA256: plan.digest, FILE: plan.file, NAME: plan.name},
             )
             return plan.job
         except RuntimeError as error:
             if "already exists" not in str(error):
                 raise ClusterError(f"job {plan.job} was not taken: {_sentence(error)}") from error
-    if (info(client, plan.job).metadata or {}).get("hourglass_sha256") != plan.digest:
+    if (info(client, plan.job).metadata or {}).get(SHA256) != plan.digest:
         raise ClusterError(f"--id {plan.job}: another job has this name; choose another one")
     return plan.job
 
@@ -135,16 +142,18 @@ def jobs(client: Any) -> list[Any]:
 
 
 def table(client: Any) -> list[str]:
-    """A line for each job: name, status, exit code, start and command."""
-    rows = [("JOB", "STATUS", "EXIT", "STARTED", "COMMAND")]
+    """A line for each job: id, status, exit code, start, the run's name, its file and command."""
+    rows = [("JOB", "STATUS", "EXIT", "STARTED", "NAME", "FILE", "COMMAND")]
     for details in jobs(client):
         status = str(details.status.value).lower()
         code = str(exit_code(details)) if details.status in _ENDED else "-"
         when = datetime.fromtimestamp((details.start_time or 0) / 1000).strftime("%Y-%m-%d %H:%M")
-        rows.append((details.submission_id, status, code, when, details.entrypoint))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        kept = details.metadata or {}  # none of jobs that others submitted
+        name, file = kept.get(NAME) or "-", kept.get(FILE) or "-"
+        rows.append((details.submission_id, status, code, when, name, file, details.entrypoint))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
 
