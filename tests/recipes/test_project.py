@@ -3,6 +3,12 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hourglass import __version__
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -47,3 +53,34 @@ def test_the_name_of_another_project_or_extra_is_noticed() -> None:
 def test_requirements_are_found_where_they_are_known_to_be() -> None:
     found = {path.name for path in TEXTS if PROJECT["name"] in path.read_text()}
     assert {"neighbours.py", "model.py"} <= found
+
+
+def read(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def test_the_version_is_one() -> None:
+    assert read("CITATION.cff")["version"] == __version__
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", __version__]
+
+
+def test_ci_runs_the_script_that_anyone_can_run() -> None:
+    (job,) = read(".github/workflows/ci.yml")["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+
+
+def test_hooks_run_what_lint_runs() -> None:
+    (hooks,) = (repo["hooks"] for repo in read(".pre-commit-config.yaml")["repos"])
+    lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    tools = re.findall(r"\$\(BIN\)/(ruff \w+|[\w-]+)", lint)
+    hooked = [hook["entry"].removeprefix(".venv/bin/").split(" --")[0] for hook in hooks]
+    assert sorted(hooked) == sorted({*tools} - {"lint-imports"})  # which reads the whole tree
+
+
+@pytest.mark.parametrize("form", ["bug", "feature"])
+def test_issue_forms_have_what_github_asks_for(form: str) -> None:
+    tree = read(f".github/ISSUE_TEMPLATE/{form}.yml")
+    assert {"name", "description", "body"} <= tree.keys()
+    for field in tree["body"]:
+        assert field["type"] == "markdown" or (field["id"] and field["attributes"]["label"])
