@@ -13,11 +13,22 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 
+def _describe_kind(schema: dict[str, Any]) -> None:
+    """In JSON Schemas, `kind` says what the spec is, by the first paragraph of its docstring."""
+    kind = schema.get("properties", {}).get("kind")
+    if kind is not None and "description" in schema:
+        kind["description"] = " ".join(schema["description"].split("\n\n")[0].split())
+
+
 class Strict(BaseModel):
     """A frozen value object. Change one through `model_validate`, never `model_copy(update=)`."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra=_describe_kind,
     )
 
 

@@ -1,7 +1,9 @@
 """Every YAML shipped is a test case: it validates, says what it is for, and picks no dead option."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -71,6 +73,37 @@ def test_headers_say_purpose_cost_and_result(path: Path) -> None:
 def test_schemas_on_disk_are_those_of_the_code(name: str, adapter: object) -> None:
     written = json.loads((ROOT / f"docs/schema/{name}.json").read_text())
     assert written == adapter.json_schema(by_alias=True), "run `make schema`"
+
+
+def undescribed(node: Any, place: str = "") -> Iterator[str]:
+    """Properties of a JSON Schema, and of all below it, of which it does not say what they are."""
+    if isinstance(node, list):
+        for item in node:
+            yield from undescribed(item, place)
+    if isinstance(node, dict):
+        for name, field in node.get("properties", {}).items():
+            if not field.get("description", "").strip():
+                yield f"{place}.{name}"
+        for key, below in node.items():
+            if key not in ("if", "default"):  # a condition and a value have properties of others
+                yield from undescribed(below, f"{place}/{key}")
+
+
+SCHEMAS = sorted(ROOT.glob("docs/schema/*.json"))
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
+def test_every_field_of_a_schema_is_described(path: Path) -> None:
+    assert list(undescribed(json.loads(path.read_text()))) == []
+
+
+def test_a_field_without_a_description_is_noticed() -> None:
+    """Negative control of the test above."""
+    schema = json.loads((ROOT / "docs/schema/tune.json").read_text())
+    del schema["$defs"]["Adam"]["properties"]["lr"]["description"]
+    del schema["properties"]["space"]["description"]
+    schema["$defs"]["Median"]["properties"]["kind"]["description"] = " "
+    assert sorted(undescribed(schema)) == [".space", "/$defs/Adam.lr", "/$defs/Median.kind"]
 
 
 def test_a_header_without_its_words_is_noticed(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class ServeSpec(Strict):
         64, description="Requests waiting for a replica; the next one is answered 429."
     )
     request_timeout_s: PositiveFloat = Field(10.0, description="Deadline of a request: then 408.")
-    limits: Limits = Field(Limits(), description="What one request may ask for.")
+    limits: Limits = Field(Limits(), description="Largest request; others are refused.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -135,7 +135,7 @@ class EnvVars(Strict):
 class RuntimeEnv(Strict):
     """Ray's nesting of the variables."""
 
-    env_vars: EnvVars = Field(EnvVars(), description="Variables of Serve's own processes.")
+    env_vars: EnvVars = Field(EnvVars(), description="Variables of the environment.")
 
 
 class ControllerOptions(Strict):

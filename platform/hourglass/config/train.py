@@ -107,9 +107,9 @@ class TrainJob(Strict):
     )
     data: DataSpec = Field(description="The rows.")
     model: ModelSpec = Field(description="The parts of the model.")
-    train: TrainSpec = Field(TrainSpec(), description="How the weights are found.")
-    scale: ScaleSpec = Field(ScaleSpec(), description="What the run may use.")
-    track: TrackSpec = Field(TrackSpec(), description="Where the run is recorded.")
+    train: TrainSpec = Field(TrainSpec(), description="Epochs, optimizer, schedule and seed.")
+    scale: ScaleSpec = Field(ScaleSpec(), description="Processes and their hardware.")
+    track: TrackSpec = Field(TrackSpec(), description="Experiment and registered model.")
     quantile: float = Field(
         0.99, gt=0.0, lt=1.0, description="Quantile of holdout scores that is the threshold."
     )
