@@ -87,7 +87,7 @@ def demo(settings: Settings) -> None:
 
 
 def _named(file: Path) -> Path:
-    """A recipe as a command of this folder names it: by the shortest path."""
+    """The path of a recipe, relative to the current folder if it is inside."""
     file = file.resolve()
     return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
 

@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 
 def _describe_kind(schema: dict[str, Any]) -> None:
-    """In JSON Schemas, `kind` says what the spec is, by the first paragraph of its docstring."""
+    """Describe `kind` in the JSON Schema by the first paragraph of the spec's docstring."""
     kind = schema.get("properties", {}).get("kind")
     if kind is not None and "description" in schema:
         kind["description"] = " ".join(schema["description"].split("\n\n")[0].split())

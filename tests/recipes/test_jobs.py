@@ -76,7 +76,7 @@ def test_schemas_on_disk_are_those_of_the_code(name: str, adapter: object) -> No
 
 
 def undescribed(node: Any, place: str = "") -> Iterator[str]:
-    """Properties of a JSON Schema, and of all below it, of which it does not say what they are."""
+    """The properties of a JSON Schema, at any depth, without a description."""
     if isinstance(node, list):
         for item in node:
             yield from undescribed(item, place)
@@ -85,7 +85,7 @@ def undescribed(node: Any, place: str = "") -> Iterator[str]:
             if not field.get("description", "").strip():
                 yield f"{place}.{name}"
         for key, below in node.items():
-            if key not in ("if", "default"):  # a condition and a value have properties of others
+            if key not in ("if", "default"):  # conditions and values, not definitions
                 yield from undescribed(below, f"{place}/{key}")
 
 

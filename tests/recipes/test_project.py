@@ -1,4 +1,4 @@
-"""What the project says about itself in several files is the same in all of them."""
+"""The files that describe the project agree with each other."""
 
 import re
 import tomllib
@@ -42,7 +42,7 @@ def test_requirements_name_this_distribution() -> None:
     assert {path: wrong for path, wrong in found.items() if wrong} == {}
 
 
-def test_the_name_of_another_project_or_extra_is_noticed() -> None:
+def test_the_name_of_another_project_or_extra_is_found() -> None:
     """Negative control of the test above."""
     assert wrong_requirements("pip install 'hourglass[search]'") == ["hourglass[search]"]
     assert wrong_requirements('f"hourglass=={version}"') == ["hourglass=="]

@@ -1,4 +1,4 @@
-"""The wheel in a fresh environment: what `pip install` brings is enough, far from the repository."""
+"""The wheel works in a fresh environment, without the repository."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ hourglass.demo.demo(Settings())
 
 
 def variables() -> dict[str, str]:
-    """The environment, without what points at this repository or at a cluster of these tests."""
+    """The environment without variables that point at this repository or at a cluster."""
     ours = ("PYTHONPATH", "HOURGLASS_", "MLFLOW_", "RAY_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
@@ -104,7 +104,7 @@ def run(environment: Path, folder: Path, *command: str) -> str:
 
 
 def missing(wheel: Path) -> set[str]:
-    """Recipes and schemas of the repository that the wheel does not have as they are."""
+    """Recipes and schemas of the repository that the wheel lacks or has with other contents."""
     with zipfile.ZipFile(wheel) as files:
         held = {name: files.read(name) for name in files.namelist()}
     return {name for name, path in DATA.items() if held.get(name) != path.read_bytes()}
@@ -116,7 +116,7 @@ def test_the_wheel_has_every_recipe_and_schema(wheel: Path) -> None:
     assert missing(wheel) == set()
 
 
-def test_a_recipe_that_the_wheel_lacks_is_noticed(wheel: Path, tmp_path: Path) -> None:
+def test_a_recipe_missing_from_the_wheel_is_found(wheel: Path, tmp_path: Path) -> None:
     """Negative control of the test above."""
     lost = "hourglass/recipes/jobs/lorenz/train.yaml"
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(tmp_path / "less.whl", "w") as new:
@@ -156,7 +156,7 @@ def test_schemas_are_written(environment: Path, tmp_path: Path) -> None:
 
 
 def test_the_demo_begins(environment: Path, tmp_path: Path) -> None:
-    """Up to its cluster: it finds its recipes and writes its rows."""
+    """Up to the start of Ray: it finds its recipes and writes its rows."""
     shown = run(environment, tmp_path, "python", "-c", DEMO)
     assert "1797 digits as Parquet shards" in shown
     assert shown.endswith("everything before Ray works\n")

@@ -66,14 +66,14 @@ def summaries(app: typer.Typer, *path: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", groups(typer.main.get_command(cli.app)), ids=" ".join)
-def test_help_shows_every_summary_whole(path: tuple[str, ...]) -> None:
+def test_help_does_not_truncate_summaries(path: tuple[str, ...]) -> None:
     shown = summaries(cli.app, *path)
     assert len(shown) >= 3
     assert {name: text for name, text in shown.items() if not text.endswith(".")} == {}
     assert {name: text for name, text in shown.items() if "..." in text or "…" in text} == {}
 
 
-def test_a_summary_that_is_cut_off_is_noticed() -> None:
+def test_a_truncated_summary_is_found() -> None:
     """Negative control of the test above."""
     app = typer.Typer(rich_markup_mode=None)
 

@@ -1,4 +1,4 @@
-"""The endpoints' /docs needs no server but this one: it works in a network without the internet."""
+"""The endpoints' /docs loads nothing from other servers, so it works in an air-gapped network."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ BASE = "http://test/docs"
 
 
 class Links(HTMLParser):
-    """Collects the URLs that a browser fetches for a page, but for those its scripts ask for."""
+    """Collects the URLs in the tags of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ _URLS = ("src", "href")
 
 
 def links(page: str) -> list[str]:
-    """Scripts, styles and pictures of a page, and the document that it asks for."""
+    """The scripts, styles and icons of a page, and its OpenAPI document."""
     parser = Links()
     parser.feed(page)
     return [*parser.urls, *(urljoin(BASE, url) for url in re.findall(r"url: '([^']+)'", page))]
@@ -50,7 +50,7 @@ def get(client: httpx.AsyncClient, *urls: str) -> list[httpx.Response]:
     return asyncio.run(answers())
 
 
-def test_everything_that_the_page_loads_is_ours_and_answers_without_a_token() -> None:
+def test_everything_that_the_page_loads_is_same_origin_and_needs_no_token() -> None:
     (page,) = get(kit.client(kit.Local({})), BASE)
     assert page.status_code == 200
     urls = links(page.text)
@@ -63,7 +63,7 @@ def test_everything_that_the_page_loads_is_ours_and_answers_without_a_token() ->
     assert min(len(answer.content) for answer in answers) > 1000
 
 
-def test_scripts_of_another_server_are_noticed() -> None:
+def test_scripts_of_another_server_are_found() -> None:
     """Negative control of the test above: what FastAPI does by itself."""
     app = FastAPI()
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
@@ -71,7 +71,7 @@ def test_scripts_of_another_server_are_noticed() -> None:
     assert len(elsewhere(links(page.text))) == 3
 
 
-def test_other_files_beside_the_scripts_need_the_token() -> None:
+def test_other_paths_among_the_assets_need_the_token() -> None:
     paths = [f"http://test/docs/assets/{name}" for name in ("", "redoc.standalone.js", "../x", "x")]
     answers = get(kit.client(kit.Local({})), *paths)
     assert [answer.status_code for answer in answers] == [401] * 4

@@ -1,4 +1,4 @@
-"""Jobs on a cluster: what is sent with one, listed of it, and printed of its log."""
+"""Jobs on a cluster: their metadata, the list of them, and their logs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -80,6 +80,6 @@ def test_the_list_has_name_and_file_of_each_job(tmp_path: Path) -> None:
     ]
 
 
-def test_file_and_name_do_not_make_another_job_of_it() -> None:
+def test_file_and_name_do_not_change_the_digest() -> None:
     same = submit.Plan("job", "command", "content", {}, "a.yaml", "a")
     assert same.digest == submit.Plan("job", "command", "content", {}, "b.yaml", "b").digest

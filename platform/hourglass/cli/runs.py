@@ -73,8 +73,8 @@ def schema(
 
 
 def _recipe_names(context: typer.Context, incomplete: str) -> list[str]:
-    """What a shell may complete --recipe with."""
-    words = [*context.args, context.params.get("kind")]  # args: what a line not yet whole leaves
+    """Completions of --recipe."""
+    words = [*context.args, context.params.get("kind")]  # an incomplete line is not parsed
     kind: recipes.Kind = next((word for word in words if word in recipes.FILES), "train")
     return [name for name in recipes.names(kind) if name.startswith(incomplete)]
 
@@ -97,7 +97,7 @@ def init(
 ) -> None:
     """Write a commented YAML file to start from.
 
-    The JSON Schema by which editors complete and check the file is written next to it.
+    Its JSON Schema is written next to it, so that editors complete and validate the file.
     """
     if show:
         for name in recipes.names(kind):

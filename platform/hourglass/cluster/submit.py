@@ -23,7 +23,7 @@ from hourglass.settings import Settings
 
 DETACHED = 130
 SHA256, FILE, NAME = "hourglass_sha256", "hourglass_file", "hourglass_name"
-"""Keys of what Ray keeps with a job for us."""
+"""Keys of the metadata of a job."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -31,7 +31,7 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 class Plan:
     """All that travels to the cluster: a command, the job.yaml it finds, and plain variables.
 
-    `file` and the run's `name` tell jobs apart in a list, and decide nothing.
+    `file` and `name` (of the run) are shown in lists only.
     """
 
     job: str
@@ -148,7 +148,7 @@ def table(client: Any) -> list[str]:
         status = str(details.status.value).lower()
         code = str(exit_code(details)) if details.status in _ENDED else "-"
         when = datetime.fromtimestamp((details.start_time or 0) / 1000).strftime("%Y-%m-%d %H:%M")
-        kept = details.metadata or {}  # none of jobs that others submitted
+        kept = details.metadata or {}  # None unless hourglass submitted the job
         name, file = kept.get(NAME) or "-", kept.get(FILE) or "-"
         rows.append((details.submission_id, status, code, when, name, file, details.entrypoint))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,7 +1,7 @@
-"""The recipes that come with hourglass: files of each kind, to run or to start your own from.
+"""The recipes that come with hourglass: YAML files of every kind, to run or to start your own from.
 
-Beside this module a clone has links to `jobs/`, `tune_spaces/`, `serve/` and `docs/schema/` at its
-top; a wheel has the files themselves.
+In a clone, this folder links to the top-level `jobs/`, `tune_spaces/`, `serve/` and `docs/schema/`;
+a wheel contains their files.
 """
 
 import re
@@ -20,16 +20,16 @@ FILES: dict[Kind, tuple[str, str]] = {
     "score": ("jobs/*/score.yaml", "digits"),
     "serve": ("serve/*.yaml", "local"),
 }
-"""Where the recipes of each kind are, and the one that explains its fields to start from."""
+"""The recipes of each kind, and the default: one whose comments explain its fields."""
 
 
 def names(kind: Kind) -> list[str]:
-    """The recipes of a kind, by name."""
+    """The names of the recipes of a kind."""
     return sorted(_files(kind))
 
 
 def find(kind: Kind, name: str | None = None) -> Path:
-    """The file of a recipe; by default the one to start from. Raises SpecError."""
+    """The file of a recipe, or of the default recipe of its kind. Raises SpecError."""
     files = _files(kind)
     name = name or FILES[kind][1]
     if name not in files:
@@ -41,14 +41,14 @@ def find(kind: Kind, name: str | None = None) -> Path:
 
 
 def purpose(file: Path) -> str:
-    """What a recipe is for: the first clause of its header."""
+    """The first clause of the purpose in a recipe's header."""
     header = re.search(r"^# Purpose:(.*?)^# Cost:", file.read_text(), re.DOTALL | re.MULTILINE)
     words = " ".join((header[1] if header else "").replace("\n#", "\n").split())
     return re.split(r"[.:;](?:\s|$)", words)[0]
 
 
 def standalone(file: Path, schema: str) -> str:
-    """The text of a recipe that needs no other file; `schema` is where editors find its schema."""
+    """The text of a recipe with its base job inlined; `schema` is the path of its JSON Schema."""
     text = re.sub(r"(\$schema=).*", rf"\g<1>{schema}", file.read_text(), count=1)
     base = re.search(r"^base: (\S+\.yaml)$", text, re.MULTILINE)
     if base is None:
@@ -58,7 +58,7 @@ def standalone(file: Path, schema: str) -> str:
 
 
 def _files(kind: Kind) -> dict[str, Path]:
-    """The files of a kind by name: that of the file, or of its folder where the file's is the kind."""
+    """The files of a kind, by the name of the file, or of its folder (jobs/mnist/train.yaml: mnist)."""
     return {
         path.parent.name if path.stem == kind else path.stem: path
         for path in FOLDER.glob(FILES[kind][0])

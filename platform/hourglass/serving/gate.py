@@ -31,7 +31,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 DOCS_ASSETS = "/docs/assets"
-"""Where the scripts, styles and pictures of the documentation are."""
+"""Path of the scripts, styles and icon of /docs."""
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"}) | {
     f"{DOCS_ASSETS}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 }

@@ -87,13 +87,13 @@ class Endpoints:
 
 def create_app(spec: ServeSpec, backend: Backend, token_sha256: str) -> FastAPI:
     """The endpoints as an ASGI application, behind its gate."""
-    app = FastAPIOffline(  # whose page of documentation asks no other server for its scripts
+    app = FastAPIOffline(  # /docs loads its scripts from here, not from a CDN
         title="hourglass",
         version=__version__,
         description="Codes, hashes, anomaly scores and reconstructions of rows.",
         redoc_url=None,
         static_url=DOCS_ASSETS,
-        swagger_ui_parameters={"validatorUrl": None},  # nor sends the document to one
+        swagger_ui_parameters={"validatorUrl": None},  # no request to swagger.io
         redirect_slashes=False,  # a redirect would repeat the caller's Host header
     )
     endpoints = Endpoints(spec, backend)
