@@ -1,0 +1,252 @@
+"""MkDocs hook: pages that are generated from the code, so that they cannot fall behind it.
+
+The CLI reference comes from the command line itself, the field reference from docs/schema/, and
+the example pages from the executed notebooks in docs/examples/.
+"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+DOCS = Path(__file__).parent
+ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+FIELD_PAGES = {
+    "train": "Train job",
+    "tune": "Sweep",
+    "score": "Score job",
+    "serve": "Serve file",
+}
+Schema = dict[str, Any]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to those in docs/."""
+
+    def add(path: str, content: str | bytes) -> None:
+        files.append(File.generated(config, path, content=content))
+
+    for page, source in ROOT_PAGES.items():
+        add(page, (DOCS.parent / source).read_text().replace("](docs/", "]("))
+    add("reference/cli.md", command_page())
+    for kind, title in FIELD_PAGES.items():
+        add(f"reference/{kind}.md", Fields(json.loads(schema_path(kind).read_text())).page(title, kind))
+    for notebook in sorted((DOCS / "examples").glob("*.ipynb")):
+        text, pictures = notebook_page(notebook)
+        add(f"examples/{notebook.stem}.md", text)
+        for name, picture in pictures.items():
+            add(f"examples/{name}", picture)
+    return files
+
+
+def schema_path(kind: str) -> Path:
+    """The JSON Schema of a kind of file, as `hourglass schema` wrote it."""
+    return DOCS / "schema" / f"{kind}.json"
+
+
+# -- command line ------------------------------------------------------------------------------
+
+
+def command_page() -> str:
+    """Every command with its arguments and options."""
+    import typer
+
+    from hourglass.cli import app
+
+    parts = [
+        "# Command line",
+        "Every command prints this information with `--help`. Exit codes: 0 for success, 1 for a "
+        "failure, 2 for something you can correct (a wrong option, field or file), and 128 + N for "
+        "signal N (130 after Ctrl-C).",
+    ]
+    parts += command_sections(typer.main.get_command(app), "hourglass")
+    return "\n\n".join(parts) + "\n"
+
+
+def command_sections(command: Any, name: str) -> list[str]:
+    """The sections of a command and of the commands below it."""
+    parts = []
+    if " " in name:
+        parts.append(f"## {name}")
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+    below = getattr(command, "commands", {})
+    parts.append((command.help or "").strip())
+    if " " in name and not below:
+        usage = [name, "[OPTIONS]" if options else "", *map(placeholder, arguments)]
+        parts.append(f"```text\n{' '.join(filter(None, usage))}\n```")
+    rows = [
+        (f"`{placeholder(p)}`", p.help or "", default_of(p))
+        for p in arguments
+    ] + [(option_names(p), p.help or "", default_of(p)) for p in options if p.name != "help"]
+    if rows:
+        parts.append(table(("argument or option", "meaning", "default"), rows))
+    for child in below:
+        parts += command_sections(below[child], f"{name} {child}")
+    return parts
+
+
+def placeholder(parameter: Any) -> str:
+    """How an argument is written in a usage line."""
+    name = parameter.metavar or parameter.name.upper()
+    return name if parameter.required or name.startswith("[") else f"[{name}]"
+
+
+def option_names(parameter: Any) -> str:
+    """`--set A.B=VALUE`: an option's names and what it takes."""
+    names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
+    if getattr(parameter, "is_flag", False):
+        return names
+    choices = getattr(parameter.type, "choices", None)
+    value = parameter.metavar or ("|".join(choices) if choices else parameter.type.name.upper())
+    return f"{names} `{value}`"
+
+
+def default_of(parameter: Any) -> str:
+    """The default in the form the command line takes it; nothing for a flag that is off."""
+    value = None if callable(parameter.default) else parameter.default
+    if parameter.required:
+        return "required"
+    return "" if value in (None, False, (), []) else f"`{value}`"
+
+
+# -- fields of YAML files ----------------------------------------------------------------------
+
+
+class Fields:
+    """The fields of one kind of file, by their path, from its JSON Schema."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.definitions: dict[str, Schema] = schema.get("$defs", {})
+        self.parts: list[str] = []
+
+    def page(self, title: str, kind: str) -> str:
+        """The page: one section for each mapping, one table for each kind of it."""
+        self.parts = [
+            f"# {title}",
+            f"{self.schema.get('description', '')} For completion in your editor, start the file with "
+            f"`# yaml-language-server: $schema=` and the path of `docs/schema/{kind}.json`; "
+            "`hourglass check FILE` validates the file and prints every field.",
+        ]
+        self.section("", self.schema)
+        return "\n\n".join(self.parts) + "\n"
+
+    def section(self, path: str, schema: Schema) -> None:
+        """The table of a mapping's fields, then the sections of the mappings in it."""
+        inner = []
+        rows = []
+        for name, field in schema.get("properties", {}).items():
+            below = f"{path}.{name}" if path else name
+            found = self.mappings(field)
+            if any(each.get("title") == "TrainJob" for each in found):
+                description = f"{field.get('description', '')} [Fields of a train job](train.md)."
+                found = []
+            else:
+                description = field.get("description", "")
+            label = f"[`{name}`](#{anchor(below)})" if found else f"`{name}`"
+            rows.append((label, self.type_of(field), self.default(name, field, schema), description))
+            if found:
+                inner.append((below, found))
+        self.parts.append(
+            table(("field", "type", "default", "meaning"), rows) if rows else "It has no fields."
+        )
+        for below, found in inner:
+            self.parts.append(f"## `{below}` {{ #{anchor(below)} }}")
+            for each in found:
+                kind = each.get("properties", {}).get("kind", {}).get("const")
+                if kind:
+                    self.parts.append(f"### `kind: {kind}` {{ #{anchor(below)}-{kind} }}")
+                if each.get("description"):
+                    self.parts.append(each["description"])
+                self.section(below, each)
+
+    def mappings(self, field: Schema) -> list[Schema]:
+        """The kinds of mapping that a field, its items or its values may be."""
+        if "$ref" in field:
+            return [self.definitions[field["$ref"].rpartition("/")[2]]]
+        if isinstance(field.get("additionalProperties"), dict):
+            return self.mappings(field["additionalProperties"])
+        inner = [*field.get("anyOf", []), *field.get("oneOf", [])]
+        inner += [field["items"]] if "items" in field else []
+        found = [each for option in inner for each in self.mappings(option)]
+        return [each for index, each in enumerate(found) if each not in found[:index]]
+
+    def type_of(self, field: Schema) -> str:
+        """The type in words, with its bounds."""
+        options = field.get("anyOf") or field.get("oneOf")
+        if options:
+            return " or ".join(dict.fromkeys(self.type_of(option) for option in options))
+        if "$ref" in field or isinstance(field.get("additionalProperties"), dict):
+            return "mapping"
+        if "const" in field:
+            return f"`{field['const']}`"
+        if "enum" in field:
+            return ", ".join(f"`{value}`" for value in field["enum"])
+        kind = field.get("type", "any")
+        if kind == "array":
+            items = field.get("items") or {}
+            return f"list of {self.type_of(items)}" if items else "list"
+        bounds = [
+            f"{sign} {field[name]:g}"
+            for name, sign in (
+                ("exclusiveMinimum", ">"),
+                ("minimum", ">="),
+                ("exclusiveMaximum", "<"),
+                ("maximum", "<="),
+            )
+            if name in field
+        ]
+        return " ".join([kind, ", ".join(bounds)]).strip()
+
+    def default(self, name: str, field: Schema, schema: Schema) -> str:
+        """The default as YAML; a mapping's defaults stand in its own section."""
+        if name in schema.get("required", []):
+            return "required"
+        value = field.get("default")
+        if isinstance(value, dict):
+            return f"`kind: {value['kind']}`" if "kind" in value else "see its fields"
+        return "" if value is None else f"`{json.dumps(value)}`".replace('"', "")
+
+
+def anchor(path: str) -> str:
+    """The fragment of a section."""
+    return path.replace(".", "-").replace("_", "-")
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+# -- notebooks ---------------------------------------------------------------------------------
+
+
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """An executed notebook as Markdown, and its pictures by file name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.stem}-{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![Output of the cell above]({name})")
+            elif "text/html" in data:
+                parts.append("".join(data["text/html"]))
+            else:
+                text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+                parts.append(f"```text\n{text}\n```")
+    parts.insert(1, f"[Download this notebook]({path.name}){{ download }}")
+    return "\n\n".join(parts) + "\n", pictures
