@@ -1,15 +1,15 @@
-# The commands of the README. Each creates .venv when it is missing; a second run is fast.
+# The commands of the README. Each creates .venv if it is missing; later runs are fast.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint schema clean
+.PHONY: demo test check lint schema docs clean
 
 demo: $(STAMP)
 	$(BIN)/hourglass demo
 
-# Many processes import the same modules: they are compiled once, even where Python is told not to.
+# Many processes import the same modules, so they are compiled once even if bytecode is disabled.
 test: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
@@ -24,6 +24,14 @@ check: lint test
 
 schema: $(STAMP)
 	$(BIN)/hourglass schema docs/schema
+
+# The site, in build/site. --strict: a warning, such as a link to a page that is gone, fails the build.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
