@@ -1,8 +1,8 @@
-"""The literature's experiments: the shipped recipes on real data, target, peer and ours side by side.
+"""Published experiments: the recipes on real data, with target, comparison and result.
 
-Trains each recipe below `jobs/` as `hourglass train` does, on one local cluster, judges it on the test
-rows, and writes docs/results.md and results/literature.json. Figures of peers are those of
-h2o 3.46 (what it reported of its training rows) and of the articles named; PCA and raw pixels are
+Trains each recipe below `jobs/` as `hourglass train` does, on one local cluster, evaluates it on the
+test rows, and writes docs/results.md and results/literature.json. Comparison figures come
+from h2o 3.46 (as it reports them for its training rows) and from the cited articles; PCA and raw pixels are
 computed here.
 
     python benchmarks/literature.py FOLDER_OF_DATA [RECIPE ...]
@@ -44,7 +44,7 @@ Array = np.ndarray
 
 
 class Line(NamedTuple):
-    """One row of the table: a figure beside its target (at least or at most) and a peer's."""
+    """One row of the table: a figure, its target (at least or at most) and a comparison."""
 
     recipe: str
     figure: str
@@ -64,7 +64,7 @@ class Trained(NamedTuple):
 
 
 class Bench:
-    """Data and runs of one go; nothing is trained twice."""
+    """Data and runs of one benchmark; nothing is trained twice."""
 
     def __init__(self, data: Path, home: Path) -> None:
         self.data, self.settings = data, Settings(home=home, temp_dir=str(home / "ray"))
@@ -87,7 +87,7 @@ class Bench:
         return self.done[key]
 
     def data_of(self, folder: str) -> Path:
-        """Where a folder of rows is: among the data, or below home when it is made here."""
+        """The folder of a dataset: among the data, or below home if it is generated here."""
         below = self.data if (self.data / folder.split("/")[0]).exists() else self.settings.root
         return below / folder
 
@@ -102,13 +102,13 @@ class Bench:
 
 
 class Quiet:
-    """A listener that says nothing."""
+    """A listener that only prints messages."""
 
     def prepared(self, job: Any, dataset: dict[str, Any]) -> None:
-        """The census."""
+        """The dataset statistics."""
 
     def note(self, text: str) -> None:
-        """A sentence."""
+        """A message."""
         print(f"# {text}", flush=True)
 
     def epoch(self, record: dict[str, float]) -> None:
@@ -143,7 +143,7 @@ def mnist(bench: Bench) -> list[Line]:
 
 
 def mnist_codes(bench: Bench) -> list[Line]:
-    """kNN on codes, raw pixels beside them; retrieval with 16 units."""
+    """kNN on codes and on raw pixels; retrieval with 16 units."""
     train, test = bench.rows("mnist/train"), bench.rows("mnist/test")
     known, asked = bench.column("mnist/train", "label"), bench.column("mnist/test", "label")
     started = time.perf_counter()
@@ -231,7 +231,7 @@ def mnist_stranger(bench: Bench) -> list[Line]:
 
 
 def denoising(bench: Bench, recipe: str, folder: str, gain: float, more: Sequence[str]) -> Line:
-    """PSNR won over the noisy rows."""
+    """PSNR gain over the noisy rows."""
     run = bench.train(recipe, *more)
     rows = bench.rows(folder)[:1000]
     noisy, denoised = denoise(run.predictor, rows, seed=1)
@@ -262,7 +262,7 @@ def cifar10_denoising(bench: Bench) -> list[Line]:
 
 
 def satellite(bench: Bench) -> list[Line]:
-    """Land cover by 3 codes, PCA's 3 components beside them."""
+    """Land cover by 3 codes and by 3 components of PCA."""
     train, test = (
         np.column_stack([bench.column(f"satellite/{s}", f"x{i:02d}") for i in range(1, 37)])
         for s in ("train", "test")
@@ -299,7 +299,7 @@ def imdb_hashing(bench: Bench) -> list[Line]:
 
 
 def anomaly(bench: Bench) -> list[Line]:
-    """The anomaly preset on four tables, untouched, beside detectors with their own defaults."""
+    """The unchanged anomaly preset on four tables, compared with detectors at their defaults."""
     tables = ("cardio", "pendigits", "mammography", "satellite")
     found: dict[str, list[float]] = {"ours": [], "IsolationForest": [], "PyOD AutoEncoder": []}
     seconds = 0.0
@@ -333,7 +333,7 @@ def anomaly(bench: Bench) -> list[Line]:
 
 
 def pyod(rows: Array, seed: int) -> Array:
-    """The scores of PyOD's AutoEncoder as it comes, fitted to these rows; none without PyOD."""
+    """The scores of PyOD's AutoEncoder at its defaults, fitted to these rows; none without PyOD."""
     try:
         from pyod.models.auto_encoder import AutoEncoder
     except ImportError:
@@ -343,7 +343,7 @@ def pyod(rows: Array, seed: int) -> Array:
 
 
 def mnist_deep(bench: Bench) -> list[Line]:
-    """784-1000-500-250-30: squared error of a test picture in [0, 1], by way of pretraining."""
+    """784-1000-500-250-30: squared error per test image in [0, 1], by kind of pretraining."""
     train, test = bench.rows("mnist/train") / 255.0, bench.rows("mnist/test") / 255.0
     pca = PCA(30, svd_solver="covariance_eigh").fit(train)
     floor = np.square(pca.inverse_transform(pca.transform(test)) - test).sum(axis=1).mean()
@@ -363,7 +363,7 @@ def mnist_deep(bench: Bench) -> list[Line]:
 
 
 def lorenz(bench: Bench) -> list[Line]:
-    """The shuffled stretch, by a dense network and an LSTM that predicts the last 4 steps."""
+    """The shuffled segment, by a dense network and an LSTM that predicts the last 4 steps."""
     write_lorenz(str(bench.data_of("lorenz")))
     train, test = bench.rows("lorenz/train", "window"), bench.rows("lorenz/test", "window")
     strange = bench.column("lorenz/test", "is_anomaly").astype(bool)
@@ -375,7 +375,9 @@ def lorenz(bench: Bench) -> list[Line]:
         beside = f"score above mean + sd: {(scores[strange] > limit).mean():.0%} of the segment, "
         beside += f"{(scores[~strange] > limit).mean():.0%} of the rest"
         auroc = float(roc_auc_score(strange, scores))
-        lines.append(at_least(recipe, "AUROC of the shuffled segment", 0.99, beside, auroc, run.seconds))
+        lines.append(
+            at_least(recipe, "AUROC of the shuffled segment", 0.99, beside, auroc, run.seconds)
+        )
         errors = np.square((run.predictor.reconstruct(test) - test) / train.std(axis=0))[~strange]
         shown, last = errors[:, :-12].mean(), errors[:, -12:].mean()
         beside = f"first 20 steps {shown:.4f}"
@@ -407,33 +409,36 @@ EXPERIMENTS: dict[str, Callable[[Bench], list[Line]]] = {
 
 HEAD = """# Results on published experiments
 
-These are the recipes in `jobs/`, trained by `python benchmarks/literature.py FOLDER_OF_DATA` with the one or two
-workers that each recipe sets, on two shared CPU cores. They are evaluated on test rows unless the table says
-otherwise. Times are seconds of the whole run, including the start-up of its workers; for `anomaly` they are the
-mean of 12 runs. h2o's 0.0050 and 0.0048 are what it reports for a sample of its training rows, measured on another
-day. On the test rows of [the comparison with h2o](performance.md#sweeps-compared-with-h2o) it reaches 0.0117 and
-0.0115 to 0.0118.
+These are the recipes in `jobs/`, trained by `python benchmarks/literature.py FOLDER_OF_DATA` with the one
+or two workers that each recipe sets, on two shared CPU cores. They are evaluated on test rows unless the
+table states otherwise. Times are seconds of the whole run, including the start-up of its workers; for
+`anomaly` they are the mean of 12 runs. h2o's 0.0050 and 0.0048 are what it reports for a sample of its
+training rows, measured on another day. On the test rows of [the comparison with
+h2o](performance.md#sweeps-compared-with-h2o) it reaches 0.0117 and 0.0115 to 0.0118.
 
-**Sparsity.** A sweep's beta multiplies a KL sum, added to a loss that is a mean over 784 features. h2o's betas of
-0.01 to 0.2 only move biases, and its error hardly changes with them. At beta 0.005 the mean activation is 3.4 %
-from rho and the error is 0.0050, above the target; at 0.001 the mean activation is 13 % from rho.
+**Sparsity.** A sweep's beta multiplies a KL sum, added to a loss that is a mean over 784 features. h2o's
+betas of 0.01 to 0.2 only move biases, and its error hardly changes with them. At beta 0.005 the mean
+activation is 3.4 % from rho and the error is 0.0050, above the target; at 0.001 the mean activation is 13
+% from rho.
 
-**Anomalies.** The anomaly preset is one set of defaults for all tables. Its trim, loss, scaling and widths were
-chosen on these four tables and on six small ones made from scikit-learn's datasets, on which an ensemble of it had
-a mean AUROC of 0.866 and IsolationForest 0.852, before its score was scaled by column. That scaling keeps flags and
-counts from hiding outliers, and costs the target on these four: 0.8573 instead of 0.8632.
+**Anomalies.** The anomaly preset is one set of defaults for all tables. Its trim, loss, scaling and
+widths were chosen on these four tables and on six small ones made from scikit-learn's datasets, on which
+an ensemble of it had a mean AUROC of 0.866 and IsolationForest 0.852, before its score was scaled by
+column. That scaling keeps flags and counts from hiding outliers, and costs the target on these four:
+0.8573 instead of 0.8632.
 
-**Deep autoencoder.** Without pretraining, the deep network of logistic units stays behind PCA (80 epochs, clean
-rows). With pretraining and a little noise on the rows, it reaches a lower error than its authors reported. On clean
-rows it overfits: 3.10 after 50 epochs, 3.008 after 80 and 3.06 after 100, when the training error is 1.58. With noise
-of sd 0.05, as in the recipe, the error is 2.91 after 80 epochs; with sd 0.15, it is 3.42 after 40. Greedy pretraining
-of three epochs per layer reaches 3.08 with that noise. The figure without pretraining is for clean rows and from an
-earlier run.
+**Deep autoencoder.** Without pretraining, the deep network of logistic units stays behind PCA (80 epochs,
+clean rows). With pretraining and a little noise on the rows, it reaches a lower error than its authors
+reported. On clean rows it overfits: 3.10 after 50 epochs, 3.008 after 80 and 3.06 after 100, when the
+training error is 1.58. With noise of sd 0.05, as in the recipe, the error is 2.91 after 80 epochs; with
+sd 0.15, it is 3.42 after 40. Greedy pretraining of three epochs per layer reaches 3.08 with that noise.
+The figure without pretraining is for clean rows and from an earlier run.
 
-**How to read the table.** Runs never see the test rows. (The anomaly tables have none: every detector learns from the
-rows that it scores, and none sees the labels.) But the settings of the recipes were chosen with these figures in view,
-and so was the satellite seed (other seeds end between 0.85 and 0.875). Read the figures as results achieved, not as
-expected values. The targets for the ELBO, the dense denoisers and the Lorenz series are our own.
+**How to read the table.** Runs never see the test rows. (The anomaly tables have none: every detector
+learns from the rows that it scores, and none sees the labels.) But the settings of the recipes were
+chosen with these figures in view, and so was the satellite seed (other seeds end between 0.85 and 0.875).
+Read the figures as results achieved, not as expected values. The targets for the ELBO, the dense
+denoisers and the Lorenz series are our own.
 
 | recipe | figure | target | comparison | hourglass | met | s |
 |---|---|---|---|---|---|---|
@@ -441,7 +446,7 @@ expected values. The targets for the ELBO, the dense denoisers and the Lorenz se
 
 
 def main() -> None:
-    """Run the experiments asked for, keep what was measured before of the others."""
+    """Run the requested experiments and keep the stored results of the others."""
     data, wanted = Path(sys.argv[1]), sys.argv[2:] or list(EXPERIMENTS)
     kept = Path(__file__).with_name("results") / "literature.json"
     found: dict[str, list[Any]] = json.loads(kept.read_text()) if kept.exists() else {}

@@ -6,6 +6,7 @@ the example pages from the executed notebooks in docs/examples/.
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         add(page, (DOCS.parent / source).read_text().replace("](docs/", "]("))
     add("reference/cli.md", command_page())
     for kind, title in FIELD_PAGES.items():
-        add(f"reference/{kind}.md", Fields(json.loads(schema_path(kind).read_text())).page(title, kind))
+        add(
+            f"reference/{kind}.md",
+            Fields(json.loads(schema_path(kind).read_text())).page(title, kind),
+        )
     for notebook in sorted((DOCS / "examples").glob("*.ipynb")):
         text, pictures = notebook_page(notebook)
         add(f"examples/{notebook.stem}.md", text)
@@ -68,49 +72,33 @@ def command_page() -> str:
 
 def command_sections(command: Any, name: str) -> list[str]:
     """The sections of a command and of the commands below it."""
-    parts = []
-    if " " in name:
-        parts.append(f"## {name}")
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+    import typer
+
     below = getattr(command, "commands", {})
+    parts = [f"## {name if ' ' in name else 'Global options'}"]
     parts.append((command.help or "").strip())
-    if " " in name and not below:
-        usage = [name, "[OPTIONS]" if options else "", *map(placeholder, arguments)]
-        parts.append(f"```text\n{' '.join(filter(None, usage))}\n```")
+    if not below:
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        usage = [p.metavar or p.name.upper() for p in arguments]
+        usage = [
+            each if p.required else f"[{each}]" for each, p in zip(usage, arguments, strict=True)
+        ]
+        parts.append(f"```text\n{' '.join([name, '[OPTIONS]', *usage])}\n```")
+    records = [
+        p.get_help_record(typer.Context(command)) for p in command.params if p.name != "help"
+    ]
     rows = [
-        (f"`{placeholder(p)}`", p.help or "", default_of(p))
-        for p in arguments
-    ] + [(option_names(p), p.help or "", default_of(p)) for p in options if p.name != "help"]
+        (
+            f"`{re.sub(' <str>| range(?=>)', '', names)}`",
+            *re.fullmatch(r"(.*?)(?: {2}\[(.*)\])?", " ".join(text.split("\n"))).groups(""),
+        )
+        for names, text in filter(None, records)
+    ]
     if rows:
-        parts.append(table(("argument or option", "meaning", "default"), rows))
+        parts.append(table(("argument or option", "meaning", "default and range"), rows))
     for child in below:
         parts += command_sections(below[child], f"{name} {child}")
     return parts
-
-
-def placeholder(parameter: Any) -> str:
-    """How an argument is written in a usage line."""
-    name = parameter.metavar or parameter.name.upper()
-    return name if parameter.required or name.startswith("[") else f"[{name}]"
-
-
-def option_names(parameter: Any) -> str:
-    """`--set A.B=VALUE`: an option's names and what it takes."""
-    names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
-    if getattr(parameter, "is_flag", False):
-        return names
-    choices = getattr(parameter.type, "choices", None)
-    value = parameter.metavar or ("|".join(choices) if choices else parameter.type.name.upper())
-    return f"{names} `{value}`"
-
-
-def default_of(parameter: Any) -> str:
-    """The default in the form the command line takes it; nothing for a flag that is off."""
-    value = None if callable(parameter.default) else parameter.default
-    if parameter.required:
-        return "required"
-    return "" if value in (None, False, (), []) else f"`{value}`"
 
 
 # -- fields of YAML files ----------------------------------------------------------------------
@@ -132,11 +120,11 @@ class Fields:
             f"`# yaml-language-server: $schema=` and the path of `docs/schema/{kind}.json`; "
             "`hourglass check FILE` validates the file and prints every field.",
         ]
-        self.section("", self.schema)
+        self.sections(self.fields("", self.schema))
         return "\n\n".join(self.parts) + "\n"
 
-    def section(self, path: str, schema: Schema) -> None:
-        """The table of a mapping's fields, then the sections of the mappings in it."""
+    def fields(self, path: str, schema: Schema) -> list[tuple[str, list[Schema]]]:
+        """Add the table of a mapping's fields; return the mappings in it, by path."""
         inner = []
         rows = []
         for name, field in schema.get("properties", {}).items():
@@ -148,21 +136,29 @@ class Fields:
             else:
                 description = field.get("description", "")
             label = f"[`{name}`](#{anchor(below)})" if found else f"`{name}`"
-            rows.append((label, self.type_of(field), self.default(name, field, schema), description))
+            rows.append(
+                (label, self.type_of(field), self.default(name, field, schema), description)
+            )
             if found:
                 inner.append((below, found))
         self.parts.append(
             table(("field", "type", "default", "meaning"), rows) if rows else "It has no fields."
         )
+        return inner
+
+    def sections(self, inner: list[tuple[str, list[Schema]]]) -> None:
+        """Add a section for each mapping, and those of the mappings in it."""
         for below, found in inner:
             self.parts.append(f"## `{below}` {{ #{anchor(below)} }}")
+            deeper: list[tuple[str, list[Schema]]] = []
             for each in found:
                 kind = each.get("properties", {}).get("kind", {}).get("const")
                 if kind:
-                    self.parts.append(f"### `kind: {kind}` {{ #{anchor(below)}-{kind} }}")
+                    self.parts.append(f"### `kind: {kind}` {{ #{anchor(below)}-{anchor(kind)} }}")
                 if each.get("description"):
                     self.parts.append(each["description"])
-                self.section(below, each)
+                deeper += self.fields(below, each)
+            self.sections(deeper)
 
     def mappings(self, field: Schema) -> list[Schema]:
         """The kinds of mapping that a field, its items or its values may be."""
@@ -179,7 +175,8 @@ class Fields:
         """The type in words, with its bounds."""
         options = field.get("anyOf") or field.get("oneOf")
         if options:
-            return " or ".join(dict.fromkeys(self.type_of(option) for option in options))
+            kinds = [option for option in options if option.get("type") != "null"]
+            return " or ".join(dict.fromkeys(self.type_of(option) for option in kinds))
         if "$ref" in field or isinstance(field.get("additionalProperties"), dict):
             return "mapping"
         if "const" in field:
@@ -191,7 +188,7 @@ class Fields:
             items = field.get("items") or {}
             return f"list of {self.type_of(items)}" if items else "list"
         bounds = [
-            f"{sign} {field[name]:g}"
+            f"{sign} {round(field[name], 6)}".removesuffix(".0")
             for name, sign in (
                 ("exclusiveMinimum", ">"),
                 ("minimum", ">="),
