@@ -27,7 +27,7 @@ from hourglass.model.corruption import (
 )
 from hourglass.model.dense import Dense
 from hourglass.model.losses import Bce, Correntropy, Huber, Loss, Mae, Mse
-from hourglass.model.passes import Pass, Seen
+from hourglass.model.output import ForwardOutput, PenaltyContext
 from hourglass.model.penalties import (
     AuxK,
     CodeL1,
@@ -108,7 +108,7 @@ HALVES = [[math.atanh(0.5), math.atanh(0.75)]]
 WEIGHTS = [[0.5, -1.0, 2.0], [1.5, 0.0, -0.5]]
 
 
-def seen_of(
+def context_of(
     code: Any = ((0.0,),),
     low: float = 0.0,
     *,
@@ -117,68 +117,72 @@ def seen_of(
     coder: Any = None,
     step: int = 0,
     idle: Any = (0.0, 0.0),
-) -> Seen:
+) -> PenaltyContext:
     """What one worker alone shows a penalty."""
     clean, pre, code = (torch.as_tensor(x, dtype=torch.float64) for x in (rows, pre, code))
-    result = Pass(clean, pre, code, clean, clean)
+    result = ForwardOutput(clean, pre, code, clean, clean)
     coder = coder or Encoder(WEIGHTS)
-    return Seen(
+    return PenaltyContext(
         result, coder, low, step, torch.tensor(idle), seeded(), lambda values: values.mean(), mean
     )
 
 
 # Penalties: part, what it sees, value. The first field after `kind` that is a weight scales it.
-PENALTIES: list[tuple[Any, Seen, float]] = [
-    (SparsityKl(rho=0.5, beta=2), seen_of([[0.25], [0.25]]), math.log(4 / 3)),
-    (SparsityKl(rho=0.5, beta=2), seen_of([[0.0, 1.0], [0.5, 0.5]]), 2 * math.log(4 / 3)),
-    (SparsityKl(rho=0.0, beta=2), seen_of([[-1.0], [0.0]], -1.0), math.log(4 / 3)),
-    (SparsityKl(rho=-0.5, beta=1), seen_of([[-0.5, -0.5]], -1.0), 0.0),
+PENALTIES: list[tuple[Any, PenaltyContext, float]] = [
+    (SparsityKl(rho=0.5, beta=2), context_of([[0.25], [0.25]]), math.log(4 / 3)),
+    (SparsityKl(rho=0.5, beta=2), context_of([[0.0, 1.0], [0.5, 0.5]]), 2 * math.log(4 / 3)),
+    (SparsityKl(rho=0.0, beta=2), context_of([[-1.0], [0.0]], -1.0), math.log(4 / 3)),
+    (SparsityKl(rho=-0.5, beta=1), context_of([[-0.5, -0.5]], -1.0), 0.0),
     (
         SparsityKl(rho=0.05, beta=3),
-        seen_of([[0.2], [0.4]]),
+        context_of([[0.2], [0.4]]),
         3 * (0.05 * math.log(0.05 / 0.3) + 0.95 * math.log(0.95 / 0.7)),
     ),
     # A dead unit: the mean is held at 1e-6, so the penalty is large but finite.
     (
         SparsityKl(rho=0.5, beta=1),
-        seen_of([[0.0], [0.0]]),
+        context_of([[0.0], [0.0]]),
         0.5 * math.log(0.5 / 1e-6) + 0.5 * math.log(0.5 / (1 - 1e-6)),
     ),
-    (CodeL1(weight=0.1), seen_of([[1.0, -2.0], [0.5, 0.0]]), 0.1 * (3.0 + 0.5) / 2),
-    (CodeL2(weight=0.1), seen_of([[1.0, -2.0], [0.5, 0.0]]), 0.1 * (5.0 + 0.25) / 2),
-    (WeightsL1(weight=0.1), seen_of(), 0.1 * 5.5),
-    (WeightsL2(weight=0.1), seen_of(), 0.1 * (0.25 + 1 + 4 + 2.25 + 0.25)),
+    (CodeL1(weight=0.1), context_of([[1.0, -2.0], [0.5, 0.0]]), 0.1 * (3.0 + 0.5) / 2),
+    (CodeL2(weight=0.1), context_of([[1.0, -2.0], [0.5, 0.0]]), 0.1 * (5.0 + 0.25) / 2),
+    (WeightsL1(weight=0.1), context_of(), 0.1 * 5.5),
+    (WeightsL2(weight=0.1), context_of(), 0.1 * (0.25 + 1 + 4 + 2.25 + 0.25)),
     # At 0 the slope of tanh is 1: the squared weights themselves.
-    (Contractive(weight=0.1), seen_of(rows=[[0.0, 0.0, 0.0]]), 0.1 * 7.75),
+    (Contractive(weight=0.1), context_of(rows=[[0.0, 0.0, 0.0]]), 0.1 * 7.75),
     # One pre-activation is atanh(0.5), where the slope is 1 - 0.25; the other is 0.
     (
         Contractive(weight=2),
-        seen_of(rows=[[2 * math.atanh(0.5)]], coder=Encoder([[0.5], [0.0]])),
+        context_of(rows=[[2 * math.atanh(0.5)]], coder=Encoder([[0.5], [0.0]])),
         2 * 0.75**2 * 0.25,
     ),
-    (Nested(widths=(1,), weight=0.5), seen_of([[1.0, 5.0]], rows=[[3.0]]), 0.5 * 4.0),
-    (Nested(widths=(1, 2)), seen_of([[1.0, 5.0, 9.0]], rows=[[3.0]]), (4.0 + 9.0) / 2),
+    (Nested(widths=(1,), weight=0.5), context_of([[1.0, 5.0]], rows=[[3.0]]), 0.5 * 4.0),
+    (Nested(widths=(1, 2)), context_of([[1.0, 5.0, 9.0]], rows=[[3.0]]), (4.0 + 9.0) / 2),
     # tanh of the pre-activations is 1/2 and 3/4; the decoder makes 1 and 3 of them.
-    (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]]), 0.0),
-    (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 99.0]), 0.5 * 1.0),
-    (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]], idle=[99.0, 100.0]), 0.5 * 9.0),
-    (AuxK(weight=0.5), seen_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 500.0]), 0.5 * 16.0),
-    (AuxK(weight=0.5, k=1), seen_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 500.0]), 0.5 * 9.0),
-    (KlPrior(beta=3), seen_of(pre=[[0.0, 2.0, 0.0, math.log(4.0)]]), 1.5 * (4 + 4 - 1 - 2 * LN2)),
-    (KlPrior(beta=3), seen_of(pre=[[0.0, 0.0], [1.0, 0.0]]), 3 * 0.5 * 0.5),
-    (KlPrior(beta=3, warmup_steps=4), seen_of(pre=[[1.0, 0.0]], step=1), 2 / 5 * 3 * 0.5),
-    (KlPrior(beta=1), seen_of(pre=[[0.0, 1e6]]), 0.5 * (math.exp(20.0) - 1 - 20)),
+    (AuxK(weight=0.5), context_of(pre=HALVES, rows=[[3.0]]), 0.0),
+    (AuxK(weight=0.5), context_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 99.0]), 0.5 * 1.0),
+    (AuxK(weight=0.5), context_of(pre=HALVES, rows=[[3.0]], idle=[99.0, 100.0]), 0.5 * 9.0),
+    (AuxK(weight=0.5), context_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 500.0]), 0.5 * 16.0),
+    (AuxK(weight=0.5, k=1), context_of(pre=HALVES, rows=[[3.0]], idle=[100.0, 500.0]), 0.5 * 9.0),
+    (
+        KlPrior(beta=3),
+        context_of(pre=[[0.0, 2.0, 0.0, math.log(4.0)]]),
+        1.5 * (4 + 4 - 1 - 2 * LN2),
+    ),
+    (KlPrior(beta=3), context_of(pre=[[0.0, 0.0], [1.0, 0.0]]), 3 * 0.5 * 0.5),
+    (KlPrior(beta=3, warmup_steps=4), context_of(pre=[[1.0, 0.0]], step=1), 2 / 5 * 3 * 0.5),
+    (KlPrior(beta=1), context_of(pre=[[0.0, 1e6]]), 0.5 * (math.exp(20.0) - 1 - 20)),
 ]
 
 # Corruptions: part, share of cells that change, check of what the changed cells are.
 LOW, HIGH = -3.0, 7.0
 CORRUPTIONS: list[tuple[Any, float, Callable[[np.ndarray, np.ndarray], None]]] = [
-    (NoCorruption(), 0.0, lambda clean, seen: None),
-    (Zeros(p=0.3), 0.3, lambda clean, seen: np.testing.assert_array_equal(seen, 0.0)),
-    (SaltPepper(p=0.4), 0.4, lambda clean, seen: salt_and_pepper(seen)),
-    (GaussianNoise(sd=0.5), 1.0, lambda clean, seen: normal(seen - clean, 0.5)),
-    (Ones(p=0.3), 0.3, lambda clean, seen: np.testing.assert_array_equal(seen, HIGH)),
-    (CauchyNoise(scale=0.5), 1.0, lambda clean, seen: cauchy(seen - clean, 0.5)),
+    (NoCorruption(), 0.0, lambda clean, corrupted: None),
+    (Zeros(p=0.3), 0.3, lambda clean, corrupted: np.testing.assert_array_equal(corrupted, 0.0)),
+    (SaltPepper(p=0.4), 0.4, lambda clean, corrupted: salt_and_pepper(corrupted)),
+    (GaussianNoise(sd=0.5), 1.0, lambda clean, corrupted: normal(corrupted - clean, 0.5)),
+    (Ones(p=0.3), 0.3, lambda clean, corrupted: np.testing.assert_array_equal(corrupted, HIGH)),
+    (CauchyNoise(scale=0.5), 1.0, lambda clean, corrupted: cauchy(corrupted - clean, 0.5)),
 ]
 
 
@@ -189,9 +193,9 @@ def cauchy(noise: np.ndarray, scale: float) -> None:
     assert np.isfinite(noise).all()
 
 
-def salt_and_pepper(seen: np.ndarray) -> None:
-    assert set(np.unique(seen)) == {LOW, HIGH}
-    assert np.mean(seen == HIGH) == pytest.approx(0.5, abs=0.01)
+def salt_and_pepper(corrupted: np.ndarray) -> None:
+    assert set(np.unique(corrupted)) == {LOW, HIGH}
+    assert np.mean(corrupted == HIGH) == pytest.approx(0.5, abs=0.01)
 
 
 def normal(noise: np.ndarray, sd: float) -> None:
@@ -300,27 +304,27 @@ def test_bce_is_the_cross_entropy_of_the_logistic() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("part", "seen", "expected"), named(PENALTIES))
-def test_penalty_value_and_weight(part: Any, seen: Seen, expected: float) -> None:
-    assert part.value(seen).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+@pytest.mark.parametrize(("part", "context", "expected"), named(PENALTIES))
+def test_penalty_value_and_weight(part: Any, context: PenaltyContext, expected: float) -> None:
+    assert part.value(context).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
     knob = "beta" if "beta" in type(part).model_fields else "weight"
     heavier = type(part).model_validate(part.model_dump() | {knob: 10 * getattr(part, knob)})
-    assert heavier.value(seen).item() == pytest.approx(10 * expected, abs=1e-12)
+    assert heavier.value(context).item() == pytest.approx(10 * expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(("part", "seen", "expected"), named(PENALTIES))
-def test_penalty_gradient(part: Any, seen: Seen, expected: float) -> None:
+@pytest.mark.parametrize(("part", "context", "expected"), named(PENALTIES))
+def test_penalty_gradient(part: Any, context: PenaltyContext, expected: float) -> None:
     """By finite differences: of the code, of the posterior, of the encoder's weights."""
 
     def value(code: Tensor, pre: Tensor, *layers: Tensor) -> Tensor:
-        result = seen.result._replace(code_BK=code, pre_BP=pre)
-        return part.value(seen._replace(result=result, coder=Encoder(*layers)))
+        result = context.result._replace(code_BK=code, pre_BP=pre)
+        return part.value(context._replace(result=result, coder=Encoder(*layers)))
 
-    inside = 0.6 * seen.result.code_BK + 0.1
-    pre = seen.result.pre_BP.clamp(-3, 3)
+    inside = 0.6 * context.result.code_BK + 0.1
+    pre = context.result.pre_BP.clamp(-3, 3)
     inputs = [
         torch.where(x == 0, 0.01, x).detach().requires_grad_()
-        for x in (inside, pre, *seen.coder.layers)
+        for x in (inside, pre, *context.coder.layers)
     ]
     assert torch.autograd.gradcheck(value, inputs)
 
@@ -329,16 +333,16 @@ def test_penalty_gradient(part: Any, seen: Seen, expected: float) -> None:
 def test_contractive_is_the_norm_of_autograds_jacobian(coder: Encoder) -> None:
     """Closed form for one layer, unit by unit for two, and the mean of many random probes."""
     rows = torch.randn((4, 3), generator=seeded(3), dtype=torch.float64)
-    seen = seen_of(rows=rows, coder=coder)
+    context = context_of(rows=rows, coder=coder)
 
     def code(row: Tensor) -> Tensor:
         return coder.code_from(coder.pre_of(row[None]))[0]
 
     jacobians = [torch.autograd.functional.jacobian(code, row) for row in rows]
     expected = float(torch.stack([j.square().sum() for j in jacobians]).mean())
-    assert Contractive(weight=1).value(seen).item() == pytest.approx(expected, rel=1e-12)
+    assert Contractive(weight=1).value(context).item() == pytest.approx(expected, rel=1e-12)
     if coder.only_layer() is None:
-        probed = Contractive(weight=1, probes=4000).value(seen).item()
+        probed = Contractive(weight=1, probes=4000).value(context).item()
         assert probed == pytest.approx(expected, rel=0.05)
         assert probed != expected
 
@@ -348,7 +352,7 @@ def test_kl_prior_is_torch_distributions() -> None:
     ours = torch.distributions.Normal(pre[:, :5], (0.5 * pre[:, 5:]).exp())
     prior = torch.distributions.Normal(torch.tensor(0.0).double(), 1.0)
     expected = torch.distributions.kl_divergence(ours, prior).sum(dim=1).mean()
-    found = KlPrior(beta=1).value(seen_of(pre=pre))
+    found = KlPrior(beta=1).value(context_of(pre=pre))
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
 
 
@@ -361,7 +365,7 @@ def test_sparsity_pulls_the_mean_activation_to_rho() -> None:
         optimizer = torch.optim.Adam([pre], lr=0.1)
         for _ in range(300):
             optimizer.zero_grad()
-            part.value(seen_of(squash(pre), low)).backward()
+            part.value(context_of(squash(pre), low)).backward()
             optimizer.step()
         np.testing.assert_allclose(squash(pre).mean(dim=0).detach(), rho, atol=1e-3)
 
@@ -372,12 +376,12 @@ def test_corruption_share_values_seed_and_gradient(
 ) -> None:
     clean = torch.rand((200, 500), generator=seeded(9)) + 1.0  # never LOW, HIGH or 0
     bounds = torch.full((500,), LOW), torch.full((500,), HIGH)
-    seen = part.corrupt(clean, *bounds, seeded())
-    changed = (seen != clean).numpy()
+    corrupted = part.corrupt(clean, *bounds, seeded())
+    changed = (corrupted != clean).numpy()
     assert changed.mean() == pytest.approx(share, abs=0.006)  # 4 standard deviations
-    check(clean.numpy()[changed], seen.numpy()[changed])
-    assert torch.equal(seen, part.corrupt(clean, *bounds, seeded()))
-    assert torch.equal(seen, part.corrupt(clean, *bounds, seeded(2))) == (share == 0.0)
+    check(clean.numpy()[changed], corrupted.numpy()[changed])
+    assert torch.equal(corrupted, part.corrupt(clean, *bounds, seeded()))
+    assert torch.equal(corrupted, part.corrupt(clean, *bounds, seeded(2))) == (share == 0.0)
     small = clean[:3, :4].double().requires_grad_()
     few = bounds[0][:4], bounds[1][:4]
     assert part.corrupt(small, *few, seeded()).dtype == torch.float64

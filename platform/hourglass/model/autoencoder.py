@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hourglass.model.activations import FUNCTIONS
 from hourglass.model.code import BatchThreshold, prefix
-from hourglass.model.passes import BatchMean, Pass, RowMean, Seen
+from hourglass.model.output import BatchMean, ForwardOutput, PenaltyContext, RowMean
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import CODE_LOW, ModelSpec
 
@@ -35,7 +35,7 @@ class AutoencoderModule(nn.Module):
         self._code_activation = FUNCTIONS[spec.code_activation]
         self._output_activation = FUNCTIONS[spec.output_activation(unit_data)]
 
-    def forward(self, rows_BC: Tensor, rng: torch.Generator | None = None) -> Pass:
+    def forward(self, rows_BC: Tensor, rng: torch.Generator | None = None) -> ForwardOutput:
         """One pass over raw rows (B, C); with `rng` the training noise is on, without it is off."""
         clean_BF = self.preprocessing(rows_BC)
         seen_BF = clean_BF if rng is None else self.corrupted(clean_BF, rng)
@@ -46,12 +46,14 @@ class AutoencoderModule(nn.Module):
         low_F, high_F = self.preprocessing.low_F, self.preprocessing.high_F
         return self.spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
 
-    def passed(self, clean_BF: Tensor, seen_BF: Tensor, rng: torch.Generator | None = None) -> Pass:
+    def passed(
+        self, clean_BF: Tensor, seen_BF: Tensor, rng: torch.Generator | None = None
+    ) -> ForwardOutput:
         """The pass of rows in model space of which the encoder sees `seen_BF`; `rng` as in forward."""
         pre_BP = self.network.encode(seen_BF, rng)
         code_BK = self._code(pre_BP, rng)
         pre_BF = self.network.decode(code_BK, rng)
-        return Pass(clean_BF, pre_BP, code_BK, pre_BF, self._output_activation(pre_BF))
+        return ForwardOutput(clean_BF, pre_BP, code_BK, pre_BF, self._output_activation(pre_BF))
 
     def encode(self, rows_BC: Tensor) -> Tensor:
         """Raw rows (B, C) to codes (B, K)."""
@@ -98,7 +100,7 @@ class AutoencoderModule(nn.Module):
         """Weights (P, F) when the encoder is a single linear layer."""
         return self.network.only_layer()
 
-    def row_losses(self, result: Pass) -> Tensor:
+    def row_losses(self, result: ForwardOutput) -> Tensor:
         """The reconstruction loss of each row, shape (B,)."""
         return self.spec.loss.per_row(result.output_BF, result.pre_BF, result.clean_BF)
 
@@ -108,17 +110,17 @@ class AutoencoderModule(nn.Module):
 
     def penalties(
         self,
-        result: Pass,
+        result: ForwardOutput,
         step: int,
         idle_K: Tensor,
         rng: torch.Generator,
         row_mean: RowMean,
         batch_mean: BatchMean,
     ) -> dict[str, Tensor]:
-        """Each weighted penalty by its kind, a scalar each; `idle_K` as in `Seen`."""
+        """Each weighted penalty by its kind, a scalar each; `idle_K` as in `PenaltyContext`."""
         low = CODE_LOW.get(self.spec.code_activation, 0.0)
-        seen = Seen(result, self, low, step, idle_K, rng, row_mean, batch_mean)
-        return {penalty.kind: penalty.value(seen) for penalty in self.spec.penalties}
+        context = PenaltyContext(result, self, low, step, idle_K, rng, row_mean, batch_mean)
+        return {penalty.kind: penalty.value(context) for penalty in self.spec.penalties}
 
     @property
     def default_hash_threshold(self) -> float | None:

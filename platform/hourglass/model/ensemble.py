@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.passes import Pass
+from hourglass.model.output import ForwardOutput
 
 Combine = Literal["mean", "max"]
 """What the scores of a row become."""
 MOST_MEMBERS = 100
 
 
-def squared_error(result: Pass) -> Tensor:
+def squared_error(result: ForwardOutput) -> Tensor:
     """Squared errors (B, F) in model space."""
     return (result.output_BF - result.clean_BF).square()
 
 
-def scored_error(member: AutoencoderModule, result: Pass) -> Tensor:
+def scored_error(member: AutoencoderModule, result: ForwardOutput) -> Tensor:
     """What a row's score is the mean of, (B, F): squared errors, scaled by column if asked for."""
     error_BF = squared_error(result)
     return error_BF if member.typical_F is None else error_BF / member.typical_F

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from hourglass.model.code import posterior, prefix
-from hourglass.model.passes import Seen
+from hourglass.model.output import PenaltyContext
 from hourglass.strict import Strict
 
 Weight = Annotated[float, Field(gt=0.0, description="Weight of the penalty.")]
@@ -30,11 +30,11 @@ class SparsityKl(Strict):
     rho: float = Field(gt=-1.0, lt=1.0, description="Target mean activation of every code unit.")
     beta: Weight
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar."""
-        span = 1.0 - seen.code_low
-        rho = (self.rho - seen.code_low) / span
-        mean_K = (seen.batch_mean(seen.result.code_BK) - seen.code_low) / span
+        span = 1.0 - context.code_low
+        rho = (self.rho - context.code_low) / span
+        mean_K = (context.batch_mean(context.result.code_BK) - context.code_low) / span
         mean_K = mean_K.clamp(1e-6, 1.0 - 1e-6)
         kl_K = rho * (rho / mean_K).log() + (1.0 - rho) * ((1.0 - rho) / (1.0 - mean_K)).log()
         return self.beta * kl_K.sum()
@@ -46,9 +46,9 @@ class CodeL1(Strict):
     kind: Literal["code_l1"] = "code_l1"
     weight: Weight
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar."""
-        return self.weight * seen.row_mean(seen.result.code_BK.abs().sum(dim=1))
+        return self.weight * context.row_mean(context.result.code_BK.abs().sum(dim=1))
 
 
 class CodeL2(Strict):
@@ -57,9 +57,9 @@ class CodeL2(Strict):
     kind: Literal["code_l2"] = "code_l2"
     weight: Weight
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar."""
-        return self.weight * seen.row_mean(seen.result.code_BK.square().sum(dim=1))
+        return self.weight * context.row_mean(context.result.code_BK.square().sum(dim=1))
 
 
 class WeightsL1(Strict):
@@ -68,9 +68,9 @@ class WeightsL1(Strict):
     kind: Literal["weights_l1"] = "weights_l1"
     weight: Weight
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar."""
-        return self.weight * torch.stack([w.abs().sum() for w in seen.coder.matrices()]).sum()
+        return self.weight * torch.stack([w.abs().sum() for w in context.coder.matrices()]).sum()
 
 
 class WeightsL2(Strict):
@@ -79,9 +79,9 @@ class WeightsL2(Strict):
     kind: Literal["weights_l2"] = "weights_l2"
     weight: Weight
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar."""
-        return self.weight * torch.stack([w.square().sum() for w in seen.coder.matrices()]).sum()
+        return self.weight * torch.stack([w.square().sum() for w in context.coder.matrices()]).sum()
 
 
 class Contractive(Strict):
@@ -98,36 +98,38 @@ class Contractive(Strict):
         None, description="Random directions in place of all code units; for deep, wide codes."
     )
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar."""
-        layer_KF = seen.coder.only_layer()
-        x_BF = seen.result.clean_BF.detach()
+        layer_KF = context.coder.only_layer()
+        x_BF = context.result.clean_BF.detach()
         if layer_KF is not None:
-            norms_B = _one_layer(seen, x_BF, layer_KF)
+            norms_B = _one_layer(context, x_BF, layer_KF)
         else:
             x_BF = x_BF.requires_grad_()
-            code_BK = seen.coder.code_from(seen.coder.pre_of(x_BF))
-            norms_B = torch.stack([_pulled(code_BK, x_BF, v) for v in self._along(code_BK, seen)])
+            code_BK = context.coder.code_from(context.coder.pre_of(x_BF))
+            norms_B = torch.stack(
+                [_pulled(code_BK, x_BF, v) for v in self._along(code_BK, context)]
+            )
             norms_B = norms_B.sum(dim=0) / (self.probes or 1)
-        return self.weight * seen.row_mean(norms_B)
+        return self.weight * context.row_mean(norms_B)
 
-    def _along(self, code_BK: Tensor, seen: Seen) -> list[Tensor]:
+    def _along(self, code_BK: Tensor, context: PenaltyContext) -> list[Tensor]:
         """Directions in code space, each (B, K): every unit's own, or random signs."""
         if self.probes is None:
             units = torch.eye(code_BK.shape[1], dtype=code_BK.dtype, device=code_BK.device)
             return [unit_K.expand_as(code_BK) for unit_K in units]
         shape, device = code_BK.shape, code_BK.device
         draws = [
-            torch.randint(0, 2, shape, generator=seen.rng, device=device)
+            torch.randint(0, 2, shape, generator=context.rng, device=device)
             for _ in range(self.probes)
         ]
         return [(2 * draw - 1).to(code_BK.dtype) for draw in draws]
 
 
-def _one_layer(seen: Seen, x_BF: Tensor, layer_KF: Tensor) -> Tensor:
+def _one_layer(context: PenaltyContext, x_BF: Tensor, layer_KF: Tensor) -> Tensor:
     """sum_k slope_k^2 ||w_k||^2 for each row: the code's slope at each unit, its weights' norm."""
-    pre_BK = seen.coder.pre_of(x_BF)
-    code_BK = seen.coder.code_from(pre_BK)
+    pre_BK = context.coder.pre_of(x_BF)
+    code_BK = context.coder.code_from(pre_BK)
     (slope_BK,) = torch.autograd.grad(code_BK.sum(), pre_BK, create_graph=True)
     return slope_BK.square() @ layer_KF.square().sum(dim=1)
 
@@ -157,19 +159,19 @@ class AuxK(Strict):
         100, description="Steps without use that make a unit dead."
     )
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar; 0 while no unit is dead."""
-        dead_K = seen.idle_K >= self.dead_after_steps
+        dead_K = context.idle_K >= self.dead_after_steps
         count = int(dead_K.sum())
         if count == 0:
-            return seen.result.code_BK.sum() * 0.0
-        full_BK = seen.coder.activated(seen.result.pre_BP)
+            return context.result.code_BK.sum() * 0.0
+        full_BK = context.coder.activated(context.result.pre_BP)
         of_dead_BK = torch.where(dead_K, full_BK, -torch.inf)
         kept = torch.topk(of_dead_BK, min(self.k or count, count), dim=1, sorted=False)
         extra_BK = torch.zeros_like(full_BK).scatter(1, kept.indices, kept.values)
-        output_BF = seen.coder.output_with(seen.result.pre_BF.detach(), extra_BK)
-        error_B = (output_BF - seen.result.clean_BF).square().mean(dim=1)
-        return self.weight * seen.row_mean(error_B)
+        output_BF = context.coder.output_with(context.result.pre_BF.detach(), extra_BK)
+        error_B = (output_BF - context.result.clean_BF).square().mean(dim=1)
+        return self.weight * context.row_mean(error_B)
 
 
 class Nested(Strict):
@@ -186,11 +188,11 @@ class Nested(Strict):
     )
     weight: float = Field(1.0, gt=0.0, description="Weight of the penalty.")
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar."""
-        code_BK, clean_BF = seen.result.code_BK, seen.result.clean_BF
-        losses = [seen.coder.losses_from(prefix(code_BK, w), clean_BF) for w in self.widths]
-        return self.weight * seen.row_mean(torch.stack(losses).mean(dim=0))
+        code_BK, clean_BF = context.result.code_BK, context.result.clean_BF
+        losses = [context.coder.losses_from(prefix(code_BK, w), clean_BF) for w in self.widths]
+        return self.weight * context.row_mean(torch.stack(losses).mean(dim=0))
 
 
 class KlPrior(Strict):
@@ -204,12 +206,12 @@ class KlPrior(Strict):
     beta: Weight
     warmup_steps: NonNegativeInt = Field(0, description="Steps over which beta grows linearly.")
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, context: PenaltyContext) -> Tensor:
         """The weighted penalty, a scalar."""
-        mean_BK, log_var_BK = posterior(seen.result.pre_BP)
+        mean_BK, log_var_BK = posterior(context.result.pre_BP)
         kl_BK = 0.5 * (mean_BK.square() + log_var_BK.exp() - 1.0 - log_var_BK)
-        share = min(1.0, (seen.step + 1) / (self.warmup_steps + 1))
-        return self.beta * share * seen.row_mean(kl_BK.sum(dim=1))
+        share = min(1.0, (context.step + 1) / (self.warmup_steps + 1))
+        return self.beta * share * context.row_mean(kl_BK.sum(dim=1))
 
 
 Penalty = Annotated[

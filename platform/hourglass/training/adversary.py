@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 
 from hourglass.model.adversary import Adversary, fooling, telling
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.passes import RowMean
+from hourglass.model.output import RowMean
 from hourglass.training.collective import Peers, blame, means
 
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.passes import Pass
+from hourglass.model.output import ForwardOutput
 
 
 class Peers(Protocol):
@@ -116,6 +116,6 @@ def parallel(module: AutoencoderModule, peers: Peers) -> nn.Module:
         module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
     )
     nothing = torch.empty((0, module.preprocessing.columns), device=device)
-    torch.autograd.backward(Pass(*model(nothing)).output_BF.sum())
+    torch.autograd.backward(ForwardOutput(*model(nothing)).output_BF.sum())
     module.zero_grad(set_to_none=True)
     return model

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hourglass.data.feed import Batch
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.passes import Pass
+from hourglass.model.output import ForwardOutput
 from hourglass.model.spec import SPARSE
 from hourglass.training.adversary import Discriminator
 from hourglass.training.collective import Peers, blame
@@ -48,7 +48,7 @@ def loss_terms(
     peers: Peers,
     idle_K: Tensor | None = None,
     discriminator: Discriminator | None = None,
-) -> tuple[dict[str, Tensor], Pass]:
+) -> tuple[dict[str, Tensor], ForwardOutput]:
     """Named, weighted terms of this worker's loss; DDP's mean of their sum is the batch's loss.
 
     `idle_K` are the steps since each code unit was last active; without it none is dead.
@@ -65,8 +65,10 @@ def loss_terms(
         return whole_K + (local_K - local_K.detach()) * scale
 
     with autocast(rng.device):
-        result = Pass(*model(rows, rng))
-    result = Pass(*(part.float() if part.dtype == torch.bfloat16 else part for part in result))
+        result = ForwardOutput(*model(rows, rng))
+    result = ForwardOutput(
+        *(part.float() if part.dtype == torch.bfloat16 else part for part in result)
+    )
     losses_B = module.row_losses(result)
     trim = module.spec.trim
     loss = _trimmed(losses_B, trim, peers) if trim else row_mean(losses_B)
@@ -132,7 +134,11 @@ def idle_steps(idle_K: Tensor | None, code_BK: Tensor, peers: Peers) -> Tensor:
 
 @torch.no_grad()
 def step_sums(
-    module: AutoencoderModule, terms: dict[str, Tensor], result: Pass, batch: Batch, peers: Peers
+    module: AutoencoderModule,
+    terms: dict[str, Tensor],
+    result: ForwardOutput,
+    batch: Batch,
+    peers: Peers,
 ) -> Sums:
     """Sums over rows: added over workers and steps and divided once, they are the epoch's means."""
     whole = batch.total / peers.size

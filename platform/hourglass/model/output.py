@@ -15,7 +15,7 @@ BatchMean = Callable[[Tensor], Tensor]
 """(B, K) -> (K,): the mean over all rows of the batch, the same on every worker."""
 
 
-class Pass(NamedTuple):
+class ForwardOutput(NamedTuple):
     """Everything a loss may read from one forward pass."""
 
     clean_BF: Tensor
@@ -57,13 +57,13 @@ class Coder(Protocol):
         ...
 
 
-class Seen(NamedTuple):
+class PenaltyContext(NamedTuple):
     """What a penalty may read: a pass, the model, the step, and means over the whole batch.
 
     `idle_K` are the steps since each code unit was last active, on any worker.
     """
 
-    result: Pass
+    result: ForwardOutput
     coder: Coder
     code_low: float
     step: int
