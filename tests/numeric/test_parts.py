@@ -1,4 +1,4 @@
-"""Every part of a model against hand numbers or NumPy, its gradient, and its knobs.
+"""Every part of a model against hand numbers or NumPy, its gradient, and its hyperparameters.
 
 A new part joins with a row in the table of its slot; `test_every_part_has_a_row` asks for it.
 """
@@ -307,8 +307,8 @@ def test_bce_is_the_cross_entropy_of_the_logistic() -> None:
 @pytest.mark.parametrize(("part", "context", "expected"), named(PENALTIES))
 def test_penalty_value_and_weight(part: Any, context: PenaltyContext, expected: float) -> None:
     assert part.value(context).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    knob = "beta" if "beta" in type(part).model_fields else "weight"
-    heavier = type(part).model_validate(part.model_dump() | {knob: 10 * getattr(part, knob)})
+    name = "beta" if "beta" in type(part).model_fields else "weight"
+    heavier = type(part).model_validate(part.model_dump() | {name: 10 * getattr(part, name)})
     assert heavier.value(context).item() == pytest.approx(10 * expected, abs=1e-12)
 
 
@@ -399,7 +399,7 @@ def test_corruption_share_values_seed_and_gradient(
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
-def test_corruption_knob_is_alive(weak: Any, strong: Any, ratio: float) -> None:
+def test_the_number_of_a_corruption_has_its_effect(weak: Any, strong: Any, ratio: float) -> None:
     """Added energy grows as documented: with p for replaced cells, with sd squared for noise."""
     clean = torch.full((200, 500), 1.0)
     bounds = torch.full((500,), LOW), torch.full((500,), HIGH)

@@ -114,7 +114,7 @@ def history(outcome: Outcome) -> list[dict[str, float]]:
 
 
 def test_two_workers_stream_pretrain_and_share_a_batch_wide_code(home: Path, shards: Path) -> None:
-    """Phases are told, dead units counted, the certificate kept, and the artifact loads."""
+    """Phases are told, dead units counted, the sensitivity check recorded, and the artifact loads."""
     sparse = {
         "network": {"kind": "dense", "widths": [6, 4], "code_activation": "relu"},
         "code": {"kind": "batch_top_k", "k": 1},
@@ -134,13 +134,13 @@ def test_two_workers_stream_pretrain_and_share_a_batch_wide_code(home: Path, sha
     assert [record["epoch"] for record in heard.records] == [1, 2]
     assert all("dead_units" in record for record in heard.records)
     assert heard.dataset["cached"] is False
-    knobs = outcome.manifest.provenance["live_knobs"]
-    assert [knob["knob"] for knob in knobs] == [
+    sensitivity = outcome.manifest.provenance["sensitivity"]
+    assert [one["hyperparameter"] for one in sensitivity] == [
         "model.code.k",
         "model.penalties.0.weight",
         "model.penalties.0.dead_after_steps",
     ]
-    assert all(knob["moved"] > 0 for knob in knobs)
+    assert all(one["moved"] > 0 for one in sensitivity)
 
 
 def test_a_shape_that_is_not_the_rows_is_told_before_they_are_read(

@@ -13,7 +13,7 @@ from torch import Tensor
 from hourglass.errors import TrainingError
 from hourglass.training.adversary import Discriminator, discriminator
 from hourglass.training.collective import Alone
-from hourglass.training.knobs import certify
+from hourglass.training.sensitivity import check_sensitivity
 from hourglass.training.state import State
 from hourglass.training.step import noise_seed
 
@@ -154,7 +154,7 @@ def test_a_gradient_of_the_discriminator_that_is_not_finite_is_named() -> None:
     """Draws so far off that their products overflow, while the model's own gradient is finite."""
     far = {"prior": {"kind": "mixture", "radius": 3e38}}
     made = job({"preset": "adversarial", "adversary": far})
-    certify(fresh(made, ROWS).module, memory_feed(made, ROWS), CPU)  # does not throw
+    check_sensitivity(fresh(made, ROWS).module, memory_feed(made, ROWS), CPU)  # does not throw
     sentence = (
         r"stopped at step 0 \(epoch 1\): worker 0: gradient of discriminator\.\d\.weight is NaN or "
         "infinite. The last checkpoint is kept; lower the learning rate or look at the rows"

@@ -19,7 +19,7 @@ from hourglass.training import step
 from hourglass.training.build import build
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
-from hourglass.training.knobs import certify
+from hourglass.training.sensitivity import check_sensitivity
 from hourglass.training.step import loss_terms, train_step
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -423,7 +423,7 @@ def test_rows_that_cannot_be_written_to_are_taken_without_a_warning(feed: str) -
             if feed == "stream":
                 read = parts._read
                 parts._read = lambda slices: map(locked, read(slices))
-            certify(build(made, census.stats), parts, CPU)
+            check_sensitivity(build(made, census.stats), parts, CPU)
             state = Run(made, parts, fresh(made, rows)).fit()
             calibrate([state.module], "mean", parts, Alone(), 0.99, CPU)
     finally:

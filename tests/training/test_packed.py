@@ -292,7 +292,7 @@ def runs(jobs: Sequence[TrainJob], folder: Path) -> list[Run]:
 def test_the_artifacts_are_those_of_single_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One diverges, and one has a knob that does nothing: they fail, the others are saved."""
+    """One diverges, and one has a hyperparameter without effect: they fail, the others are saved."""
     heard = noisy("gaussian", sd=0.1)
     jobs = [
         job(heard, **adam(0.1, "sgd")),
@@ -300,14 +300,14 @@ def test_the_artifacts_are_those_of_single_runs(
         job(noisy("gaussian", sd=0.2)),
         job(heard, seed=9),
     ]
-    certify = completing.certify
+    check_sensitivity = completing.check_sensitivity
 
     def refusing(module: AutoencoderModule, *rest: Any) -> Any:
         if module.spec.corruption == jobs[2].model.corruption:
             raise SpecError("model.corruption.sd: 0.2 does nothing")
-        return certify(module, *rest)
+        return check_sensitivity(module, *rest)
 
-    monkeypatch.setattr(completing, "certify", refusing)
+    monkeypatch.setattr(completing, "check_sensitivity", refusing)
     feed = memory_feed(jobs[0], ROWS)
     ends = complete_packed(runs(jobs, tmp_path / "packed"), feed, CPU, [quiet] * 4)
     outcomes: list[Any] = []
@@ -330,7 +330,7 @@ def test_the_artifacts_are_those_of_single_runs(
         threshold = its.manifest.calibration.threshold
         assert mine.manifest.calibration.threshold == pytest.approx(threshold, rel=1e-4)
         told, other = mine.manifest.provenance, its.manifest.provenance
-        assert told["live_knobs"] == other["live_knobs"]
+        assert told["sensitivity"] == other["sensitivity"]
         assert (told["packed"], "packed" in other) == (4, False)
         assert told["dataset"] == {"digest": "data"}
         assert len(told["history"]) == 4

@@ -38,7 +38,7 @@ from hourglass.training.build import (
 )
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import Alone
-from hourglass.training.knobs import certify
+from hourglass.training.sensitivity import check_sensitivity
 from hourglass.training.state import Record
 
 
@@ -62,7 +62,7 @@ def fit(
 ) -> Fitted:
     """Train `job` on rows (B, C) of the column `vector`, or of the columns `names`.
 
-    Raises: SpecError for a knob that does nothing or a GPU that is not there, DataError for rows
+    Raises: SpecError for a hyperparameter without effect or a GPU that is missing, DataError for rows
     that do not fit, TrainingError when a value becomes non-finite.
     """
     schema = arrays.schema(rows, vector, names, job.data.missing)
@@ -76,7 +76,7 @@ def fit(
         say(_line(payload, job) if kind == "epoch" else payload)
 
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-        certificate = certify(build(job, stats).to(device), feed, device)
+        sensitivity = check_sensitivity(build(job, stats).to(device), feed, device)
         trained = members.train(job, stats, feed, Alone(), device, tell)
     if trained.members[-1].interrupted:
         last = trained.history[-1]
@@ -100,7 +100,7 @@ def fit(
         provenance={
             "dataset": dataset,
             **software("scikit-learn"),
-            "live_knobs": certificate,
+            "sensitivity": sensitivity,
             "history": trained.history,
         },
         files={},

@@ -21,8 +21,8 @@ from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import Alone, Peers
-from hourglass.training.knobs import Certificate, certify
 from hourglass.training.members import Tell, Trained
+from hourglass.training.sensitivity import Sensitivity, check_sensitivity
 from hourglass.training.state import Record
 
 CHECKPOINTS, FRESH = "checkpoints", "fresh"
@@ -77,18 +77,18 @@ def _tf32() -> Iterator[None]:
 
 
 def complete(run: Run, feed: Feed, peers: Peers, device: torch.device, tell: Tell) -> Record:
-    """Certify, train from the newest checkpoint, calibrate; the first worker saves the artifact.
+    """Check sensitivity, train from the newest checkpoint, calibrate; the first worker saves the artifact.
 
     Returns its metrics. Raises: SpecError, DataError, TrainingError.
     """
     job, stats = run.job, run.stats
     began = time.perf_counter()
     with _tf32():
-        certificate = _certify(build(job, stats).to(device), feed, peers, device)
+        sensitivity = _check_sensitivity(build(job, stats).to(device), feed, peers, device)
         trained = members.train(job, stats, feed, peers, device, tell, run.checkpoints, run.until)
     if run.until is not None:
         return trained.history[-1]
-    so_far = {"live_knobs": certificate, "seconds": time.perf_counter() - began}
+    so_far = {"sensitivity": sensitivity, "seconds": time.perf_counter() - began}
     return _conclude(run, trained, feed, peers, device, so_far)
 
 
@@ -103,23 +103,23 @@ def complete_packed(
     """
     began = time.perf_counter()
     ended: dict[int, Record | Exception] = {}
-    certificates: dict[int, Certificate] = {}
+    checked: dict[int, Sensitivity] = {}
     orders = [feed.seeded(run.job.train.seed) for run in runs]
     with _tf32():
         for number, (run, order) in enumerate(zip(runs, orders, strict=True)):
             try:
                 module = build(run.job, run.stats).to(device)
-                certificates[number] = certify(module, order, device)
+                checked[number] = check_sensitivity(module, order, device)
             except HourglassError as error:
                 ended[number] = error
-        jobs, said = [runs[n].job for n in certificates], [tells[n] for n in certificates]
+        jobs, said = [runs[n].job for n in checked], [tells[n] for n in checked]
         trained = packed.train(jobs, runs[0].stats, feed, device, said)
     share = (time.perf_counter() - began) / len(runs)
-    for (number, certificate), member in zip(certificates.items(), trained, strict=True):
+    for (number, sensitivity), member in zip(checked.items(), trained, strict=True):
         if isinstance(member, HourglassError):
             ended[number] = member
             continue
-        so_far = {"live_knobs": certificate, "seconds": share, "packed": len(runs)}
+        so_far = {"sensitivity": sensitivity, "seconds": share, "packed": len(runs)}
         run, order = runs[number], orders[number]
         try:
             alone = Trained([member], run.job)
@@ -177,14 +177,14 @@ def _conclude(
     return metrics
 
 
-def _certify(
+def _check_sensitivity(
     module: AutoencoderModule, feed: Feed, peers: Peers, device: torch.device
-) -> Certificate:
-    """The first worker tries the knobs on its rows; all of them hear of one that does nothing."""
-    found: Certificate | str | None = None
+) -> Sensitivity:
+    """The first worker checks on its rows; all of them fail where a hyperparameter has no effect."""
+    found: Sensitivity | str | None = None
     if peers.rank == 0:
         try:
-            found = certify(module, feed, device)
+            found = check_sensitivity(module, feed, device)
         except SpecError as error:
             found = str(error)
     first = peers.share(found)[0]

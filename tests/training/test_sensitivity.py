@@ -1,4 +1,4 @@
-"""A knob that does nothing is refused before the run; every number of every part is a live one."""
+"""A hyperparameter without effect is refused before the run; every number of every part has one."""
 
 import sys
 import warnings
@@ -24,8 +24,8 @@ from hourglass.errors import SpecError
 from hourglass.training.build import build
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete
-from hourglass.training.knobs import certify
 from hourglass.training.measure import measure as measure_rows
+from hourglass.training.sensitivity import check_sensitivity
 from hourglass.tuning.on_disk import Rows
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,7 +34,7 @@ from training_kit import CPU, generated, job, memory_feed
 ROWS = generated()
 
 ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "no knobs": ({}, []),
+    "none": ({}, []),
     "gaussian": ({"corruption": {"kind": "gaussian", "sd": 0.1}}, ["corruption.sd"]),
     "cauchy": ({"corruption": {"kind": "cauchy", "scale": 0.1}}, ["corruption.scale"]),
     "zeros": ({"corruption": {"kind": "zeros", "p": 0.001}}, ["corruption.p"]),
@@ -68,7 +68,7 @@ ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["penalties.0.beta", "penalties.0.warmup_steps"],
     ),
-    "no warm-up is no knob": (
+    "a warm-up of 0 is off": (
         {
             "code": {"kind": "gaussian_posterior"},
             "penalties": [{"kind": "kl_prior", "beta": 0.1}],
@@ -128,27 +128,27 @@ ALIVE: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-def certified(model: dict[str, Any], rows: Any = ROWS) -> list[dict[str, Any]]:
+def checked(model: dict[str, Any], rows: Any = ROWS) -> list[dict[str, Any]]:
     made = job(model)
     module = build(made, measure(rows))
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    found = certify(module, memory_feed(made, rows), CPU)
+    found = check_sensitivity(module, memory_feed(made, rows), CPU)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     return found
 
 
 @pytest.mark.parametrize("name", ALIVE)
 def test_every_number_is_tried_and_moves_something(name: str) -> None:
-    model, knobs = ALIVE[name]
-    found = certified(model)
-    assert [knob["knob"] for knob in found] == [f"model.{knob}" for knob in knobs]
-    assert all(knob["moved"] > 0 for knob in found)
-    assert all(knob["tried"] != knob["value"] for knob in found)
-    assert found == certified(model)
+    model, paths = ALIVE[name]
+    found = checked(model)
+    assert [one["hyperparameter"] for one in found] == [f"model.{path}" for path in paths]
+    assert all(one["moved"] > 0 for one in found)
+    assert all(one["tried"] != one["value"] for one in found)
+    assert found == checked(model)
 
 
 @pytest.mark.parametrize(
-    ("forgotten", "instead", "knob"),
+    ("forgotten", "instead", "line"),
     [
         ("torch.optim.Adam.step", lambda self: None, "model.adversary.lr: 0.005"),
         (
@@ -159,32 +159,32 @@ def test_every_number_is_tried_and_moves_something(name: str) -> None:
     ],
     ids=["a discriminator that does not learn", "draws of another prior"],
 )
-def test_a_dead_knob_of_an_adversary_is_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch, forgotten: str, instead: Any, knob: str
+def test_one_of_an_adversary_without_effect_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, forgotten: str, instead: Any, line: str
 ) -> None:
     monkeypatch.setattr(forgotten, instead)
     with pytest.raises(SpecError) as caught:
-        certified({"preset": "adversarial"})
-    assert [line.partition(" does nothing")[0] for line in str(caught.value).split("\n")] == [knob]
+        checked({"preset": "adversarial"})
+    assert [one.partition(" does nothing")[0] for one in str(caught.value).split("\n")] == [line]
 
 
 @pytest.mark.parametrize(
-    ("model", "knob"),
+    ("model", "line"),
     [
         ({"loss": {"kind": "huber", "delta": 100.0}}, "model.loss.delta: 100.0"),
         ({"corruption": {"kind": "zeros", "p": 0.2}}, "model.corruption.p: 0.2"),
     ],
     ids=["no error reaches delta", "rows of zeros have nothing to mask"],
 )
-def test_a_dead_knob_is_refused_by_name(model: dict[str, Any], knob: str) -> None:
+def test_one_without_effect_is_refused_by_name(model: dict[str, Any], line: str) -> None:
     rows = ROWS * 0 + 5.0 if "corruption" in model else ROWS  # range scaling takes the mean away
     with pytest.raises(SpecError) as caught:
-        certified(model, rows)
-    assert str(caught.value).startswith(f"{knob} does nothing: with ")
+        checked(model, rows)
+    assert str(caught.value).startswith(f"{line} does nothing: with ")
     assert "two batches of rows give the same losses and gradients" in str(caught.value)
 
 
-def test_a_dead_knob_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+def test_one_without_effect_ends_the_run_before_it_begins(tmp_path: Path) -> None:
     """No epoch, no checkpoint, no artifact."""
     made, said = job({"loss": {"kind": "huber", "delta": 1000.0}}), []
     schema = FeatureSchema(vector="x", columns=(), width=12, dtype="float32")

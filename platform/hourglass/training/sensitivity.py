@@ -1,8 +1,8 @@
-"""No dead knobs: before a run starts, every number of its model is changed once, and must matter.
+"""The sensitivity check: before a run starts, every hyperparameter of its model is changed once.
 
-A knob is a number in the corruption, code, loss, penalties or adversary, the trim or the dropout. It
-is alive when another value of it changes a loss term or a gradient on two batches of the run's own rows; one
-that does not would be an option that does nothing, and the run is refused.
+These are the numbers of the corruption, code, loss, penalties and adversary, the trim and the dropout. One
+has an effect when another value of it changes a loss term or a gradient on two batches of the run's own
+rows; a run with one that has none is refused.
 """
 
 import copy
@@ -24,43 +24,44 @@ from hourglass.training.collective import Alone
 from hourglass.training.step import loss_terms
 
 BATCHES = 2
-Certificate = list[dict[str, Any]]
+Sensitivity = list[dict[str, Any]]
 
 
-def certify(module: AutoencoderModule, feed: Feed, device: torch.device) -> Certificate:
-    """For each knob: its value, the one tried, and how far loss terms and gradients moved.
+def check_sensitivity(module: AutoencoderModule, feed: Feed, device: torch.device) -> Sensitivity:
+    """For each hyperparameter: its value, the one tried, and how far loss terms and gradients moved.
 
-    `module` stays as it is. Raises: SpecError naming every knob that changes nothing.
+    `module` is left unchanged. Raises: SpecError naming every hyperparameter without effect.
     """
-    knobs = list(_knobs(module.spec))
-    if not knobs:
+    chosen = list(_hyperparameters(module.spec))
+    if not chosen:
         return []
     batches = list(islice(feed.train(0), BATCHES))
     idle_K = _idle(module.spec, device)
     usual = _response(module, module.spec, batches, idle_K)
-    found: Certificate = []
-    for path, value in knobs:
+    found: Sensitivity = []
+    for path, value in chosen:
         tried, moved = None, 0.0
         for other, spec in _changed(module.spec, path, value):
             response = _response(module, spec, batches, idle_K)
             tried, moved = other, float((response - usual).norm() / usual.norm().clamp_min(1e-30))
             if moved:
                 break
-        found.append({"knob": f"model.{path}", "value": value, "tried": tried, "moved": moved})
-    dead = [knob for knob in found if knob["tried"] is not None and knob["moved"] == 0.0]
+        name = f"model.{path}"
+        found.append({"hyperparameter": name, "value": value, "tried": tried, "moved": moved})
+    dead = [one for one in found if one["tried"] is not None and one["moved"] == 0.0]
     if dead:
         raise SpecError(
             "\n".join(
-                f"{knob['knob']}: {knob['value']} does nothing: with {knob['tried']} two batches of "
-                "rows give the same losses and gradients; remove the part, or choose a value that "
-                "acts on these rows"
-                for knob in dead
+                f"{one['hyperparameter']}: {one['value']} does nothing: with {one['tried']} two "
+                "batches of rows give the same losses and gradients; remove the part, or choose a "
+                "value that acts on these rows"
+                for one in dead
             )
         )
     return found
 
 
-def _knobs(spec: ModelSpec) -> Iterator[tuple[str, float]]:
+def _hyperparameters(spec: ModelSpec) -> Iterator[tuple[str, float]]:
     """Dotted path and value of every number that acts in training."""
     tree = spec.model_dump(mode="json")
     for part in ("corruption", "code", "loss"):
@@ -87,7 +88,7 @@ def _numbers(path: str, part: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _changed(spec: ModelSpec, path: str, value: float) -> Iterator[tuple[float, ModelSpec]]:
-    """Other valid values of the knob, up and down, each with the spec that has it."""
+    """Other valid values of the hyperparameter, up and down, each with the spec that has it."""
     whole = isinstance(value, int)
     nearby = (value + 1, value - 1) if whole else (value + 0.5, value * 2.0, value / 2.0)
     for other in nearby:
@@ -97,7 +98,7 @@ def _changed(spec: ModelSpec, path: str, value: float) -> Iterator[tuple[float, 
         for step in steps:
             place = place[int(step)] if isinstance(place, list) else place[step]
         place[int(last) if isinstance(place, list) else last] = other
-        with suppress(ValidationError):  # no value of this knob
+        with suppress(ValidationError):  # not a valid value
             yield other, ModelSpec.model_validate(tree)
 
 
@@ -115,9 +116,9 @@ def _response(
 ) -> Tensor:
     """Every loss term and gradient of the batches, in one vector, with the noise of one seed.
 
-    A discriminator learns from each batch, and says anew what it thinks of it: its rate acts there.
+    A discriminator learns from each batch and is evaluated again: its learning rate acts there.
     """
-    twin = copy.deepcopy(module).train()  # batch norm learns while it is watched
+    twin = copy.deepcopy(module).train()  # batch norm updates its statistics
     twin.spec = spec
     if spec.network.kind == "dense":
         twin.network.dropout = spec.network.dropout
@@ -131,14 +132,14 @@ def _response(
         gradients = torch.autograd.grad(values.sum(), list(twin.parameters()), allow_unused=True)
         parts += [values.detach(), *(g.flatten() for g in gradients if g is not None)]
         if rival is not None:
-            parts.append(_told(rival, result.code_BK.detach(), rng))
+            parts.append(_adversarial(rival, result.code_BK.detach(), rng))
     return torch.cat([part.double() for part in parts])
 
 
-def _told(rival: Discriminator, code_BK: Tensor, rng: torch.Generator) -> Tensor:
+def _adversarial(rival: Discriminator, code_BK: Tensor, rng: torch.Generator) -> Tensor:
     """Loss and accuracy of a discriminator that learns from these codes, and its term after that."""
     try:
         sums = rival.learn(code_BK, len(code_BK), rng, Alone())
-    except TrainingError:  # the run itself says so, on every worker
+    except TrainingError:  # raised again by the run itself, on every worker
         return torch.full((3,), torch.nan, device=code_BK.device)
     return torch.stack([*sums.values(), rival.term(code_BK, torch.mean)])
