@@ -72,10 +72,6 @@ TrainTree = Annotated[
 """A train job that is checked and kept as it was written: overrides act on what a file says."""
 
 
-CHANGING = ("train.optimizer.", "train.clip_norm", "model.penalties.", "model.corruption.")
-"""What may change while a trial trains."""
-
-
 class TuneJob(Strict):
     """One sweep: trials are the base job with values of the space in it, and are ranked."""
 
@@ -140,25 +136,24 @@ class TuneJob(Strict):
 
     def _about_the_space(self) -> Iterator[InitErrorDetails]:
         """Mistakes about one path each: how its values are said, what lies there, its order."""
-        kind = self.search.kind
+        kind, exhaustive = self.search.kind, self.search.exhaustive
         for path, values in self.space.items():
-            if kind != "grid" and values.grid is not None:
+            if not exhaustive and values.grid is not None:
                 sentence = f"search {kind} draws values, found a grid; use choice"
                 yield mistake(sentence, "space", path)
-            if kind == "grid" and values.grid is None:
+            if exhaustive and values.grid is None:
                 sentence = "search grid takes grids only, found a value to draw"
                 yield mistake(sentence, "space", path)
         yield from self._about_words()
         yield from self._about_places()
         yield from self._about_order()
-        if self.scheduler.kind == "pbt":
-            yield from self._about_changes()
+        for path, message in self.scheduler.space_contradictions(self.space):
+            yield mistake(message, "space", path)
 
     def _contradictions(self) -> Iterator[str]:
-        """Sentences about fields that do not go together."""
-        kind = self.search.kind
-        if kind != "grid" and self.max_trials is None:
-            yield f"search {kind} needs max_trials, the number of points to draw"
+        """Messages about incompatible settings."""
+        if not self.search.exhaustive and self.max_trials is None:
+            yield f"search {self.search.kind} needs max_trials, the number of points to draw"
         elif self.max_trials is None and self.grid_points > MOST_TRIALS:
             yield f"the grid has {self.grid_points} points, allowed are {MOST_TRIALS}; set max_trials"
         yield from self._about_ends()
@@ -189,20 +184,14 @@ class TuneJob(Strict):
             yield "metric rank_agreement is that of several members; set base.train.seeds to 2 or more"
         if self.pack == "always":
             yield from self._about_packs()
-        if kind == "none":
+        if not self.scheduler.compares:
             return
         if self.metric == "rank_agreement":
             yield f"scheduler {kind} compares epochs, found metric rank_agreement, which the end tells"
         if several:
             yield f"scheduler {kind} compares epochs of single models, found train.seeds; remove it"
-        grace = getattr(self.scheduler, "grace_epochs", 0)
-        if grace >= job.train.epochs:
-            yield (
-                f"scheduler {kind} leaves {grace} epochs to every trial, found base.train.epochs: "
-                f"{job.train.epochs}, so it would do nothing"
-            )
-        if kind == "pbt":
-            yield from self._about_population()
+        ends = self.stop is not None
+        yield from self.scheduler.contradictions(job.train, self.search, self.max_trials, ends)
         if self.workers_per_trial > 1:
             yield (
                 f"scheduler {kind} stops trials of one worker only, found workers_per_trial "
@@ -211,47 +200,14 @@ class TuneJob(Strict):
 
     def _about_packs(self) -> Iterator[str]:
         """Packed trials are in one process, from their first step to their last."""
-        loners = {
-            f"scheduler {self.scheduler.kind}": self.scheduler.kind != "none",
+        unpackable = {
+            f"scheduler {self.scheduler.kind}": self.scheduler.compares,
             "stop": self.stop is not None,
             "max_time_s": self.max_time_s is not None,
             f"workers_per_trial: {self.workers_per_trial}": self.workers_per_trial > 1,
         }
-        for found in [name for name, there in loners.items() if there]:
+        for found in [name for name, there in unpackable.items() if there]:
             yield f"pack: always trains whole trials together, found {found}; use pack: auto"
-
-    def _about_population(self) -> Iterator[str]:
-        """A population begins at random, and all of it trains to the end."""
-        every, epochs = self.scheduler.every_epochs, self.job.train.epochs  # type: ignore[union-attr]
-        if self.search.kind != "random":
-            yield f"scheduler pbt begins with random points, found search {self.search.kind}"
-        if (self.max_trials or 2) < 2:
-            yield "scheduler pbt needs a population, found max_trials: 1; use 4 or more"
-        if every >= epochs:
-            yield (
-                f"scheduler pbt compares every {every} epochs, found base.train.epochs: {epochs}, so it "
-                "would do nothing"
-            )
-        if self.job.train.early_stop is not None:
-            yield (
-                "scheduler pbt goes on from trials, found base.train.early_stop, after which nothing goes "
-                "on; set it to null"
-            )
-        if self.stop is not None:
-            yield "scheduler pbt trains a population to its end, found stop; remove it"
-
-    def _about_changes(self) -> Iterator[InitErrorDetails]:
-        """Numbers that change while a trial trains may not decide its shape."""
-        for path, values in self.space.items():
-            if not path.startswith(CHANGING) or not values.numeric:
-                sentence = (
-                    "scheduler pbt changes numbers while a trial trains, which are those of "
-                    f"{', '.join(name.rstrip('.') for name in CHANGING)}"
-                )
-                yield mistake(sentence, "space", path)
-            elif values.when:
-                sentence = "scheduler pbt knows no conditions, found when; remove it"
-                yield mistake(sentence, "space", path)
 
     def _about_words(self) -> Iterator[InitErrorDetails]:
         """A word among the values of a field that takes certain words must be one of them."""

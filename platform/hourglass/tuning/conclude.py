@@ -161,7 +161,7 @@ class _Recording:
         self._progress.started(values)
 
     def ended(self, entry: Entry, uri: str, history: Sequence[Record]) -> None:
-        if entry.status != "stopped" or self._job.scheduler.kind != "pbt":  # a part of a trial
+        if entry.status != "stopped" or not self._job.scheduler.population:  # a part of a trial
             self.recorder().ended(entry, uri or None, history)
         self._progress.ended(entry, uri, history)
 

@@ -132,7 +132,7 @@ class Sitting:
 
     def _dealt(self, todo: Sequence[Point]) -> list[list[Point]]:
         """The trials in groups that train together; whoever may be stopped trains alone."""
-        single = self._crew.share.workers > 1 or self._sweep.scheduler.kind == "pbt"
+        single = self._crew.share.workers > 1 or self._sweep.scheduler.population
         if single or trials.watched(self._sweep):
             return [[point] for point in todo]
         jobs = {point.trial: point.job for point in todo if point.job}

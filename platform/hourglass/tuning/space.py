@@ -65,7 +65,7 @@ def points(sweep: TuneJob) -> list[Point]:
         point = choose_point(sweep, partial(_planned, chosen))
         repeats = repeats + 1 if point.key in found else 0
         found.setdefault(point.key, point)
-        exhausted = sweep.search.kind != "grid" and repeats == REPEATS
+        exhausted = not sweep.search.exhaustive and repeats == REPEATS
         if len(found) == sweep.max_trials or exhausted:
             break
     return list(found.values())
@@ -73,12 +73,12 @@ def points(sweep: TuneJob) -> list[Point]:
 
 def _chosen(sweep: TuneJob) -> Iterator[dict[str, Any]]:
     """A value for every path, without a look at conditions: all of a grid, or draws without end."""
-    if sweep.search.kind == "grid":
+    if sweep.search.exhaustive:
         grids = [values.grid or () for values in sweep.space.values()]
         for combination in itertools.product(*grids):
             yield dict(zip(sweep.space, combination, strict=True))
         return
-    rng = np.random.default_rng(sweep.search.seed)
+    rng = sweep.search.rng()
     while True:
         yield {path: draw(values, rng) for path, values in sweep.space.items()}
 
@@ -120,9 +120,9 @@ def choose_point(sweep: TuneJob, choose: Callable[[str, Values], Any]) -> Point:
     except SpecError as error:
         return Point(values, None, one_line(error))
     assert isinstance(job, TrainJob)  # its kind is the base's
-    kind, seeds = sweep.scheduler.kind, job.train.seeds
-    if kind != "none" and seeds > 1:  # as a preset in the space may bring them
-        reason = f"scheduler {kind} compares epochs of single models, found train.seeds: {seeds}"
+    scheduler, seeds = sweep.scheduler, job.train.seeds
+    if scheduler.compares and seeds > 1:  # as a preset in the space may bring them
+        reason = f"scheduler {scheduler.kind} compares epochs of single models, found train.seeds: {seeds}"
         return Point(values, None, f"{reason}; set it to 1")
     return Point(values, job)
 

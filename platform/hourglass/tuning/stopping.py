@@ -8,14 +8,11 @@ The time of one session ends trials, too, which go on in the next.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
-
-from hourglass.config.search import Asha, Median, Metric, Mode, Scheduler, Stop
+from hourglass.config.search import Metric, Mode, Scheduler, Stop
 from hourglass.training.state import Record
 
 
@@ -37,52 +34,6 @@ class Curve:
     def cut(self, epoch: int) -> None:
         """Forget what comes after an epoch."""
         del self.errors[epoch:], self.means[epoch:]
-
-
-Rule = Callable[[Curve, Sequence[Curve], int], bool]
-"""A trial, those before it, an epoch -> True to stop it after that epoch."""
-
-
-def rule_of(scheduler: Scheduler) -> Rule | None:
-    """The rule that a scheduler stops trials by; None where it stops nobody."""
-    if isinstance(scheduler, Asha):
-        return partial(asha, spec=scheduler)
-    if isinstance(scheduler, Median):
-        return partial(median, spec=scheduler)
-    return None
-
-
-def asha(own: Curve, before: Sequence[Curve], epoch: int, spec: Asha) -> bool:
-    """At a rung: is it not among the best one in `reduction_factor` of those that came there before?
-
-    Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", section 3.
-    """
-    rung = spec.grace_epochs
-    while rung < epoch:
-        rung *= spec.reduction_factor
-    if rung != epoch:
-        return False
-    there = _finite(one.errors[epoch - 1] for one in before if len(one.errors) >= epoch)
-    return bool(there) and own.errors[epoch - 1] > float(
-        np.quantile(there, 1.0 / spec.reduction_factor)
-    )
-
-
-def median(own: Curve, before: Sequence[Curve], epoch: int, spec: Median) -> bool:
-    """Is its best worse than the median of the others' means, of those that came as far?
-
-    Source: Golovin et al. 2017, "Google Vizier", section 3.2.
-    """
-    if epoch < spec.grace_epochs:
-        return False
-    means = _finite(one.means[epoch - 1] for one in before if len(one.means) >= epoch)
-    if len(means) < spec.least_trials:
-        return False
-    return min(_finite(own.errors[:epoch]), default=math.inf) > float(np.median(means))
-
-
-def _finite(errors: Iterable[float]) -> list[float]:
-    return [error for error in errors if math.isfinite(error)]
 
 
 @dataclass
@@ -111,32 +62,31 @@ class Stopping:
     """Hears of trials in any order, and says after which epoch each is stopped."""
 
     def __init__(self, scheduler: Scheduler, metric: Metric) -> None:
-        self._rule, self._metric = rule_of(scheduler), metric
-        self._grace: int = getattr(scheduler, "grace_epochs", 1)
+        self._scheduler, self._metric = scheduler, metric
         self._trials: dict[str, _Trial] = {}
         self._open: list[_Trial] = []  # in the order of their points
         self._closed: list[Curve] = []  # of those before, of which all is known
 
     def enter(self, trial: str, epochs: int) -> None:
         """A trial of a job of so many epochs; those entered before it are those it is judged beside."""
-        self._trials[trial] = _Trial(epochs, Curve(self._grace))
+        self._trials[trial] = _Trial(epochs, Curve(self._scheduler.grace))
         self._open.append(self._trials[trial])
 
     def heard(self, trial: str, records: Sequence[Record]) -> None:
         """Records of its epochs, from the first one on; those that were heard before may come again."""
         mine = self._trials[trial]
-        if self._rule is None or mine.last_epoch is not None:
+        if not self._scheduler.stops or mine.last_epoch is not None:
             return
         for record in records:
             if record["epoch"] > len(mine.curve.errors):
                 mine.curve.add(record.get(self._metric, math.nan))
-        self._judge(self._rule)
+        self._judge()
 
     def ended(self, trial: str) -> None:
         """There will be no more epochs of it."""
         self._trials[trial].ended = True
-        if self._rule is not None:
-            self._judge(self._rule)
+        if self._scheduler.stops:
+            self._judge()
 
     def decided(self, trial: str) -> bool:
         """True when it was stopped, or nobody stopped it after any epoch heard of so far."""
@@ -146,12 +96,13 @@ class Stopping:
         """The epoch after which it is stopped; None while it is not."""
         return self._trials[trial].last_epoch
 
-    def _judge(self, rule: Rule) -> None:
+    def _judge(self) -> None:
         known_to, before = math.inf, list(self._closed)
         for trial in self._open:
             while not trial.decided and trial.judged < known_to:
                 trial.judged += 1
-                if trial.judged < trial.epochs and rule(trial.curve, before, trial.judged):
+                ended = trial.judged >= trial.epochs
+                if not ended and self._scheduler.stop(trial.curve, before, trial.judged):
                     trial.last_epoch = trial.judged
                     trial.curve.cut(trial.judged)
             before.append(trial.curve)

@@ -159,7 +159,7 @@ def train(sweep: TuneJob, placed: Placed, crew: Crew, folder: str, desk: Desk) -
 def watched(sweep: TuneJob) -> bool:
     """True when somebody may stop a trial, who must hear of its epochs."""
     ends = sweep.stop is not None or sweep.max_time_s is not None
-    return ends or sweep.scheduler.kind in ("asha", "median")
+    return ends or sweep.scheduler.stops
 
 
 def _resources(share: Share) -> dict[str, float]:
