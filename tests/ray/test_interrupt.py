@@ -119,7 +119,7 @@ def alive(family: set[psutil.Process]) -> list[psutil.Process]:
 
 def assert_the_cluster_is_free() -> None:
     """Nobody holds a CPU, no process of ours is left, and nothing is reserved."""
-    titles = ("ray::ImplicitFunc", "ray::RayTrainWorker", "ray::MapWorker", "ray::Board")
+    titles = ("ray::ImplicitFunc", "ray::RayTrainWorker", "ray::MapWorker", "ray::EventChannel")
 
     def held() -> list[Any]:
         groups = ray.util.placement_group_table().values()

@@ -30,8 +30,8 @@ from hourglass.report import report
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow
 from hourglass.training import launch
-from hourglass.training.board import KINDS, Board, Listening
 from hourglass.training.checkpoint import Checkpoints
+from hourglass.training.events import ERROR_TYPES, EventChannel, Subscription
 from hourglass.training.launch import Outcome
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -347,87 +347,89 @@ def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) ->
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("kind", ERROR_TYPES.values())
 def test_an_error_comes_to_the_caller_as_what_it_is(home: Path, kind: type[HourglassError]) -> None:
-    with Listening(Heard()) as line:
-        assert line.failure() is None
-        line.fail(kind("words"))
-        line.fail(TrainingError("a later one"))
-        found = line.failure()
+    with Subscription(Heard()) as publisher:
+        assert publisher.failure() is None
+        publisher.fail(kind("words"))
+        publisher.fail(TrainingError("a later one"))
+        found = publisher.failure()
     assert (type(found), str(found)) == (kind, "words")
 
 
-def kill_the_board() -> None:
-    """kill -9 of the board, which Ray then starts anew."""
-    (killed,) = processes("ray::Board")
+def kill_the_channel() -> None:
+    """kill -9 of the channel, which Ray then restarts."""
+    (killed,) = processes("ray::EventChannel")
     psutil.Process(killed).kill()
 
 
-def test_words_on_a_board_that_is_killed_are_heard_once_and_in_order(home: Path) -> None:
+def test_events_on_a_killed_channel_arrive_once_and_in_order(home: Path) -> None:
     heard = Heard()
-    listening = Listening(heard)
-    with listening as line:
-        assert line.failure() is None  # the board is up
-        with listening._hearing:  # nothing is taken from it any more
+    subscription = Subscription(heard)
+    with subscription as publisher:
+        assert publisher.failure() is None  # the channel is up
+        with subscription._delivering:  # nothing is taken from it
             for epoch in range(1, 6):
-                line.tell("epoch", {"epoch": epoch})
-            line.tell("note", "between")
+                publisher.send("epoch", {"epoch": epoch})
+            publisher.send("note", "between")
             time.sleep(0.5)
-            kill_the_board()
-            line.tell("note", "while it is down")
-        assert line.kept() == []
+            kill_the_channel()
+            publisher.send("note", "while it is down")
+        assert publisher.undelivered() == []
     assert [record["epoch"] for record in heard.records] == [1, 2, 3, 4, 5]
     assert heard.notes == ["between", "while it is down"]
 
 
-def test_a_board_that_does_not_wait_for_the_listener_loses_words(
+def test_a_channel_that_does_not_wait_for_the_subscriber_loses_events(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: what the test above would see."""
 
-    class Forgetful(Board.__ray_metadata__.modified_class):  # type: ignore[name-defined,misc]
-        async def post(self, message: Any) -> None:
-            self.kept = asyncio.ensure_future(super().post(message))
+    class Forgetful(EventChannel.__ray_metadata__.modified_class):  # type: ignore[name-defined,misc]
+        async def post(self, event: Any) -> None:
+            self.task = asyncio.ensure_future(super().post(event))
 
-    Forgetful.__name__ = "Board"
+    Forgetful.__name__ = "EventChannel"
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Forgetful)
-    monkeypatch.setattr("hourglass.training.board.Board", actor)
+    monkeypatch.setattr("hourglass.training.events.EventChannel", actor)
     heard = Heard()
-    listening = Listening(heard)
-    with listening as line:
-        line.failure()
-        with listening._hearing:
-            line.tell("note", "taken by the listener, which waits")
+    subscription = Subscription(heard)
+    with subscription as publisher:
+        publisher.failure()
+        with subscription._delivering:
+            publisher.send("note", "taken by the listener, which waits")
             time.sleep(0.5)
-            line.tell("note", "lost")
+            publisher.send("note", "lost")
             time.sleep(0.5)
-            kill_the_board()
-        line.failure()
+            kill_the_channel()
+        publisher.failure()
     assert "lost" not in heard.notes
 
 
-def test_words_without_a_board_are_what_a_worker_returns(home: Path) -> None:
+def test_a_worker_returns_the_events_that_no_channel_took(home: Path) -> None:
     """An error among them is that of the run."""
     heard = Heard()
-    listening = Listening(heard)
-    with listening as line:
-        line.tell("note", "first")
-        assert line.kept() == []
-        ray.kill(listening._board)
-        line.tell("note", "second")
-        line.fail(TrainingError("stopped at step 7"))
-        kept = line.kept()
+    subscription = Subscription(heard)
+    with subscription as publisher:
+        publisher.send("note", "first")
+        assert publisher.undelivered() == []
+        ray.kill(subscription._channel)
+        publisher.send("note", "second")
+        publisher.fail(TrainingError("stopped at step 7"))
+        kept = publisher.undelivered()
         assert [(kind, payload) for _, kind, payload in kept] == [
             ("note", "second"),
             ("failed", ("TrainingError", "stopped at step 7")),
         ]
-        listening.hear(kept)
-        listening.hear(kept)
-        assert str(listening.failure) == "stopped at step 7"
+        subscription.deliver(kept)
+        subscription.deliver(kept)
+        assert str(subscription.failure) == "stopped at step 7"
     assert heard.notes == ["first", "second"]
 
 
-def test_the_board_is_where_the_listener_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_channel_is_on_the_node_of_the_listener(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And nowhere else: no other machine that is lost takes it away."""
     asked: list[Any] = []
 
@@ -435,17 +437,17 @@ def test_the_board_is_where_the_listener_is(home: Path, monkeypatch: pytest.Monk
         @staticmethod
         def options(**how: Any) -> Any:
             asked.append(how["scheduling_strategy"])
-            return Board.options(**how)
+            return EventChannel.options(**how)
 
-    monkeypatch.setattr("hourglass.training.board.Board", Asked)
-    with Listening(Heard()) as line:
-        assert line.failure() is None
+    monkeypatch.setattr("hourglass.training.events.EventChannel", Asked)
+    with Subscription(Heard()) as publisher:
+        assert publisher.failure() is None
     (place,) = asked
     assert (place.node_id, place.soft) == (ray.get_runtime_context().get_node_id(), False)
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), SystemExit("no space left")])
-def test_an_error_of_the_listener_costs_no_word_and_is_raised_in_the_end(
+def test_an_error_of_the_listener_costs_no_event_and_is_raised_at_the_end(
     home: Path, error: BaseException
 ) -> None:
     class Full(Heard):
@@ -454,41 +456,41 @@ def test_an_error_of_the_listener_costs_no_word_and_is_raised_in_the_end(
             if record["epoch"] == 1:
                 raise error
 
-    def told(heard: Full) -> None:
-        with Listening(heard) as line:
+    def publish(heard: Full) -> None:
+        with Subscription(heard) as publisher:
             for epoch in (1, 2, 3):
-                line.tell("epoch", {"epoch": epoch})
+                publisher.send("epoch", {"epoch": epoch})
 
     heard = Full()
     with pytest.raises(type(error), match="no space left"):
-        told(heard)
+        publish(heard)
     assert [record["epoch"] for record in heard.records] == [1, 2, 3]
 
 
-def test_an_error_of_the_board_is_raised_in_the_end(
+def test_an_error_of_the_channel_is_raised_at_the_end(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(Board.__ray_metadata__.modified_class):  # type: ignore[name-defined,misc]
+    class Broken(EventChannel.__ray_metadata__.modified_class):  # type: ignore[name-defined,misc]
         async def take(self, *_: Any) -> list[Any]:
             raise KeyError("a mistake of ours")
 
-    Broken.__name__ = "Board"
+    Broken.__name__ = "EventChannel"
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Broken)
-    monkeypatch.setattr("hourglass.training.board.Board", actor)
-    monkeypatch.setattr("hourglass.training.board.PATIENCE_S", 1.0)
+    monkeypatch.setattr("hourglass.training.events.EventChannel", actor)
+    monkeypatch.setattr("hourglass.training.events.TIMEOUT_S", 1.0)
 
-    def told(listening: Listening) -> None:
-        with listening as line:
-            line.tell("note", "kept")
-            listening.hear(line.kept())
+    def publish(subscription: Subscription) -> None:
+        with subscription as publisher:
+            publisher.send("note", "kept")
+            subscription.deliver(publisher.undelivered())
 
     heard = Heard()
     with pytest.raises(KeyError, match="a mistake of ours"):
-        told(Listening(heard))
+        publish(Subscription(heard))
     assert heard.notes == ["kept"]
 
 
-def test_a_stop_told_while_the_board_is_down_ends_the_run_with_its_sentence(
+def test_a_stop_sent_while_the_channel_is_down_ends_the_run_with_its_error(
     home: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The learning rate climbs until the loss is NaN; MLflow has every epoch before that."""
@@ -505,7 +507,7 @@ def test_a_stop_told_while_the_board_is_down_ends_the_run_with_its_sentence(
     def epoch(self: Any, record: dict[str, float]) -> None:
         heard.append(record["epoch"])
         if record["epoch"] == 3:
-            kill_the_board()
+            kill_the_channel()
 
     monkeypatch.setattr(run.TrainProgress, "epoch", epoch)
     settings = Settings(home=home / "down")

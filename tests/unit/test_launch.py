@@ -64,16 +64,16 @@ def test_a_folder_that_cannot_be_removed_hides_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(storage, "remove", refuse)
     monkeypatch.setattr(launch, "Trainer", trainer)
     monkeypatch.setattr(trials, "tune", tune)
-    listening = MagicMock(failure=None)
+    subscription = MagicMock(failure=None)
     task, room = MagicMock(), launch.Room(1.0, 0.0, 1.0)
     task.run.uri, task.run.job.scale = "/r", SimpleNamespace(workers=1, max_failures=0)
     sweep, crew = MagicMock(stop=None, max_time_s=None), Crew(Share(1.0, 0.0, 1), 1, 1)
-    launch._fit(task, room, listening)
+    launch._fit(task, room, subscription)
     trials.train(sweep, MagicMock(), crew, "/r", MagicMock())
     trainer.return_value.fit.side_effect = tune.Tuner.return_value.fit.side_effect = (
         KeyboardInterrupt
     )
     with pytest.raises(KeyboardInterrupt):
-        launch._fit(task, room, listening)
+        launch._fit(task, room, subscription)
     with pytest.raises(KeyboardInterrupt):
         trials.train(sweep, MagicMock(), crew, "/r", MagicMock())

@@ -22,9 +22,9 @@ from hourglass.data.prepare import open_dataset
 from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError
 from hourglass.process import deferred
 from hourglass.settings import Settings
-from hourglass.training.board import Listener, Listening, error_of
 from hourglass.training.calibrate import other_quantile
 from hourglass.training.complete import FRESH, Run
+from hourglass.training.events import Listener, Subscription, error_of
 from hourglass.training.folder import anew, began_anew, clear_up, run_uri
 from hourglass.training.measure import Measured, measure
 from hourglass.training.worker import Task, train_worker
@@ -114,8 +114,8 @@ def distribute(
         if reserved:
             reserved(group)
 
-    listening = Listening(listener, hear)
-    with _freed(groups), listening as line:
+    subscription = Subscription(listener, hear)
+    with _freed(groups), subscription as publisher:
         task = Task(
             run=run,
             rows=measured.rows,
@@ -123,11 +123,11 @@ def distribute(
             refs=measured.refs,
             threads=room.threads,
             read_cpus=room.read_cpus,
-            line=line,
+            publisher=publisher,
         )
         for number in range(1, run.job.train.seeds + 1):
             run.checkpoints.of(number).check()
-        _fit(task, room, listening)
+        _fit(task, room, subscription)
 
 
 @contextmanager
@@ -174,7 +174,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         self._controller = controller
 
 
-def _fit(task: Task, room: Room, listening: Listening) -> None:
+def _fit(task: Task, room: Room, subscription: Subscription) -> None:
     """Run the workers to their end; Ray Train's own files are gone after it."""
     folder = storage.join(task.run.uri, "ray")
     scaling = ray.train.ScalingConfig(
@@ -196,13 +196,13 @@ def _fit(task: Task, room: Room, listening: Listening) -> None:
     )
     lost: Exception | None = None
     try:
-        listening.hear(trainer.fit().return_value or ())
+        subscription.deliver(trainer.fit().return_value or ())
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         lost = error
     finally:
         with suppress(OSError):  # the next attempt removes it, and what ends this one is told
             storage.remove(folder)
-    failure = listening.failure or (lost and _told(lost))
+    failure = subscription.failure or (lost and _told(lost))
     if failure:
         raise failure from None
     if lost:

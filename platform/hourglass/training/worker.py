@@ -13,9 +13,9 @@ import torch
 from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
 from hourglass.data.reading import Census, Rows, fetch, settle, stream_features
 from hourglass.errors import HourglassError, TrainingError
-from hourglass.training.board import RESERVED, Line, Message
 from hourglass.training.collective import Alone, Peers, Together
 from hourglass.training.complete import Run, complete
+from hourglass.training.events import RESERVED, Event, Publisher
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,28 @@ class Task:
     refs: list[Any]
     threads: int
     read_cpus: float
-    line: Line
+    publisher: Publisher
 
 
-def train_worker(config: dict[str, Task]) -> list[Message]:
-    """Train as one of the workers; returns what the listener has not heard of.
+def train_worker(config: dict[str, Task]) -> list[Event]:
+    """Train as one of the workers; returns the events that were not delivered.
 
-    An error of ours goes to the board, and a restart that hears of one ends at once. A
+    An error of ours goes to the event channel, and a restart that receives one ends at once. A
     TrainingError comes to all workers at the same step, so all return; another error may be this
     worker's alone while the others wait for it, so it is raised and Ray ends them.
     """
     task = config["task"]
-    if task.line.failure():
+    if task.publisher.failure():
         return []
     try:
         _run(task)
     except TrainingError as error:
-        task.line.fail(error)
+        task.publisher.fail(error)
     except HourglassError as error:
-        task.line.fail(error)
+        task.publisher.fail(error)
         if task.run.job.scale.workers > 1:
             raise
-    return task.line.kept()
+    return task.publisher.undelivered()
 
 
 def _run(task: Task) -> None:
@@ -57,7 +57,7 @@ def _run(task: Task) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     peers: Peers = Together() if size > 1 else Alone()
-    tell = task.line.tell if rank == 0 else _quiet
+    tell = task.publisher.send if rank == 0 else _quiet
     group = ray.util.get_current_placement_group()
     if group is not None:
         tell(RESERVED, group.id.hex())
