@@ -24,7 +24,7 @@ from hourglass.config.files import parse
 from hourglass.config.train import TrainJob
 from hourglass.data import stats
 from hourglass.data.decode import read_chunks
-from hourglass.data.feed import MemoryFeed
+from hourglass.data.loader import MemoryLoader
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.schema import Features
 from hourglass.training import members, packed
@@ -81,7 +81,7 @@ def compared(
     """Seconds of both sides."""
     held = np.arange(len(rows)) % 10 == 0
     measured = stats.measure(rows[~held])
-    feed = MemoryFeed(rows, held, batch_size=BATCH, seed=0)
+    loader = MemoryLoader(rows, held, batch_size=BATCH, seed=0)
     jobs = [trial(widths, epochs, varies, number) for number in range(trials)]
     clock = time.perf_counter if device.type == "cuda" else time.process_time
 
@@ -91,11 +91,11 @@ def compared(
         return clock() - began
 
     def together() -> None:
-        packed.train(jobs, measured, feed, device, [quiet] * trials)
+        packed.train(jobs, measured, loader, device, [quiet] * trials)
 
     def in_turn() -> None:
         for job in jobs:
-            members.train(job, measured, feed, Alone(), device, quiet)
+            members.train(job, measured, loader, Alone(), device, quiet)
 
     rounds = [(seconds(in_turn), seconds(together)) for _ in range(ROUNDS)]
     return {

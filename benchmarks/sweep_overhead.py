@@ -22,7 +22,7 @@ from hourglass.cluster.connect import connection
 from hourglass.config.files import parse
 from hourglass.config.tune import TuneJob
 from hourglass.data.demo import write_digits
-from hourglass.data.feed import MemoryFeed
+from hourglass.data.loader import MemoryLoader
 from hourglass.settings import Settings
 from hourglass.training import members
 from hourglass.training.collective import Alone
@@ -89,12 +89,12 @@ def alone(job: TuneJob, swept: Swept) -> float:
     seconds = []
     for _ in range(5):
         train = job.job.train
-        feed = MemoryFeed.parted(
+        loader = MemoryLoader.parted(
             placed.train, placed.holdout.copy(), batch_size=train.batch_size, seed=train.seed
         )
         began = time.perf_counter()
         stats = placed.measured.census.stats
-        members.train(job.job, stats, feed, Alone(), torch.device("cpu"), lambda *_: None)
+        members.train(job.job, stats, loader, Alone(), torch.device("cpu"), lambda *_: None)
         seconds.append(time.perf_counter() - began)
     return median(seconds)
 

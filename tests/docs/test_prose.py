@@ -31,7 +31,7 @@ REPLACED = {
     "board": "event channel",
     "desk": "trial source",
     "crew": "resources",
-    "feed": "data loader",
+    "loader": "data loader",
     "census": "dataset statistics",
     "knobs?": "hyperparameter",
     "certificates?": "sensitivity check",

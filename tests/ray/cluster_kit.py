@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from hourglass.cluster.connect import connection
 from hourglass.config.train import TrainJob
 from hourglass.data import reading, stats
-from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
+from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
 from hourglass.data.manifest import Manifest
 from hourglass.data.plan import GroupCount
 from hourglass.data.prepare import feature_schema, open_dataset
@@ -77,9 +77,9 @@ def in_process(made: TrainJob, shards: Path) -> Run:
             masks.append(held)
             counts.append(GroupCount(shard, group, int((~held).sum()), int(held.sum())))
     common = {"batch_size": made.train.batch_size, "seed": made.train.seed}
-    feed: Feed
+    loader: Loader
     if made.data.cache == "stream":
-        feed = StreamFeed(
+        loader = StreamLoader(
             counts,
             partial(_read_all, rows),
             columns=columns.width,
@@ -87,8 +87,8 @@ def in_process(made: TrainJob, shards: Path) -> Run:
             **common,
         )
     else:
-        feed = MemoryFeed(np.concatenate(features), np.concatenate(masks), **common)
-    return Run(made, feed, state.fresh(build(made, stats.merge_all(parts)), made.train))
+        loader = MemoryLoader(np.concatenate(features), np.concatenate(masks), **common)
+    return Run(made, loader, state.fresh(build(made, stats.merge_all(parts)), made.train))
 
 
 def _read_all(rows: reading.Rows, slices: Any) -> Iterator[np.ndarray]:

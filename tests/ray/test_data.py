@@ -16,7 +16,7 @@ import pytest
 from hourglass import storage
 from hourglass.cluster.connect import connection
 from hourglass.data import plan, reading
-from hourglass.data.feed import MemoryFeed, StreamFeed
+from hourglass.data.loader import MemoryLoader, StreamLoader
 from hourglass.data.plan import Slice
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import Rows
@@ -117,12 +117,12 @@ def test_streams_are_the_planned_slices_in_order(folder: str) -> None:
     assert list(reading.stream_features(rows, [])) == []
 
 
-def test_both_feeds_train_on_the_same_rows(folder: str) -> None:
+def test_both_loaders_train_on_the_same_rows(folder: str) -> None:
     rows = rows_of(folder, vector="image")
     census, refs = reading.load(rows, keep_features=True)
     common = {"batch_size": 100, "seed": 3}
-    memory = MemoryFeed(*reading.fetch(refs, rows.schema), **common)
-    stream = StreamFeed(
+    memory = MemoryLoader(*reading.fetch(refs, rows.schema), **common)
+    stream = StreamLoader(
         census.counts,
         lambda slices: reading.stream_features(rows, slices),
         columns=12,
@@ -130,11 +130,13 @@ def test_both_feeds_train_on_the_same_rows(folder: str) -> None:
         **common,
     )
     assert memory.steps == stream.steps == 8
-    epochs = [np.concatenate([batch.rows for batch in feed.train(0)]) for feed in (memory, stream)]
+    epochs = [
+        np.concatenate([batch.rows for batch in loader.train(0)]) for loader in (memory, stream)
+    ]
     assert [sorted(map(tuple, epoch)) for epoch in epochs] == [
         sorted(map(tuple, IMAGES[~HELD]))
     ] * 2
-    held = [np.concatenate(list(feed.holdout())) for feed in (memory, stream)]
+    held = [np.concatenate(list(loader.holdout())) for loader in (memory, stream)]
     assert np.array_equal(held[0], held[1])
     assert np.array_equal(held[0], IMAGES[HELD])
 

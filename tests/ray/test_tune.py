@@ -74,7 +74,7 @@ def test_pca_judges_on_the_same_rows(swept: tuple[Path, Heard, Leaderboard], sha
     scale = alone.state.module.preprocessing
     train, held = (
         scale(torch.from_numpy(rows)).double().numpy()
-        for rows in (alone.feed._rows, alone.feed._held)
+        for rows in (alone.loader._rows, alone.loader._held)
     )
     for entry in board.entries[:3]:
         units = entry.values["model.network.widths"][1]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hourglass.data.feed import Batch, MemoryFeed
+from hourglass.data.loader import Batch, MemoryLoader
 from hourglass.model import adversary, code, dense
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.training import loop, state, step
@@ -195,7 +195,7 @@ def train(name: str, begin: Callable, saved: Checkpoints, peers: Peers, stop: in
     if found:
         now.restore(*saved.load(found), rank=peers.rank)
         assert now.step == 43
-    feed = MemoryFeed(rows, held, batch_size=28, seed=5, worker=peers.rank, workers=peers.size)
+    loader = MemoryLoader(rows, held, batch_size=28, seed=5, worker=peers.rank, workers=peers.size)
 
     def commit(at: state.State) -> None:
         saved.save(at, peers)
@@ -204,7 +204,7 @@ def train(name: str, begin: Callable, saved: Checkpoints, peers: Peers, stop: in
 
     model, quiet = begin(now.module, peers), lambda record: None
     with contextlib.suppress(Stop):
-        loop.fit(now, model, feed, made.train, peers, report=quiet, commit=commit, device=CPU)
+        loop.fit(now, model, loader, made.train, peers, report=quiet, commit=commit, device=CPU)
     end = {key: value.numpy() for key, value in now.tensors().items()}
     folder = Path(saved.uri).parent
     np.savez(folder / f"{name}.{peers.rank}.npz", **end)

@@ -27,7 +27,7 @@ from training_kit import (
     generated,
     held_out,
     job,
-    memory_feed,
+    memory_loader,
     ready,
     run,
     same_bits,
@@ -154,7 +154,7 @@ def test_a_gradient_of_the_discriminator_that_is_not_finite_is_named() -> None:
     """Draws so far off that their products overflow, while the model's own gradient is finite."""
     far = {"prior": {"kind": "mixture", "radius": 3e38}}
     made = job({"preset": "adversarial", "adversary": far})
-    check_sensitivity(fresh(made, ROWS).module, memory_feed(made, ROWS), CPU)  # does not throw
+    check_sensitivity(fresh(made, ROWS).module, memory_loader(made, ROWS), CPU)  # does not throw
     sentence = (
         r"stopped at step 0 \(epoch 1\): worker 0: gradient of discriminator\.\d\.weight is NaN or "
         "infinite. The last checkpoint is kept; lower the learning rate or look at the rows"
@@ -169,7 +169,7 @@ def test_a_broken_discriminator_is_named_by_the_term() -> None:
         rival.network[0].weight.fill_(math.inf)
     made = job(MODEL)
     with pytest.raises(TrainingError, match="worker 0: term adversary is NaN or infinite"):
-        Run(made, memory_feed(made, ROWS), state).fit()
+        Run(made, memory_loader(made, ROWS), state).fit()
 
 
 def clusters() -> np.ndarray:

@@ -38,7 +38,7 @@ from hourglass.training.complete import Run, complete
 from hourglass.training.folder import run_uri
 
 sys.path.insert(0, str(Path(__file__).parent))
-from training_kit import CPU, Stop, generated, held_out, job, memory_feed
+from training_kit import CPU, Stop, generated, held_out, job, memory_loader
 
 ROWS = generated(300, 6)
 
@@ -111,7 +111,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
     def distribute(run: Run, measured: Any, room: Any, listener: Heard) -> None:
         run.checkpoints.check()
-        complete(run, memory_feed(run.job, ROWS), Alone(), CPU, listener.tell)
+        complete(run, memory_loader(run.job, ROWS), Alone(), CPU, listener.tell)
 
     monkeypatch.setattr(launch, "measure", measure)
     monkeypatch.setattr(launch, "distribute", distribute)

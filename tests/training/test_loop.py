@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hourglass.data import stats
-from hourglass.data.feed import Batch
+from hourglass.data.loader import Batch
 from hourglass.data.reading import _census
 from hourglass.errors import DataError, TrainingError
 from hourglass.training import step
@@ -33,11 +33,11 @@ from training_kit import (
     generated,
     held_out,
     job,
-    memory_feed,
+    memory_loader,
     ready,
     run,
     same_bits,
-    stream_feed,
+    stream_loader,
     timeless,
     weights,
 )
@@ -116,7 +116,7 @@ def test_rows_per_second_counts_the_rows_of_this_sitting() -> None:
     """A run resumed in the middle of an epoch divides the rows it has seen itself."""
     spec = job(epochs=1)
     made = ready(spec, ROWS)
-    seen = sum(batch.total for batch in made.feed.train(0, 5))
+    seen = sum(batch.total for batch in made.loader.train(0, 5))
     made.state.step = made.state.epoch_step = 5
     rates = []
     with pytest.MonkeyPatch.context() as patch:
@@ -214,8 +214,8 @@ def test_a_value_too_large_in_the_rows_names_step_worker_and_tensor() -> None:
         batch[3, 2] = 1e300
         return batch
 
-    feed = Planted(memory_feed(spec, rows), 11, plant)
-    assert stopped(Run(spec, feed, fresh(spec, rows))) == (
+    loader = Planted(memory_loader(spec, rows), 11, plant)
+    assert stopped(Run(spec, loader, fresh(spec, rows))) == (
         "stopped at step 11 (epoch 2): worker 0: rows in model space is NaN or infinite. " + ADVICE
     )
 
@@ -228,10 +228,10 @@ def test_missing_cells_are_imputed_and_never_blamed() -> None:
         batch[0, 0] = np.nan
         return batch
 
-    made = Run(spec, Planted(memory_feed(spec, ROWS), 3, plant), fresh(spec, ROWS))
+    made = Run(spec, Planted(memory_loader(spec, ROWS), 3, plant), fresh(spec, ROWS))
     made.fit()
     assert all(math.isfinite(value) for record in made.records for value in record.values())
-    made = Run(spec, Planted(memory_feed(spec, ROWS), 3, plant), fresh(spec, ROWS))
+    made = Run(spec, Planted(memory_loader(spec, ROWS), 3, plant), fresh(spec, ROWS))
     torch.nn.init.constant_(made.state.module.network.decoder[1].weight, 1e30)
     assert "worker 0: term mse is NaN or infinite" in stopped(made)
 
@@ -406,8 +406,8 @@ def locked(rows: np.ndarray) -> np.ndarray:
     return np.frombuffer(rows.tobytes(), rows.dtype).reshape(rows.shape)
 
 
-@pytest.mark.parametrize("feed", ["memory", "stream"])
-def test_rows_that_cannot_be_written_to_are_taken_without_a_warning(feed: str) -> None:
+@pytest.mark.parametrize("loader", ["memory", "stream"])
+def test_rows_that_cannot_be_written_to_are_taken_without_a_warning(loader: str) -> None:
     made = job({"penalties": [{"kind": "sparsity_kl", "rho": 0.2, "beta": 0.3}]}, epochs=2)
     rows, held = locked(ROWS), held_out(len(ROWS))
     table = [{n: v.tobytes() for n, v in stats.measure(rows[~held]).arrays().items()}]
@@ -419,8 +419,10 @@ def test_rows_that_cannot_be_written_to_are_taken_without_a_warning(feed: str) -
             with pytest.raises(UserWarning, match="not writable"):  # the control
                 torch.from_numpy(rows)
             census = _census([table[0] | counts])
-            parts: Any = stream_feed(made, rows) if feed == "stream" else memory_feed(made, rows)
-            if feed == "stream":
+            parts: Any = (
+                stream_loader(made, rows) if loader == "stream" else memory_loader(made, rows)
+            )
+            if loader == "stream":
                 read = parts._read
                 parts._read = lambda slices: map(locked, read(slices))
             check_sensitivity(build(made, census.stats), parts, CPU)

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from hourglass.config.train import TrainJob
 from hourglass.data import stats
-from hourglass.data.feed import Feed
+from hourglass.data.loader import Loader
 from hourglass.errors import DataError, SpecError, TrainingError
 from hourglass.training import calibrate as calibration
 from hourglass.training import loop, members, phases
@@ -29,16 +29,16 @@ from training_kit import (
     generated,
     held_out,
     job,
-    memory_feed,
+    memory_loader,
     run,
     same_bits,
-    stream_feed,
+    stream_loader,
     timeless,
 )
 
 ROWS = generated()
 STATS = stats.measure(ROWS[~held_out(len(ROWS))])
-FEEDS = {"memory": memory_feed, "stream": stream_feed}
+LOADERS = {"memory": memory_loader, "stream": stream_loader}
 NOISY = {
     "corruption": {"kind": "gaussian", "sd": 0.1},
     "penalties": [{"kind": "sparsity_kl", "rho": 0.2, "beta": 0.1}],
@@ -47,12 +47,14 @@ GREEDY = {"phases": [{"kind": "greedy", "epochs": 1}]}
 
 
 def trained(
-    made: TrainJob, feed: Feed | None = None, saved: Any = None, said: Any = None
+    made: TrainJob, loader: Loader | None = None, saved: Any = None, said: Any = None
 ) -> Trained:
     """The members of `made`; `said` collects what they tell."""
     lines = [] if said is None else said
     tell = lambda kind, payload: lines.append((kind, payload))  # noqa: E731
-    return members.train(made, STATS, feed or memory_feed(made, ROWS), Alone(), CPU, tell, saved)
+    return members.train(
+        made, STATS, loader or memory_loader(made, ROWS), Alone(), CPU, tell, saved
+    )
 
 
 def ends(made: Trained) -> list[dict[str, torch.Tensor]]:
@@ -67,15 +69,15 @@ def assert_same(one: Trained, other: Trained) -> None:
     assert one.lead == other.lead
 
 
-@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("train", [{}, GREEDY], ids=["plain", "phases"])
-def test_a_member_is_the_run_of_its_seed(feed: str, train: dict[str, Any]) -> None:
+def test_a_member_is_the_run_of_its_seed(loader: str, train: dict[str, Any]) -> None:
     made = job(NOISY, seeds=3, epochs=2, **train)
-    found = trained(made, FEEDS[feed](made, ROWS))
+    found = trained(made, LOADERS[loader](made, ROWS))
     for number, member in enumerate(found.members, start=1):
         solo = job(NOISY, seed=5 + number - 1, epochs=2, **train)
         assert members.alone(made, number) == solo
-        (alone,) = trained(solo, FEEDS[feed](solo, ROWS)).members
+        (alone,) = trained(solo, LOADERS[loader](solo, ROWS)).members
         assert same_bits(member.module.state_dict(), alone.module.state_dict())
         assert timeless(member.history) == timeless(alone.history)
     assert not same_bits(*ends(found)[:2])
@@ -196,14 +198,14 @@ def test_more_members_than_an_artifact_holds_are_refused_before_the_first_step()
     )
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_a_feed_of_another_seed_is_the_one_made_with_it(feed: str) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_loader_of_another_seed_is_the_one_made_with_it(loader: str) -> None:
     made, other = job(), job(seed=9)
-    first = FEEDS[feed](made, ROWS)
+    first = LOADERS[loader](made, ROWS)
     list(first.train(0))
     held = list(first.holdout())
     for epoch in (0, 1):
-        expected = FEEDS[feed](other, ROWS).train(epoch)
+        expected = LOADERS[loader](other, ROWS).train(epoch)
         for mine, its in zip(first.seeded(9).train(epoch), expected, strict=True):
             np.testing.assert_array_equal(mine.rows, its.rows)
     for mine, its in zip(first.seeded(9).holdout(), held, strict=True):
@@ -214,8 +216,8 @@ def test_a_feed_of_another_seed_is_the_one_made_with_it(feed: str) -> None:
 def test_the_threshold_is_the_quantile_of_the_combined_scores(combine: str) -> None:
     made = job(NOISY, seeds=3, combine=combine, epochs=2)
     found = trained(made)
-    feed = memory_feed(made, ROWS)
-    held = torch.from_numpy(np.concatenate(list(feed.holdout())))
+    loader = memory_loader(made, ROWS)
+    held = torch.from_numpy(np.concatenate(list(loader.holdout())))
     assert len(held) == 30
     own = []
     for module in found.modules:
@@ -223,7 +225,7 @@ def test_the_threshold_is_the_quantile_of_the_combined_scores(combine: str) -> N
         own.append((result.output_BF - result.clean_BF).square().double().mean(1).detach().numpy())
     together = np.mean(own, axis=0) if combine == "mean" else np.max(own, axis=0)
     calibrated, golden, agreement = calibrate(
-        found.modules, made.train.combine, feed, Alone(), 0.9, CPU
+        found.modules, made.train.combine, loader, Alone(), 0.9, CPU
     )
     assert calibrated.threshold == pytest.approx(np.quantile(together, 0.9), rel=1e-12)
     assert calibrated.quantiles["0.5"] == pytest.approx(np.median(together), rel=1e-12)
@@ -239,11 +241,11 @@ def test_one_member_is_calibrated_as_before() -> None:
     made = job(epochs=1)
     found = trained(made)
     result = found.modules[0].eval()(
-        torch.from_numpy(np.concatenate(list(memory_feed(made, ROWS).holdout())))
+        torch.from_numpy(np.concatenate(list(memory_loader(made, ROWS).holdout())))
     )
     own = (result.output_BF - result.clean_BF).square().mean(dim=1, dtype=torch.float64)
     calibrated, _, agreement = calibrate(
-        found.modules, "mean", memory_feed(made, ROWS), Alone(), 0.9, CPU
+        found.modules, "mean", memory_loader(made, ROWS), Alone(), 0.9, CPU
     )
     assert calibrated.threshold == np.quantile(own.detach().numpy(), 0.9)
     assert agreement == {}

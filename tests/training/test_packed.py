@@ -27,11 +27,11 @@ from hourglass.training.members import Member
 from hourglass.tuning.pack import obstacle, packs
 
 sys.path.insert(0, str(Path(__file__).parent))
-from training_kit import CPU, generated, held_out, job, memory_feed, stream_feed
+from training_kit import CPU, generated, held_out, job, memory_loader, stream_loader
 
 ROWS = generated()
 STATS = stats.measure(ROWS[~held_out(len(ROWS))])
-FEEDS = {"memory": memory_feed, "stream": stream_feed}
+LOADERS = {"memory": memory_loader, "stream": stream_loader}
 CLOSE = 1e-5
 """Most that a weight of a member may differ from the same run alone."""
 APART = 100 * CLOSE
@@ -42,19 +42,19 @@ def quiet(kind: str, payload: Any) -> None:
     """Nobody listens."""
 
 
-def together(jobs: Sequence[TrainJob], feed: str = "memory") -> list[Member | TrainingError]:
+def together(jobs: Sequence[TrainJob], loader: str = "memory") -> list[Member | TrainingError]:
     """The members of one pack."""
     assert packs({str(number): job for number, job in enumerate(jobs)}) == [
         [str(number) for number in range(len(jobs))]
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of an operation that is not mapped but looped
-        return packed.train(jobs, STATS, FEEDS[feed](jobs[0], ROWS), CPU, [quiet] * len(jobs))
+        return packed.train(jobs, STATS, LOADERS[loader](jobs[0], ROWS), CPU, [quiet] * len(jobs))
 
 
-def alone(made: TrainJob, feed: str = "memory") -> Member:
+def alone(made: TrainJob, loader: str = "memory") -> Member:
     """The same run by itself."""
-    rows = FEEDS[feed](made, ROWS)
+    rows = LOADERS[loader](made, ROWS)
     return members.train(made, STATS, rows, Alone(), CPU, quiet).members[0]
 
 
@@ -77,10 +77,10 @@ def assert_member(found: Member | TrainingError, expected: Member) -> None:
     assert found.module.spec == expected.module.spec
 
 
-def assert_same(jobs: Sequence[TrainJob], feed: str = "memory") -> list[Member]:
+def assert_same(jobs: Sequence[TrainJob], loader: str = "memory") -> list[Member]:
     """Every member is its own run alone, and nobody else's; returns them."""
-    ends = together(jobs, feed)
-    runs = [alone(made, feed) for made in jobs]
+    ends = together(jobs, loader)
+    runs = [alone(made, loader) for made in jobs]
     for index, (found, expected) in enumerate(zip(ends, runs, strict=True)):
         assert_member(found, expected)
         for other in runs[:index] + runs[index + 1 :]:
@@ -160,10 +160,10 @@ def test_streamed_rows_are_those_of_each_members_seed() -> None:
 def test_without_a_holdout_the_last_weights_count() -> None:
     jobs = [job(**adam(lr)) for lr in (0.01, 0.03)]
     everything = np.zeros(len(ROWS), dtype=bool)
-    feed = memory_feed(jobs[0], ROWS, everything)
-    for made, found in zip(jobs, packed.train(jobs, STATS, feed, CPU, [quiet] * 2), strict=True):
+    loader = memory_loader(jobs[0], ROWS, everything)
+    for made, found in zip(jobs, packed.train(jobs, STATS, loader, CPU, [quiet] * 2), strict=True):
         expected = members.train(
-            made, STATS, memory_feed(made, ROWS, everything), Alone(), CPU, quiet
+            made, STATS, memory_loader(made, ROWS, everything), Alone(), CPU, quiet
         )
         assert_member(found, expected.members[0])
         assert "holdout_mse" not in found.best
@@ -196,7 +196,7 @@ def test_each_hears_its_own_epochs() -> None:
     jobs = [job(epochs=epochs, **adam(0.01)) for epochs in (2, 3)]
     heard: list[list[Any]] = [[], []]
     tells = [lambda kind, payload, own=own: own.append((kind, payload)) for own in heard]
-    ends = packed.train(jobs, STATS, memory_feed(jobs[0], ROWS), CPU, tells)
+    ends = packed.train(jobs, STATS, memory_loader(jobs[0], ROWS), CPU, tells)
     for own, end in zip(heard, ends, strict=True):
         assert own == [("epoch", record) for record in end.history]
     assert [len(own) for own in heard] == [2, 3]
@@ -273,7 +273,7 @@ def test_what_does_not_pack_would_not_be_the_run_alone(case: str) -> None:
     jobs = OBSTACLES[case]
     assert all(obstacle(made) for made in jobs)
     try:
-        ends = packed.train(jobs, STATS, memory_feed(jobs[0], ROWS), CPU, [quiet] * 2)
+        ends = packed.train(jobs, STATS, memory_loader(jobs[0], ROWS), CPU, [quiet] * 2)
     except RuntimeError:
         return
     assert distance(ends[0].module, alone(jobs[0]).module) > CLOSE
@@ -308,12 +308,12 @@ def test_the_artifacts_are_those_of_single_runs(
         return check_sensitivity(module, *rest)
 
     monkeypatch.setattr(completing, "check_sensitivity", refusing)
-    feed = memory_feed(jobs[0], ROWS)
-    ends = complete_packed(runs(jobs, tmp_path / "packed"), feed, CPU, [quiet] * 4)
+    loader = memory_loader(jobs[0], ROWS)
+    ends = complete_packed(runs(jobs, tmp_path / "packed"), loader, CPU, [quiet] * 4)
     outcomes: list[Any] = []
     for run in runs(jobs, tmp_path / "alone"):
         try:
-            outcomes.append(complete(run, memory_feed(run.job, ROWS), Alone(), CPU, quiet))
+            outcomes.append(complete(run, memory_loader(run.job, ROWS), Alone(), CPU, quiet))
         except HourglassError as error:
             outcomes.append(error)
     assert [type(end) for end in ends] == [dict, TrainingError, SpecError, dict]
@@ -350,9 +350,9 @@ def test_tf32_is_for_a_gpu_while_it_trains(tmp_path: Path, packed: bool) -> None
 
     (run,) = runs([job(noisy("gaussian", sd=0.1))], tmp_path)
     if packed:
-        complete_packed([run], memory_feed(run.job, ROWS), CPU, [tell])
+        complete_packed([run], memory_loader(run.job, ROWS), CPU, [tell])
     else:
-        complete(run, memory_feed(run.job, ROWS), Alone(), CPU, tell)
+        complete(run, memory_loader(run.job, ROWS), Alone(), CPU, tell)
     assert len(seen) == 1
     gpu, cpu = seen.pop()
     assert gpu == "tf32"
@@ -372,5 +372,5 @@ def test_a_write_that_fails_costs_nobody_else_a_training(
 
     monkeypatch.setattr(artifact, "save", full)
     jobs = [job(noisy("gaussian", sd=sd)) for sd in (0.1, 0.2, 0.3)]
-    ends = complete_packed(runs(jobs, tmp_path), memory_feed(jobs[0], ROWS), CPU, [quiet] * 3)
+    ends = complete_packed(runs(jobs, tmp_path), memory_loader(jobs[0], ROWS), CPU, [quiet] * 3)
     assert [type(end) for end in ends] == [dict, OSError, dict]

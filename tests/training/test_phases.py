@@ -15,7 +15,7 @@ from torch import Tensor
 from hourglass import Autoencoder
 from hourglass.config.train import TrainJob
 from hourglass.data import stats
-from hourglass.data.feed import MemoryFeed
+from hourglass.data.loader import MemoryLoader
 from hourglass.errors import SpecError, TrainingError
 from hourglass.model import rbm
 from hourglass.training import phases
@@ -35,10 +35,10 @@ from training_kit import (
     generated,
     held_out,
     job,
-    memory_feed,
+    memory_loader,
     ready,
     same_bits,
-    stream_feed,
+    stream_loader,
     timeless,
     weights,
 )
@@ -81,11 +81,11 @@ def rows_of(made: TrainJob) -> np.ndarray:
     return BITS if made.data.scaling.kind == "unit" else ROWS
 
 
-def pretrained(made: TrainJob, said: list[str] | None = None, feed: Any = memory_feed) -> State:
+def pretrained(made: TrainJob, said: list[str] | None = None, loader: Any = memory_loader) -> State:
     """The state after the phases."""
     now = fresh(made, rows_of(made))
     lines = [] if said is None else said
-    pretrain(now.module, feed(made, rows_of(made)), made.train, Alone(), lines.append, CPU)
+    pretrain(now.module, loader(made, rows_of(made)), made.train, Alone(), lines.append, CPU)
     return now
 
 
@@ -126,11 +126,11 @@ def test_greedy_by_hand() -> None:
     """One epoch on the first layer is Adam on a two-layer network of the same first weights."""
     made = job(TANH, phases=[GREEDY | {"epochs": 1}])
     start = fresh(made, ROWS)
-    feed = memory_feed(made, ROWS)
+    loader = memory_loader(made, ROWS)
     weight, bias, back, visible = (p.detach().clone() for p in layers(start)[0])
     leaves = [p.requires_grad_() for p in (weight, bias, back, visible)]
     adam = torch.optim.Adam(leaves, 0.01)
-    for batch in feed.train(phases.FIRST):
+    for batch in loader.train(phases.FIRST):
         x = start.module.preprocessing(torch.from_numpy(batch.rows))
         output = torch.tanh(x @ weight.t() + bias) @ back.t() + visible
         adam.zero_grad()
@@ -145,13 +145,13 @@ def test_the_layers_above_wait_and_those_below_stay() -> None:
     """After the only epoch of layer 1, the weights of layer 1 are the final ones."""
     made = job(TANH, phases=[GREEDY | {"epochs": 1}])
     now, seen = fresh(made, ROWS), []
-    feed = memory_feed(made, ROWS)
+    loader = memory_loader(made, ROWS)
 
     def look(line: str) -> None:
         seen.append([[p.detach().clone() for p in layer] for layer in layers(now)])
 
     start = [[p.detach().clone() for p in layer] for layer in layers(now)]
-    pretrain(now.module, feed, made.train, Alone(), look, CPU)
+    pretrain(now.module, loader, made.train, Alone(), look, CPU)
     for trained, snapshot in enumerate(seen):
         for index in range(3):
             expected = seen[-1][index] if index <= trained else start[index]
@@ -240,7 +240,7 @@ def test_the_epochs_after_it_change_nothing(name: str) -> None:
 
 def test_no_epoch_and_no_noise_comes_twice() -> None:
     made, asked, seeds = job(**JOBS["rbm, then greedy"]), [], []
-    feed = memory_feed(made, BITS)
+    loader = memory_loader(made, BITS)
     drawn_from = phases.noise_seed
 
     def seed(*key: int) -> int:
@@ -248,41 +248,41 @@ def test_no_epoch_and_no_noise_comes_twice() -> None:
         return seeds[-1]
 
     with (
-        patch.object(feed, "train", lambda epoch: asked.append(epoch) or iter_of(feed, epoch)),
+        patch.object(loader, "train", lambda epoch: asked.append(epoch) or iter_of(loader, epoch)),
         patch.object(phases, "noise_seed", seed),
     ):
-        pretrain(fresh(made, BITS).module, feed, made.train, Alone(), print, CPU)
+        pretrain(fresh(made, BITS).module, loader, made.train, Alone(), print, CPU)
     assert asked == [phases.FIRST + n for n in range(3 * 20 + 3 * 4)]
     assert len(set(seeds)) == len(seeds) == 2 * 3 + (3 * 20 + 3 * 4) * 9
     assert max(seeds) < 2**64
 
 
-def iter_of(feed: MemoryFeed, epoch: int) -> Any:
-    return MemoryFeed.train(feed, epoch)
+def iter_of(loader: MemoryLoader, epoch: int) -> Any:
+    return MemoryLoader.train(loader, epoch)
 
 
-def test_a_streaming_feed_opens_nothing_ahead() -> None:
+def test_a_streaming_loader_opens_nothing_ahead() -> None:
     """Every stream that pretraining opens is read to its end, and no later epoch is opened early."""
     made, opened = job(**JOBS["greedy"]), []
 
-    def feed(made: TrainJob, rows: np.ndarray) -> Any:
-        made_feed = stream_feed(made, rows)
-        read = made_feed._read
+    def loader(made: TrainJob, rows: np.ndarray) -> Any:
+        made_loader = stream_loader(made, rows)
+        read = made_loader._read
 
         def counted(slices: Any) -> Any:
             opened.append("open")
             yield from read(slices)
             opened.append("end")
 
-        made_feed._read, made_feed._epochs = counted, 4
-        opened.append(made_feed)
-        return made_feed
+        made_loader._read, made_loader._epochs = counted, 4
+        opened.append(made_loader)
+        return made_loader
 
-    pretrained(made, feed=feed)
-    made_feed, *events = opened
-    assert made_feed._open is None
+    pretrained(made, loader=loader)
+    made_loader, *events = opened
+    assert made_loader._open is None
     assert events.count("open") == 3 * 4
-    rows = np.concatenate([batch.rows for batch in made_feed.train(phases.FIRST + 7)])
+    rows = np.concatenate([batch.rows for batch in made_loader.train(phases.FIRST + 7)])
     assert sorted(rows.sum(1)) == pytest.approx(sorted(ROWS[~held_out(len(ROWS))].sum(1)))
 
 
@@ -304,7 +304,7 @@ def whole(made: TrainJob, folder: Path, stop: int | None = None, said: list | No
     def tell(kind: str, payload: Any) -> None:
         lines.append((kind, payload))
 
-    begin(run.state, made.train, run.feed, saved, Alone(), tell, CPU)
+    begin(run.state, made.train, run.loader, saved, Alone(), tell, CPU)
     if stop == 0:
         return run
     run.fit(commit)
@@ -385,7 +385,7 @@ def start(made: TrainJob) -> State:
 def end(now: State, made: TrainJob, peers: Peers, said: list[str]) -> State:
     """Pretrained on this worker's part of every batch."""
     rows = rows_of(made).astype(np.float64)
-    feed = MemoryFeed(
+    loader = MemoryLoader(
         rows,
         held_out(len(rows)),
         batch_size=made.train.batch_size,
@@ -393,7 +393,7 @@ def end(now: State, made: TrainJob, peers: Peers, said: list[str]) -> State:
         worker=peers.rank,
         workers=peers.size,
     )
-    pretrain(now.module, feed, made.train, peers, said.append, CPU)
+    pretrain(now.module, loader, made.train, peers, said.append, CPU)
     return now
 
 

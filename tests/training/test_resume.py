@@ -18,14 +18,14 @@ from training_kit import (
     fresh,
     generated,
     job,
-    memory_feed,
+    memory_loader,
     same_bits,
-    stream_feed,
+    stream_loader,
     timeless,
 )
 
 ROWS = generated()
-FEEDS = {"memory": memory_feed, "stream": stream_feed}
+LOADERS = {"memory": memory_loader, "stream": stream_loader}
 NOISY = {
     "corruption": {"kind": "gaussian", "sd": 0.1},
     "code": {"kind": "plain"},
@@ -42,15 +42,15 @@ def spec(optimizer: dict | None = None) -> TrainJob:
     return job(NOISY, optimizer=chosen, schedule=schedule, checkpoint_every_steps=1)
 
 
-def begin(made: TrainJob, feed: str) -> Run:
-    return Run(made, FEEDS[feed](made, ROWS), fresh(made, ROWS))
+def begin(made: TrainJob, loader: str) -> Run:
+    return Run(made, LOADERS[loader](made, ROWS), fresh(made, ROWS))
 
 
 def checkpoints(folder: Path) -> Checkpoints:
     return Checkpoints(str(folder), "run", "data", 1)
 
 
-def stop_at(step: int, made: TrainJob, feed: str, folder: Path) -> None:
+def stop_at(step: int, made: TrainJob, loader: str, folder: Path) -> None:
     """Run until `step` is committed, and no further."""
 
     def commit(state: State) -> None:
@@ -59,12 +59,12 @@ def stop_at(step: int, made: TrainJob, feed: str, folder: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        begin(made, feed).fit(commit)
+        begin(made, loader).fit(commit)
 
 
-def resume(made: TrainJob, feed: str, folder: Path) -> Run:
+def resume(made: TrainJob, loader: str, folder: Path) -> Run:
     """A new state from the committed checkpoint, run to its end."""
-    run = begin(made, feed)
+    run = begin(made, loader)
     saved = checkpoints(folder)
     name = saved.newest(pytest.fail)
     assert name is not None
@@ -87,20 +87,20 @@ def assert_same_run(one: State, other: State) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, State]:
-    return {feed: begin(spec(), feed).fit() for feed in FEEDS}
+    return {loader: begin(spec(), loader).fit() for loader in LOADERS}
 
 
 def test_the_random_steps_include_the_middle_of_epochs() -> None:
     assert len({step for step in RANDOM_STEPS if step % 9}) >= 3
 
 
-@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("step", [*RANDOM_STEPS, 9, STEPS])
 def test_stop_and_resume_is_the_uninterrupted_run(
-    step: int, feed: str, tmp_path: Path, undisturbed: dict[str, State]
+    step: int, loader: str, tmp_path: Path, undisturbed: dict[str, State]
 ) -> None:
-    stop_at(step, spec(), feed, tmp_path)
-    assert_same_run(resume(spec(), feed, tmp_path).state, undisturbed[feed])
+    stop_at(step, spec(), loader, tmp_path)
+    assert_same_run(resume(spec(), loader, tmp_path).state, undisturbed[loader])
 
 
 @pytest.mark.parametrize("code", ["top_k", "batch_top_k"])

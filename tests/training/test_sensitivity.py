@@ -29,7 +29,7 @@ from hourglass.training.sensitivity import check_sensitivity
 from hourglass.tuning.on_disk import Rows
 
 sys.path.insert(0, str(Path(__file__).parent))
-from training_kit import CPU, generated, job, memory_feed
+from training_kit import CPU, generated, job, memory_loader
 
 ROWS = generated()
 
@@ -132,7 +132,7 @@ def checked(model: dict[str, Any], rows: Any = ROWS) -> list[dict[str, Any]]:
     made = job(model)
     module = build(made, measure(rows))
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    found = check_sensitivity(module, memory_feed(made, rows), CPU)
+    found = check_sensitivity(module, memory_loader(made, rows), CPU)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     return found
 
@@ -190,7 +190,7 @@ def test_one_without_effect_ends_the_run_before_it_begins(tmp_path: Path) -> Non
     schema = FeatureSchema(vector="x", columns=(), width=12, dtype="float32")
     run = Run(made, schema, measure(ROWS), str(tmp_path / "run"), "data", {})
     with pytest.raises(SpecError, match=r"model\.loss\.delta: 1000\.0 does nothing"):
-        complete(run, memory_feed(made, ROWS), Alone(), CPU, lambda *words: said.append(words))
+        complete(run, memory_loader(made, ROWS), Alone(), CPU, lambda *words: said.append(words))
     assert (said, list(tmp_path.iterdir())) == ([], [])
 
 

@@ -10,7 +10,7 @@ import torch
 from hourglass.config.files import parse
 from hourglass.config.train import TrainJob
 from hourglass.data import plan, stats
-from hourglass.data.feed import Batch, Feed, MemoryFeed, StreamFeed
+from hourglass.data.loader import Batch, Loader, MemoryLoader, StreamLoader
 from hourglass.data.plan import GroupCount, Slice
 from hourglass.training import loop, state
 from hourglass.training.build import build
@@ -49,14 +49,14 @@ def job(model: dict[str, Any] | None = None, scaling: str = "range", **train: An
     return parsed
 
 
-def memory_feed(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> MemoryFeed:
-    """The cached feed of one worker."""
+def memory_loader(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> MemoryLoader:
+    """The cached loader of one worker."""
     held = held_out(len(rows)) if held is None else held
-    return MemoryFeed(rows, held, batch_size=job.train.batch_size, seed=job.train.seed)
+    return MemoryLoader(rows, held, batch_size=job.train.batch_size, seed=job.train.seed)
 
 
-def stream_feed(job: TrainJob, rows: np.ndarray, window_rows: int = 50) -> StreamFeed:
-    """The streaming feed of one worker, over row groups of 40 rows read by plain Python."""
+def stream_loader(job: TrainJob, rows: np.ndarray, window_rows: int = 50) -> StreamLoader:
+    """The streaming loader of one worker, over row groups of 40 rows read by plain Python."""
     held = held_out(len(rows))
     groups = [np.arange(start, min(start + 40, len(rows))) for start in range(0, len(rows), 40)]
     counts = [
@@ -70,7 +70,7 @@ def stream_feed(job: TrainJob, rows: np.ndarray, window_rows: int = 50) -> Strea
             mask = held[group] if part.split == "holdout" else ~held[group]
             yield rows[group[mask]][part.start : part.stop]
 
-    return StreamFeed(
+    return StreamLoader(
         counts,
         read,
         columns=rows.shape[1],
@@ -95,7 +95,7 @@ class Run:
     """A run in this process, and what it said."""
 
     job: TrainJob
-    feed: Feed
+    loader: Loader
     state: State
     records: list[Record] = field(default_factory=list)
 
@@ -104,7 +104,7 @@ class Run:
         loop.fit(
             self.state,
             self.state.module,
-            self.feed,
+            self.loader,
             self.job.train,
             Alone(),
             report=self.records.append,
@@ -116,7 +116,7 @@ class Run:
 
 def ready(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> Run:
     """A run on cached rows before its first step."""
-    return Run(job, memory_feed(job, rows, held), fresh(job, rows, held))
+    return Run(job, memory_loader(job, rows, held), fresh(job, rows, held))
 
 
 def run(job: TrainJob, rows: np.ndarray, held: np.ndarray | None = None) -> Run:
@@ -145,23 +145,23 @@ def timeless(history: list[Record]) -> list[Record]:
 
 @dataclass
 class Planted:
-    """A feed that changes the batch of one step."""
+    """A loader that changes the batch of one step."""
 
-    feed: Feed
+    loader: Loader
     step: int
     change: Callable[[np.ndarray], np.ndarray]
 
     @property
     def steps(self) -> int:
-        return self.feed.steps
+        return self.loader.steps
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        for index, batch in enumerate(self.feed.train(epoch, first_step), first_step):
+        for index, batch in enumerate(self.loader.train(epoch, first_step), first_step):
             hit = epoch * self.steps + index == self.step
             yield Batch(self.change(batch.rows.copy()), batch.total) if hit else batch
 
     def holdout(self) -> Iterator[np.ndarray]:
-        return self.feed.holdout()
+        return self.loader.holdout()
 
 
 def batches(job: TrainJob, rows: int, epoch: int) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ from hourglass.config import files
 from hourglass.config.train import TrainJob
 from hourglass.data import arrays, unlikely
 from hourglass.data.arrays import Rows
-from hourglass.data.feed import MemoryFeed
+from hourglass.data.loader import MemoryLoader
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
 from hourglass.data.unlikely import Sample
@@ -68,7 +68,7 @@ def fit(
     schema = arrays.schema(rows, vector, names, job.data.missing)
     features, held, stats, dataset = _measured(job, rows, schema)
     device = _device(job)
-    feed = MemoryFeed(features, held, batch_size=job.train.batch_size, seed=job.train.seed)
+    loader = MemoryLoader(features, held, batch_size=job.train.batch_size, seed=job.train.seed)
     say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
         "{imputed_cells} cells imputed".format(**dataset))  # fmt: skip
 
@@ -76,8 +76,8 @@ def fit(
         say(_line(payload, job) if kind == "epoch" else payload)
 
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-        sensitivity = check_sensitivity(build(job, stats).to(device), feed, device)
-        trained = members.train(job, stats, feed, Alone(), device, tell)
+        sensitivity = check_sensitivity(build(job, stats).to(device), loader, device)
+        trained = members.train(job, stats, loader, Alone(), device, tell)
     if trained.members[-1].interrupted:
         last = trained.history[-1]
         warnings.warn(
@@ -86,7 +86,7 @@ def fit(
         )
     lead, *others = trained.modules
     calibration, golden, agreement = calibrate(
-        [lead, *others], job.train.combine, feed, Alone(), job.quantile, device
+        [lead, *others], job.train.combine, loader, Alone(), job.quantile, device
     )
     manifest = artifact.Manifest(
         format=artifact.FORMAT,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hourglass.artifact import Calibration
-from hourglass.data.feed import Feed
+from hourglass.data.loader import Loader
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.ensemble import Combine, combined, scored_error, scores, squared_error
 from hourglass.training.collective import Peers
@@ -32,7 +32,7 @@ QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.99
 def calibrate(
     members: Sequence[AutoencoderModule],
     combine: Combine,
-    feed: Feed,
+    loader: Loader,
     peers: Peers,
     quantile: float,
     device: torch.device,
@@ -46,7 +46,7 @@ def calibrate(
         member.eval()
     module = members[0]
     if module.spec.scaled_score:
-        _set_typical_errors(members, feed, peers, device)
+        _set_typical_errors(members, loader, peers, device)
     width = module.spec.network.code_width
     # Filled in place: thousands of small results kept between large temporaries would scatter the
     # heap, and memory would grow with the rows.
@@ -54,7 +54,7 @@ def calibrate(
     codes = torch.empty((MOST_CODES, width), device=device)
     golden: list[Tensor] = []
     rows = 0
-    for part in _rows(feed, peers, device):
+    for part in _rows(loader, peers, device):
         part = part[: MOST_ROWS - rows]
         if not len(part):
             continue
@@ -86,7 +86,7 @@ def calibrate(
 
 
 def _set_typical_errors(
-    members: Sequence[AutoencoderModule], feed: Feed, peers: Peers, device: torch.device
+    members: Sequence[AutoencoderModule], loader: Loader, peers: Peers, device: torch.device
 ) -> None:
     """Give each member what it divides each column's squared error by, from the training rows.
 
@@ -103,7 +103,7 @@ def _set_typical_errors(
         for m in members
     ]
     rows = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in islice(feed.train(0), feed.steps):
+    for batch in islice(loader.train(0), loader.steps):
         part = torch.from_numpy(batch.rows).to(device)
         rows += len(part)
         for member, sum_2F in zip(members, sums, strict=True):
@@ -159,13 +159,13 @@ def _ranks(values_B: NDArray[np.float64]) -> NDArray[np.float64]:
     return rank[which_B]
 
 
-def _rows(feed: Feed, peers: Peers, device: torch.device) -> "chain[Tensor]":
-    held = (torch.from_numpy(rows).to(device) for rows in feed.holdout())
+def _rows(loader: Loader, peers: Peers, device: torch.device) -> "chain[Tensor]":
+    held = (torch.from_numpy(rows).to(device) for rows in loader.holdout())
     first = next(held, None)
     anywhere = peers.sum(torch.tensor(0.0 if first is None else float(len(first)), device=device))
     if first is not None:
         return chain([first], held)
     if float(anywhere):
         return chain([])
-    trained = (torch.from_numpy(batch.rows).to(device) for batch in feed.train(0))
-    return chain(islice(trained, feed.steps))
+    trained = (torch.from_numpy(batch.rows).to(device) for batch in loader.train(0))
+    return chain(islice(trained, loader.steps))

@@ -11,7 +11,7 @@ import torch
 from hourglass import artifact, storage
 from hourglass.config.files import dump
 from hourglass.config.train import TrainJob
-from hourglass.data.feed import Feed
+from hourglass.data.loader import Loader
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
 from hourglass.errors import HourglassError, SpecError, TrainingError, WriteError
@@ -76,7 +76,7 @@ def _tf32() -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
-def complete(run: Run, feed: Feed, peers: Peers, device: torch.device, tell: Tell) -> Record:
+def complete(run: Run, loader: Loader, peers: Peers, device: torch.device, tell: Tell) -> Record:
     """Check sensitivity, train from the newest checkpoint, calibrate; the first worker saves the artifact.
 
     Returns its metrics. Raises: SpecError, DataError, TrainingError.
@@ -84,16 +84,16 @@ def complete(run: Run, feed: Feed, peers: Peers, device: torch.device, tell: Tel
     job, stats = run.job, run.stats
     began = time.perf_counter()
     with _tf32():
-        sensitivity = _check_sensitivity(build(job, stats).to(device), feed, peers, device)
-        trained = members.train(job, stats, feed, peers, device, tell, run.checkpoints, run.until)
+        sensitivity = _check_sensitivity(build(job, stats).to(device), loader, peers, device)
+        trained = members.train(job, stats, loader, peers, device, tell, run.checkpoints, run.until)
     if run.until is not None:
         return trained.history[-1]
     so_far = {"sensitivity": sensitivity, "seconds": time.perf_counter() - began}
-    return _conclude(run, trained, feed, peers, device, so_far)
+    return _conclude(run, trained, loader, peers, device, so_far)
 
 
 def complete_packed(
-    runs: Sequence[Run], feed: Feed, device: torch.device, tells: Sequence[Tell]
+    runs: Sequence[Run], loader: Loader, device: torch.device, tells: Sequence[Tell]
 ) -> list[Record | Exception]:
     """Complete runs on the same rows that `tuning.pack` put together, trained as one batched model.
 
@@ -104,7 +104,7 @@ def complete_packed(
     began = time.perf_counter()
     ended: dict[int, Record | Exception] = {}
     checked: dict[int, Sensitivity] = {}
-    orders = [feed.seeded(run.job.train.seed) for run in runs]
+    orders = [loader.seeded(run.job.train.seed) for run in runs]
     with _tf32():
         for number, (run, order) in enumerate(zip(runs, orders, strict=True)):
             try:
@@ -113,7 +113,7 @@ def complete_packed(
             except HourglassError as error:
                 ended[number] = error
         jobs, said = [runs[n].job for n in checked], [tells[n] for n in checked]
-        trained = packed.train(jobs, runs[0].stats, feed, device, said)
+        trained = packed.train(jobs, runs[0].stats, loader, device, said)
     share = (time.perf_counter() - began) / len(runs)
     for (number, sensitivity), member in zip(checked.items(), trained, strict=True):
         if isinstance(member, HourglassError):
@@ -132,7 +132,7 @@ def complete_packed(
 def _conclude(
     run: Run,
     trained: Trained,
-    feed: Feed,
+    loader: Loader,
     peers: Peers,
     device: torch.device,
     so_far: dict[str, Any],
@@ -145,7 +145,7 @@ def _conclude(
     job = run.job
     lead, *others = trained.modules
     calibration, golden, agreement = calibrate(
-        [lead, *others], job.train.combine, feed, peers, job.quantile, device
+        [lead, *others], job.train.combine, loader, peers, job.quantile, device
     )
     metrics = trained.best | agreement
     if peers.rank > 0:
@@ -178,13 +178,13 @@ def _conclude(
 
 
 def _check_sensitivity(
-    module: AutoencoderModule, feed: Feed, peers: Peers, device: torch.device
+    module: AutoencoderModule, loader: Loader, peers: Peers, device: torch.device
 ) -> Sensitivity:
     """The first worker checks on its rows; all of them fail where a hyperparameter has no effect."""
     found: Sensitivity | str | None = None
     if peers.rank == 0:
         try:
-            found = check_sensitivity(module, feed, device)
+            found = check_sensitivity(module, loader, device)
         except SpecError as error:
             found = str(error)
     first = peers.share(found)[0]

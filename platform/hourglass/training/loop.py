@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hourglass.config.train import TrainSpec
-from hourglass.data.feed import Feed
+from hourglass.data.loader import Loader
 from hourglass.errors import TrainingError
 from hourglass.training.collective import Peers
 from hourglass.training.state import Record, State
@@ -28,7 +28,7 @@ class Commit(Protocol):
 def fit(
     state: State,
     model: nn.Module,
-    feed: Feed,
+    loader: Loader,
     spec: TrainSpec,
     peers: Peers,
     *,
@@ -43,13 +43,13 @@ def fit(
     Ends with the best weights of the holdout (the last, without one) in `state.module`.
     Raises: TrainingError on every worker when a value is not finite, naming step, worker, tensor.
     """
-    steps = feed.steps * spec.epochs
+    steps = loader.steps * spec.epochs
     rng = torch.Generator(device=device)
     last = spec.epochs if until is None else until
     while state.epoch < last and not state.stopped:
         started, rows = time.perf_counter(), 0
         state.module.train()
-        for batch in feed.train(state.epoch, state.epoch_step):
+        for batch in loader.train(state.epoch, state.epoch_step):
             rng.manual_seed(noise_seed(spec.seed, state.step, peers.rank))
             set_rate(state, spec, steps)
             try:
@@ -64,10 +64,10 @@ def fit(
             state.step += 1
             state.epoch_step += 1
             every = spec.checkpoint_every_steps
-            if every and state.step % every == 0 and state.epoch_step < feed.steps:
+            if every and state.step % every == 0 and state.epoch_step < loader.steps:
                 commit(state)
         trained = time.perf_counter() - started
-        record = end_of_epoch(state, feed, spec, peers, device)
+        record = end_of_epoch(state, loader, spec, peers, device)
         record["rows_per_s"] = rows / max(trained, 1e-9)
         state.history.append(record)
         commit(state)
@@ -77,7 +77,7 @@ def fit(
 
 
 def end_of_epoch(
-    state: State, feed: Feed, spec: TrainSpec, peers: Peers, device: torch.device
+    state: State, loader: Loader, spec: TrainSpec, peers: Peers, device: torch.device
 ) -> Record:
     """Reduce the sums, look at the holdout, keep the best weights, decide on stopping."""
     totals = reduce(state.sums, peers)
@@ -94,9 +94,9 @@ def end_of_epoch(
     record["loss"] = sum(terms.values())
     record |= {n: total / rows for n, total in totals.items() if n.startswith("discriminator_")}
     if state.idle_K is not None:  # a share: units that no row of this epoch has used
-        record["dead_units"] = float((state.idle_K >= feed.steps).double().mean())
+        record["dead_units"] = float((state.idle_K >= loader.steps).double().mean())
     state.module.eval()
-    held = evaluate(state, (torch.from_numpy(rows) for rows in feed.holdout()), peers, device)
+    held = evaluate(state, (torch.from_numpy(rows) for rows in loader.holdout()), peers, device)
     record |= held
     for name, value in record.items():
         if not math.isfinite(value):

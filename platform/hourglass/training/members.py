@@ -14,7 +14,7 @@ import torch
 
 from hourglass import artifact
 from hourglass.config.train import TrainJob, TrainSpec
-from hourglass.data.feed import Feed
+from hourglass.data.loader import Loader
 from hourglass.data.stats import Stats
 from hourglass.errors import SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
@@ -92,7 +92,7 @@ class Trained:
 def train(
     job: TrainJob,
     stats: Stats,
-    feed: Feed,
+    loader: Loader,
     peers: Peers,
     device: torch.device,
     tell: Tell,
@@ -106,12 +106,12 @@ def train(
     Raises: SpecError when an artifact cannot hold them, TrainingError naming the member.
     """
     if job.train.seeds == 1:
-        return Trained([_train(job, stats, feed, peers, device, tell, saved, until)], job)
+        return Trained([_train(job, stats, loader, peers, device, tell, saved, until)], job)
     _require_room(job, build(job, stats))
     members = []
     for number in range(1, job.train.seeds + 1):
         own = alone(job, number)
-        order = feed if number == 1 else feed.seeded(own.train.seed)
+        order = loader if number == 1 else loader.seeded(own.train.seed)
         say, kept = partial(_say, tell, number), saved.of(number) if saved else None
         try:
             members.append(_train(own, stats, order, peers, device, say, kept))
@@ -129,7 +129,7 @@ def train(
 def _train(
     job: TrainJob,
     stats: Stats,
-    feed: Feed,
+    loader: Loader,
     peers: Peers,
     device: torch.device,
     tell: Tell,
@@ -138,13 +138,13 @@ def _train(
 ) -> Member:
     """One run, from its newest checkpoint, if there is one, to its end."""
     now = state.fresh(build(job, stats).to(device), job.train)
-    begin(now, job.train, feed, saved, peers, tell, device)
+    begin(now, job.train, loader, saved, peers, tell, device)
     latest = _Latest()
     try:
         loop.fit(
             now,
             parallel(now.module, peers),
-            feed,
+            loader,
             job.train,
             peers,
             report=partial(tell, "epoch"),
@@ -183,7 +183,7 @@ class _Latest:
 def begin(
     now: State,
     spec: TrainSpec,
-    feed: Feed,
+    loader: Loader,
     saved: Checkpoints | None,
     peers: Peers,
     tell: Tell,
@@ -209,7 +209,7 @@ def begin(
             f"{saved.parent.uri}: no checkpoint to go on from; begin the sweep anew with --fresh"
         )
     elif spec.phases:
-        pretrain(now.module, feed, spec, peers, partial(tell, "note"), device)
+        pretrain(now.module, loader, spec, peers, partial(tell, "note"), device)
         if saved:
             saved.save(now, peers)
 

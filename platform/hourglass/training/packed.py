@@ -23,7 +23,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hourglass.config.train import TrainJob
-from hourglass.data.feed import Batch, Feed
+from hourglass.data.loader import Batch, Loader
 from hourglass.data.stats import Stats
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
@@ -45,7 +45,7 @@ Losses = tuple[Tensor, Sums, Tensor]
 def train(
     jobs: Sequence[TrainJob],
     stats: Stats,
-    feed: Feed,
+    loader: Loader,
     device: torch.device,
     tells: Sequence[Tell],
 ) -> list[Member | TrainingError]:
@@ -59,11 +59,11 @@ def train(
     ]
     ended: dict[int, Member | TrainingError] = {}
     while trials:
-        pack = Pack(trials, feed, device)
+        pack = Pack(trials, loader, device)
         while not pack.left:
             pack.train_epoch()
         for trial, failure in pack.left:
-            ended[trial.number] = failure or _finished(trial, feed, device)
+            ended[trial.number] = failure or _finished(trial, loader, device)
         trials = [trial for trial in trials if trial.number not in ended]
     return [ended[number] for number in range(len(jobs))]
 
@@ -84,13 +84,13 @@ class Trial:
         return spec.optimizer, spec.schedule, spec.epochs
 
 
-def _finished(trial: Trial, feed: Feed, device: torch.device) -> Member | TrainingError:
+def _finished(trial: Trial, loader: Loader, device: torch.device) -> Member | TrainingError:
     """What left, ended as a single run ends: with its best weights, or with its error.
 
     One whose gradient was not finite takes the same step again there, and fails in the same words.
     """
     now, spec = trial.state, trial.job.train
-    report, order = partial(trial.tell, "epoch"), feed.seeded(spec.seed)
+    report, order = partial(trial.tell, "epoch"), loader.seeded(spec.seed)
     try:
         loop.fit(now, now.module, order, spec, ALONE, report=report, commit=_nothing, device=device)
     except TrainingError as error:
@@ -104,11 +104,11 @@ class Pack:
     `left` has who left, with the error of one whose figures of an epoch were not finite.
     """
 
-    def __init__(self, trials: Sequence[Trial], feed: Feed, device: torch.device) -> None:
+    def __init__(self, trials: Sequence[Trial], loader: Loader, device: torch.device) -> None:
         rules = list(dict.fromkeys(trial.rule for trial in trials))
         self._trials = sorted(trials, key=lambda trial: rules.index(trial.rule))
-        self._feed, self._device = feed, device
-        self._feeds = {t.job.train.seed: feed.seeded(t.job.train.seed) for t in trials}
+        self._loader, self._device = loader, device
+        self._loaders = {t.job.train.seed: loader.seeded(t.job.train.seed) for t in trials}
         self._step, self._epoch = trials[0].state.step, trials[0].state.epoch
         self._rng = torch.Generator(device=device)
         models = [_Inside(trial.state.module) for trial in self._trials]
@@ -126,9 +126,9 @@ class Pack:
     def train_epoch(self) -> None:
         """All steps of an epoch, then each member's record of it; whoever leaves takes its state."""
         started, rows = time.perf_counter(), 0
-        every = [feed.train(self._epoch) for feed in self._feeds.values()]
+        every = [loader.train(self._epoch) for loader in self._loaders.values()]
         for batches in zip(*every, strict=True):
-            self._take_step(dict(zip(self._feeds, batches, strict=True)))
+            self._take_step(dict(zip(self._loaders, batches, strict=True)))
             rows += batches[0].total
         share = (time.perf_counter() - started) / len(self._trials)
         self._epoch += 1
@@ -144,7 +144,7 @@ class Pack:
     def _end_epoch(self, trial: Trial, rows_per_s: float) -> None:
         now, spec = trial.state, trial.job.train
         try:
-            record = loop.end_of_epoch(now, self._feed, spec, ALONE, self._device)
+            record = loop.end_of_epoch(now, self._loader, spec, ALONE, self._device)
         except TrainingError as error:
             self.left.append((trial, error))
             return
@@ -176,7 +176,7 @@ class Pack:
                 self.left.append((self._trials[index], None))
         self._clip(gradients, norm_M)
         for group in self._groups:
-            group.move(gradients, self._step, self._feed.steps)
+            group.move(gradients, self._step, self._loader.steps)
         self._idle_MK = idle_MK
         loop.add(self._sums, sums)
         self._step += 1

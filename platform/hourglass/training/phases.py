@@ -17,7 +17,7 @@ from torch.optim import Adam
 
 from hourglass.config.phases import Greedy, Rbm
 from hourglass.config.train import TrainSpec
-from hourglass.data.feed import Feed
+from hourglass.data.loader import Loader
 from hourglass.errors import TrainingError
 from hourglass.model import rbm
 from hourglass.model.activations import FUNCTIONS
@@ -65,7 +65,7 @@ class Layer:
 
 def pretrain(
     module: AutoencoderModule,
-    feed: Feed,
+    loader: Loader,
     spec: TrainSpec,
     peers: Peers,
     report: Callable[[str], None],
@@ -78,7 +78,7 @@ def pretrain(
     epochs, steps, rng = count(FIRST), count(FIRST), torch.Generator(device=device)
 
     def batches(below: Sequence[Layer]) -> Iterator[tuple[Tensor, int]]:
-        for batch in feed.train(next(epochs)):
+        for batch in loader.train(next(epochs)):
             rng.manual_seed(noise_seed(spec.seed, next(steps), peers.rank))
             yield _inside(module, below, torch.from_numpy(batch.rows).to(device)), batch.total
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from hourglass.data.feed import Batch, Feed
+from hourglass.data.loader import Batch, Loader
 from hourglass.errors import SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.spec import ModelSpec
@@ -27,7 +27,9 @@ BATCHES = 2
 Sensitivity = list[dict[str, Any]]
 
 
-def check_sensitivity(module: AutoencoderModule, feed: Feed, device: torch.device) -> Sensitivity:
+def check_sensitivity(
+    module: AutoencoderModule, loader: Loader, device: torch.device
+) -> Sensitivity:
     """For each hyperparameter: its value, the one tried, and how far loss terms and gradients moved.
 
     `module` is left unchanged. Raises: SpecError naming every hyperparameter without effect.
@@ -35,7 +37,7 @@ def check_sensitivity(module: AutoencoderModule, feed: Feed, device: torch.devic
     chosen = list(_hyperparameters(module.spec))
     if not chosen:
         return []
-    batches = list(islice(feed.train(0), BATCHES))
+    batches = list(islice(loader.train(0), BATCHES))
     idle_K = _idle(module.spec, device)
     usual = _response(module, module.spec, batches, idle_K)
     found: Sensitivity = []

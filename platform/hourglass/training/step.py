@@ -14,7 +14,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from hourglass.data.feed import Batch
+from hourglass.data.loader import Batch
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.output import ForwardOutput

@@ -10,7 +10,7 @@ import ray.train.torch
 import ray.util
 import torch
 
-from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
+from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
 from hourglass.data.reading import Census, Rows, fetch, settle, stream_features
 from hourglass.errors import HourglassError, TrainingError
 from hourglass.training.collective import Alone, Peers, Together
@@ -61,17 +61,17 @@ def _run(task: Task) -> None:
     group = ray.util.get_current_placement_group()
     if group is not None:
         tell(RESERVED, group.id.hex())
-    complete(task.run, _feed(task, rank, size), peers, ray.train.torch.get_device(), tell)
+    complete(task.run, _loader(task, rank, size), peers, ray.train.torch.get_device(), tell)
 
 
-def _feed(task: Task, rank: int, size: int) -> Feed:
+def _loader(task: Task, rank: int, size: int) -> Loader:
     job = task.run.job
     common = {"batch_size": job.train.batch_size, "seed": job.train.seed}
     if task.refs:
         features, held = fetch(task.refs, task.rows.schema)
-        return MemoryFeed(features, held, worker=rank, workers=size, **common)
+        return MemoryLoader(features, held, worker=rank, workers=size, **common)
     settle()
-    return StreamFeed(
+    return StreamLoader(
         task.census.counts,
         partial(stream_features, task.rows, cpus=task.read_cpus),
         columns=task.rows.schema.width,

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hourglass.config.train import TrainJob
-from hourglass.data.feed import Features
+from hourglass.data.loader import Features
 from hourglass.data.stats import Stats
 from hourglass.errors import DataError
 from hourglass.inference.predictor import TILE, Predictor

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hourglass import storage
 from hourglass.artifact import MANIFEST
 from hourglass.config.tune import TuneJob
-from hourglass.data.feed import Features
+from hourglass.data.loader import Features
 from hourglass.data.manifest import describe, locate
 from hourglass.data.prepare import open_dataset
 from hourglass.settings import Settings

@@ -14,7 +14,7 @@ from ray import tune
 from hourglass import artifact, storage
 from hourglass.config import files
 from hourglass.config.train import TrainJob
-from hourglass.data.feed import Features, MemoryFeed
+from hourglass.data.loader import Features, MemoryLoader
 from hourglass.errors import HourglassError
 from hourglass.training.collective import Alone
 from hourglass.training.complete import Run, complete, complete_packed
@@ -98,14 +98,14 @@ def _complete(
     torch.set_num_threads(share.room.threads)
     device = torch.device("cuda" if share.gpus else "cpu")
     train = runs[0].job.train
-    feed = MemoryFeed.parted(
+    loader = MemoryLoader.parted(
         placed.train, placed.holdout.copy(), batch_size=train.batch_size, seed=train.seed
     )
     if len(runs) == 1:
         if storage.exists(storage.join(runs[0].artifact_uri, artifact.MANIFEST)):
             return [{}]  # its process was lost between saving it and saying so
-        return [complete(runs[0], feed, Alone(), device, tell)]
-    return complete_packed(runs, feed, device, [_quiet] * len(runs))
+        return [complete(runs[0], loader, Alone(), device, tell)]
+    return complete_packed(runs, loader, device, [_quiet] * len(runs))
 
 
 def _reason(error: Exception) -> str:

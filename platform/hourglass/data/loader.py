@@ -1,4 +1,4 @@
-"""Feeds: what the training loop draws batches from, one worker's part of each planned step.
+"""Data loaders: what the training loop draws batches from, one worker's part of each planned step.
 
 Shapes: B rows of this worker, C columns.
 """
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     total: int
 
 
-class Feed(Protocol):
+class Loader(Protocol):
     """A planned source of batches: the same arguments give the same rows, always."""
 
     @property
@@ -48,7 +48,7 @@ class Feed(Protocol):
         ...
 
 
-class MemoryFeed:
+class MemoryLoader:
     """All rows in memory; each epoch is an exact permutation of all training rows."""
 
     def __init__(
@@ -63,24 +63,24 @@ class MemoryFeed:
     ) -> None:
         self._rows = features[~held] if held.any() else features
         self._held = features[held]
-        self._batch_rows, self._seed = batch_size, seed
+        self._batch_size, self._seed = batch_size, seed
         self._worker, self._workers = worker, workers
 
     @classmethod
     def parted(cls, train: Features, holdout: Features, *, batch_size: int, seed: int) -> Self:
         """Of rows that are parted already, and neither copied nor changed."""
-        feed = cls(train, np.zeros(len(train), dtype=np.bool_), batch_size=batch_size, seed=seed)
-        feed._held = holdout
-        return feed
+        loader = cls(train, np.zeros(len(train), dtype=np.bool_), batch_size=batch_size, seed=seed)
+        loader._held = holdout
+        return loader
 
     @property
     def steps(self) -> int:
         """Steps of one epoch."""
-        return -(-len(self._rows) // self._batch_rows)
+        return -(-len(self._rows) // self._batch_size)
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of `epoch` from `first_step` on."""
-        batches = plan.memory_batches(len(self._rows), self._batch_rows, self._seed, epoch)
+        batches = plan.memory_batches(len(self._rows), self._batch_size, self._seed, epoch)
         for batch in batches[first_step:]:
             mine = plan.share_of(batch, self._worker, self._workers)
             yield Batch(self._rows[mine], len(batch))
@@ -98,7 +98,7 @@ class MemoryFeed:
         return other
 
 
-class StreamFeed:
+class StreamLoader:
     """Row groups permuted and dealt to workers, then shuffled exactly inside windows of rows.
 
     `read` streams the features of slices in order; it is Ray Data's part, given by the worker.
@@ -121,10 +121,10 @@ class StreamFeed:
         self._counts, self._read = counts, read
         self._epochs, self._keep_bytes = epochs, keep_bytes
         self._kept: list[Features] | None = None
-        self._open: tuple[range, _Rows] | None = None
+        self._open: tuple[range, _Buffer] | None = None
         self._columns, self._seed, self._window = columns, seed, window_rows
         self._worker, self._workers = worker, workers
-        self._batch_rows = batch_size
+        self._batch_size = batch_size
         rows = sum(count.train for count in counts)
         self._step_rows = plan.stream_step_rows(rows, batch_size, workers)
 
@@ -137,7 +137,7 @@ class StreamFeed:
         """Batches of `epoch` from `first_step` on; windows before it are not read again."""
         taken = sum(step[self._worker] for step in self._step_rows[:first_step])
         window = taken // self._window
-        stream = _Rows(self._shuffled(epoch, window), self._columns)
+        stream = _Buffer(self._shuffled(epoch, window), self._columns)
         stream.take(taken - window * self._window)
         for step in self._step_rows[first_step:]:
             yield Batch(stream.take(step[self._worker]), sum(step))
@@ -175,7 +175,7 @@ class StreamFeed:
                 yield features[start : start + HOLDOUT_ROWS].copy()
 
     def _mine(self, epoch: int) -> list[Slice]:
-        dealt = plan.epoch_slices(self._counts, self._seed, epoch, self._batch_rows, self._workers)
+        dealt = plan.epoch_slices(self._counts, self._seed, epoch, self._batch_size, self._workers)
         return dealt[self._worker]
 
     def _shuffled(self, epoch: int, window: int) -> Iterator[Features]:
@@ -189,7 +189,7 @@ class StreamFeed:
             yield rows[plan.permutation(len(rows), self._seed, epoch, self._worker, window)]
             window += 1
 
-    def _opened(self, epoch: int, window: int) -> "tuple[range, _Rows]":
+    def _opened(self, epoch: int, window: int) -> "tuple[range, _Buffer]":
         """The stream that stands at this window, and the epochs that follow in it.
 
         Opening one takes as long as hundreds of steps of a small model, so short epochs share one.
@@ -202,10 +202,10 @@ class StreamFeed:
         while ahead < self._epochs and len(slices) < STREAM_SLICES:
             slices += self._mine(ahead)
             ahead += 1
-        return range(epoch + 1, ahead), _Rows(self._read(slices), self._columns)
+        return range(epoch + 1, ahead), _Buffer(self._read(slices), self._columns)
 
 
-class _Rows:
+class _Buffer:
     """Takes exactly as many rows as asked from a stream of arrays of any length."""
 
     def __init__(self, arrays: Iterator[Features], columns: int) -> None:

@@ -1,4 +1,4 @@
-"""Feeds: all workers together see the planned rows, and a resumed epoch ends with the same rows."""
+"""Data loaders: all workers together see the planned rows, and a resumed epoch ends with the same rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hourglass.data.feed import Feed, MemoryFeed, StreamFeed
+from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
 from hourglass.data.plan import GroupCount, Slice
 from hourglass.errors import DataError
 
-Feeds = Callable[[int, int], Feed]
+Loaders = Callable[[int, int], Loader]
 KINDS = st.sampled_from(["memory", "stream"])
 GROUPS = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 5)), min_size=1, max_size=6)
 COLUMNS = 3
@@ -38,7 +38,7 @@ class Dataset:
             for start in range(part.start, part.stop, chunk):
                 yield rows[start : min(start + chunk, part.stop)]
 
-    def feed(
+    def loader(
         self,
         kind: str,
         batch: int,
@@ -48,13 +48,13 @@ class Dataset:
         *,
         window: int,
         chunk: int,
-    ) -> Feed:
+    ) -> Loader:
         common = {"batch_size": batch, "seed": seed, "worker": worker, "workers": workers}
         if kind == "memory":
             features = np.concatenate([*self.train, *self.held])
-            return MemoryFeed(features, features[:, 0] >= 10_000, **common)
+            return MemoryLoader(features, features[:, 0] >= 10_000, **common)
         read = partial(self.read, chunk)
-        return StreamFeed(self.counts, read, columns=COLUMNS, window_rows=window, **common)
+        return StreamLoader(self.counts, read, columns=COLUMNS, window_rows=window, **common)
 
     @property
     def rows(self) -> int:
@@ -76,13 +76,13 @@ def test_every_row_once_and_resumed_from_every_step(
     epoch: int,
 ) -> None:
     data, batch = Dataset(sizes), workers + more
-    feeds = [
-        data.feed(kind, batch, seed, worker, workers, window=window, chunk=chunk)
+    loaders = [
+        data.loader(kind, batch, seed, worker, workers, window=window, chunk=chunk)
         for worker in range(workers)
     ]
-    seen = [list(feed.train(epoch)) for feed in feeds]
+    seen = [list(loader.train(epoch)) for loader in loaders]
     steps = -(-data.rows // batch)
-    assert [feed.steps for feed in feeds] == [steps] * workers
+    assert [loader.steps for loader in loaders] == [steps] * workers
     drawn = [int(row) for batches in seen for batch in batches for row in batch.rows[:, 0]]
     assert sorted(drawn) == list(range(data.rows))
     for step in range(steps):
@@ -90,13 +90,13 @@ def test_every_row_once_and_resumed_from_every_step(
         sizes_here = {batch.total for batch in at_step}
         assert sizes_here == {sum(len(batch.rows) for batch in at_step)}
         assert all(batch.rows.shape[1] == COLUMNS for batch in at_step)
-        for feed, batches in zip(feeds, seen, strict=True):
-            resumed = list(feed.train(epoch, step))
+        for loader, batches in zip(loaders, seen, strict=True):
+            resumed = list(loader.train(epoch, step))
             assert len(resumed) == steps - step
             for left, right in zip(resumed, batches[step:], strict=True):
                 assert np.array_equal(left.rows, right.rows)
                 assert left.total == right.total
-    held = [int(row) for feed in feeds for part in feed.holdout() for row in part[:, 0]]
+    held = [int(row) for loader in loaders for part in loader.holdout() for row in part[:, 0]]
     assert held == [int(row) for part in data.held for row in part[:, 0]]
 
 
@@ -107,7 +107,7 @@ def test_a_stream_is_the_same_however_it_is_read(
     data = Dataset(sizes)
     for worker in range(workers):
         streams = [
-            list(data.feed("stream", 8, 3, worker, workers, window=7, chunk=chunk).train(1))
+            list(data.loader("stream", 8, 3, worker, workers, window=7, chunk=chunk).train(1))
             for chunk in (one, other)
         ]
         for left, right in zip(*streams, strict=True):
@@ -116,9 +116,9 @@ def test_a_stream_is_the_same_however_it_is_read(
 
 @pytest.mark.parametrize("kind", ["memory", "stream"])
 def test_epochs_differ(kind: str) -> None:
-    feed = Dataset([(50, 0)] * 4).feed(kind, 32, 0, 0, 1, window=64, chunk=10)
+    loader = Dataset([(50, 0)] * 4).loader(kind, 32, 0, 0, 1, window=64, chunk=10)
     orders = {
-        tuple(int(row) for batch in feed.train(epoch) for row in batch.rows[:, 0])
+        tuple(int(row) for batch in loader.train(epoch) for row in batch.rows[:, 0])
         for epoch in range(5)
     }
     assert len(orders) == 5
@@ -132,9 +132,9 @@ def test_only_the_windows_that_are_left_are_read_again() -> None:
         asked.append(sum(part.stop - part.start for part in slices))
         return data.read(100, slices)
 
-    feed = StreamFeed(data.counts, read, columns=COLUMNS, batch_size=10, seed=0, window_rows=50)
+    loader = StreamLoader(data.counts, read, columns=COLUMNS, batch_size=10, seed=0, window_rows=50)
     for step in (0, 4, 5, 14, 19):
-        list(feed.train(0, step))
+        list(loader.train(0, step))
     assert asked == [200, 200, 150, 100, 50]
 
 
@@ -144,40 +144,40 @@ def test_short_epochs_share_a_stream(
 ) -> None:
     """Four epochs of ten row groups are read in as few streams as STREAM_SLICES allows."""
     data, opened = Dataset([(20, 1)] * 10), []
-    monkeypatch.setattr("hourglass.data.feed.STREAM_SLICES", slices)
+    monkeypatch.setattr("hourglass.data.loader.STREAM_SLICES", slices)
 
     def read(parts: Sequence[Slice]) -> Iterator[np.ndarray]:
         opened.append(len(parts))
         return data.read(7, parts)
 
-    def feed(epochs: int) -> StreamFeed:
-        return StreamFeed(
+    def loader(epochs: int) -> StreamLoader:
+        return StreamLoader(
             data.counts, read, columns=COLUMNS, batch_size=10, seed=0, window_rows=50, epochs=epochs
         )  # fmt: skip
 
-    shared = feed(4)
+    shared = loader(4)
     seen = [list(shared.train(epoch)) for epoch in range(4)]
     assert len(opened) == streams
     assert sum(opened) == 4 * 10
     for epoch, batches in enumerate(seen):
-        alone = list(feed(1).train(epoch))
+        alone = list(loader(1).train(epoch))
         assert all(np.array_equal(a.rows, b.rows) for a, b in zip(batches, alone, strict=True))
 
 
 def test_an_epoch_begun_again_is_read_again() -> None:
     data = Dataset([(20, 0)] * 10)
-    feed = StreamFeed(
+    loader = StreamLoader(
         data.counts, lambda parts: data.read(7, parts), columns=COLUMNS, batch_size=10, seed=0,
         window_rows=50, epochs=3,
     )  # fmt: skip
-    next(feed.train(0))
-    first, again = list(feed.train(0)), list(feed.train(0))
+    next(loader.train(0))
+    first, again = list(loader.train(0)), list(loader.train(0))
     assert all(np.array_equal(a.rows, b.rows) for a, b in zip(first, again, strict=True))
 
 
 def test_a_stream_that_ends_early_is_an_error() -> None:
     data = Dataset([(20, 0)])
-    feed = StreamFeed(
+    loader = StreamLoader(
         data.counts,
         lambda slices: iter([data.train[0][:15]]),
         columns=COLUMNS,
@@ -188,4 +188,4 @@ def test_a_stream_that_ends_early_is_an_error() -> None:
     with pytest.raises(
         DataError, match="^the shards changed while they were read: 5 rows are missing$"
     ):
-        list(feed.train(0))
+        list(loader.train(0))
