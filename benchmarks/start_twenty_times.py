@@ -32,8 +32,8 @@ class Clock:
         self.started, self.first = time.perf_counter(), 0.0
 
     def prepared(self, job: Any, dataset: dict[str, Any]) -> None:
-        """The census took this long."""
-        self.census = time.perf_counter() - self.started
+        """The statistics took this long."""
+        self.statistics = time.perf_counter() - self.started
 
     def note(self, text: str) -> None:
         """Nothing to note."""
@@ -85,7 +85,7 @@ def main(times: int) -> int:
             took = time.perf_counter() - clock.started
             ended += took < LIMIT_S
             print(
-                f"{turn + 1:3d}  {workers} workers  {cache:6}  census {clock.census:5.1f} s  "
+                f"{turn + 1:3d}  {workers} workers  {cache:6}  statistics {clock.statistics:5.1f} s  "
                 f"first epoch {clock.first:5.1f} s  end {took:5.1f} s",
                 flush=True,
             )

@@ -93,7 +93,7 @@ def alone(job: TuneJob, swept: Swept) -> float:
             placed.train, placed.holdout.copy(), batch_size=train.batch_size, seed=train.seed
         )
         began = time.perf_counter()
-        stats = placed.measured.census.stats
+        stats = placed.measured.statistics.stats
         members.train(job.job, stats, loader, Alone(), torch.device("cpu"), lambda *_: None)
         seconds.append(time.perf_counter() - began)
     return median(seconds)

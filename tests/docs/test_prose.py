@@ -32,7 +32,7 @@ REPLACED = {
     "desk": "trial source",
     "crew": "resources",
     "loader": "data loader",
-    "census": "dataset statistics",
+    "statistics": "dataset statistics",
     "knobs?": "hyperparameter",
     "certificates?": "sensitivity check",
     "golden": "reference outputs",

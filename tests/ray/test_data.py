@@ -77,39 +77,39 @@ HELD = np.concatenate(
 
 def test_the_census_is_numpys_and_the_cache_holds_every_row(folder: str) -> None:
     rows = rows_of(folder, vector="image")
-    census, refs = reading.load(rows, keep_features=True)
+    statistics, refs = reading.load(rows, keep_features=True)
     features, held = reading.fetch(refs, rows.schema)
     assert np.array_equal(features, IMAGES)
     assert np.array_equal(held, HELD)
     train = IMAGES[~HELD].astype(np.float64)
-    assert census.stats.count.tolist() == [len(train)] * 12
-    np.testing.assert_allclose(census.stats.mean, train.mean(0), rtol=1e-13)
-    np.testing.assert_allclose(census.stats.sd, train.std(0), rtol=1e-13)
-    assert census.stats.low.tolist() == train.min(0).tolist()
-    assert census.stats.high.tolist() == train.max(0).tolist()
-    assert (census.rows("train"), census.rows("holdout")) == ((~HELD).sum(), HELD.sum())
-    assert [(count.shard, count.group) for count in census.counts] == [
+    assert statistics.stats.count.tolist() == [len(train)] * 12
+    np.testing.assert_allclose(statistics.stats.mean, train.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(statistics.stats.sd, train.std(0), rtol=1e-13)
+    assert statistics.stats.low.tolist() == train.min(0).tolist()
+    assert statistics.stats.high.tolist() == train.max(0).tolist()
+    assert (statistics.rows("train"), statistics.rows("holdout")) == ((~HELD).sum(), HELD.sum())
+    assert [(count.shard, count.group) for count in statistics.counts] == [
         (number, group) for number in range(3) for group in range(4)
     ]
     without, nothing = reading.load(rows, keep_features=False)
     assert nothing == []
-    assert without.counts == census.counts
-    for name, value in census.stats.arrays().items():
+    assert without.counts == statistics.counts
+    for name, value in statistics.stats.arrays().items():
         assert value.tobytes() == without.stats.arrays()[name].tobytes()
 
 
 def test_streams_are_the_planned_slices_in_order(folder: str) -> None:
     rows = rows_of(folder, vector="image")
-    census, _ = reading.load(rows, keep_features=False)
+    statistics, _ = reading.load(rows, keep_features=False)
     whole = {
         (count.shard, count.group): IMAGES[start:][:length][~HELD[start:][:length]]
         for count, (start, length) in zip(
-            census.counts,
+            statistics.counts,
             [(300 * n + 90 * g, 30 if g == 3 else 90) for n in range(3) for g in range(4)],
             strict=True,
         )
     }
-    dealt = plan.epoch_slices(census.counts, 7, 1, 64, 2)
+    dealt = plan.epoch_slices(statistics.counts, 7, 1, 64, 2)
     for slices in dealt:
         expected = [whole[part.shard, part.group][part.start : part.stop] for part in slices]
         streamed = list(reading.stream_features(rows, slices))
@@ -119,11 +119,11 @@ def test_streams_are_the_planned_slices_in_order(folder: str) -> None:
 
 def test_both_loaders_train_on_the_same_rows(folder: str) -> None:
     rows = rows_of(folder, vector="image")
-    census, refs = reading.load(rows, keep_features=True)
+    statistics, refs = reading.load(rows, keep_features=True)
     common = {"batch_size": 100, "seed": 3}
     memory = MemoryLoader(*reading.fetch(refs, rows.schema), **common)
     stream = StreamLoader(
-        census.counts,
+        statistics.counts,
         lambda slices: reading.stream_features(rows, slices),
         columns=12,
         window_rows=128,
@@ -144,22 +144,22 @@ def test_both_loaders_train_on_the_same_rows(folder: str) -> None:
 @pytest.mark.parametrize("missing", ["mean", "drop_row"])
 def test_dropped_and_imputed_cells_are_counted(folder: str, missing: Missing) -> None:
     rows = rows_of(folder, missing, columns=["a", "b"])
-    census, refs = reading.load(rows, keep_features=True)
+    statistics, refs = reading.load(rows, keep_features=True)
     features, held = reading.fetch(refs, rows.schema)
     whole = np.isfinite(NUMBERS).all(1)
     if missing == "mean":
         np.testing.assert_array_equal(features, NUMBERS)
         expected = (~np.isfinite(NUMBERS[~HELD])).sum(0)
-        assert (census.dropped, census.stats.missing.tolist()) == (0, expected.tolist())
-        assert census.imputed == (~np.isfinite(NUMBERS)).sum() > expected.sum()
+        assert (statistics.dropped, statistics.stats.missing.tolist()) == (0, expected.tolist())
+        assert statistics.imputed == (~np.isfinite(NUMBERS)).sum() > expected.sum()
     else:
         np.testing.assert_array_equal(features, NUMBERS[whole])
         assert np.array_equal(held, HELD[whole])
-        assert (census.dropped, census.stats.missing.tolist()) == (4, [0, 0])
-        assert census.imputed == 0
-        assert sum(count.train + count.holdout for count in census.counts) == 896
+        assert (statistics.dropped, statistics.stats.missing.tolist()) == (4, [0, 0])
+        assert statistics.imputed == 0
+        assert sum(count.train + count.holdout for count in statistics.counts) == 896
     trained = np.where(np.isfinite(NUMBERS), NUMBERS, np.nan)[~HELD & (whole | (missing == "mean"))]
-    np.testing.assert_allclose(census.stats.mean, np.nanmean(trained, 0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.stats.mean, np.nanmean(trained, 0), rtol=1e-12)
 
 
 def told(read: Any) -> str:

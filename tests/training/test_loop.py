@@ -13,7 +13,7 @@ import torch
 
 from hourglass.data import stats
 from hourglass.data.loader import Batch
-from hourglass.data.reading import _census
+from hourglass.data.reading import _merged
 from hourglass.errors import DataError, TrainingError
 from hourglass.training import step
 from hourglass.training.build import build
@@ -418,14 +418,14 @@ def test_rows_that_cannot_be_written_to_are_taken_without_a_warning(loader: str)
         with warnings.catch_warnings(action="error"):
             with pytest.raises(UserWarning, match="not writable"):  # the control
                 torch.from_numpy(rows)
-            census = _census([table[0] | counts])
+            statistics = _merged([table[0] | counts])
             parts: Any = (
                 stream_loader(made, rows) if loader == "stream" else memory_loader(made, rows)
             )
             if loader == "stream":
                 read = parts._read
                 parts._read = lambda slices: map(locked, read(slices))
-            check_sensitivity(build(made, census.stats), parts, CPU)
+            check_sensitivity(build(made, statistics.stats), parts, CPU)
             state = Run(made, parts, fresh(made, rows)).fit()
             calibrate([state.module], "mean", parts, Alone(), 0.99, CPU)
     finally:

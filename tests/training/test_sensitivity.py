@@ -17,7 +17,7 @@ from hourglass.config.train import TrainJob
 from hourglass.config.tune import TuneJob
 from hourglass.data import reading
 from hourglass.data.prepare import open_dataset
-from hourglass.data.reading import Census, _census, _ReadAll
+from hourglass.data.reading import DatasetStatistics, _merged, _ReadAll
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import measure
 from hourglass.errors import SpecError
@@ -204,10 +204,10 @@ UNWATCHED = (
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray reads nothing: this process does."""
 
-    def load(rows: Any, keep_features: bool, watched: Any) -> tuple[Census, list[Any]]:
+    def load(rows: Any, keep_features: bool, watched: Any) -> tuple[DatasetStatistics, list[Any]]:
         items = reading.groups(rows.shards)
         tables = list(_ReadAll(rows, keep_features, tuple(watched))(items))
-        return _census([row for table in tables for row in table.to_pylist()]), tables
+        return _merged([row for table in tables for row in table.to_pylist()]), tables
 
     monkeypatch.setattr(reading, "load", load)
     monkeypatch.setattr("ray.get", lambda table: table)

@@ -171,11 +171,11 @@ def pack(items: Sequence[Any], size: Callable[[Any], int], most: int) -> list[li
 
 
 @dataclass(frozen=True)
-class Census:
-    """Every row accounted for: figures of the training rows, and counts for each row group.
+class DatasetStatistics:
+    """Statistics of the training rows, and the counts of rows of each row group.
 
-    `imputed` counts the missing cells of all rows, held-out ones included; `samples` are those of the
-    columns that were watched.
+    `imputed` counts the missing cells of all rows, held-out ones included; `samples` belong to the
+    watched columns.
     """
 
     stats: Stats
@@ -193,10 +193,12 @@ class Census:
         return sum(count.dropped for count in self.counts)
 
 
-def load(rows: Rows, keep_features: bool, watched: Sequence[int] = ()) -> tuple[Census, list[Any]]:
-    """One distributed pass over all rows: the census, and with `keep_features` the chunks as refs.
+def load(
+    rows: Rows, keep_features: bool, watched: Sequence[int] = ()
+) -> tuple[DatasetStatistics, list[Any]]:
+    """One distributed pass over all rows: statistics, and with `keep_features` references to the chunks.
 
-    Of the columns `watched` the census has samples of their values.
+    With `watched` columns, the statistics contain samples of their values.
     Raises DataError with the file, row group and column of the first damaged or missing cell.
     """
     items = groups(rows.shards)
@@ -208,9 +210,9 @@ def load(rows: Rows, keep_features: bool, watched: Sequence[int] = ()) -> tuple[
     dataset = stream(tasks, _ReadAll(rows, keep_features, tuple(watched)))
     with plain_errors(rows.shards, rows.read_through, 1.0):
         dataset = dataset.materialize()
-        figures = dataset.drop_columns(["features", "held"]).take_all()
+        parts = dataset.drop_columns(["features", "held"]).take_all()
     refs = list(dataset.to_arrow_refs()) if keep_features else []
-    return _census(figures), refs
+    return _merged(parts), refs
 
 
 @dataclass(frozen=True)
@@ -255,20 +257,22 @@ def _cell(array: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(whole)])
 
 
-def _census(figures: list[dict[str, Any]]) -> Census:
-    parts = [
+def _merged(parts: list[dict[str, Any]]) -> DatasetStatistics:
+    stats = [
         Stats(**{name: np.frombuffer(row[name]).copy() for name in Stats.__dataclass_fields__})
-        for row in figures
+        for row in parts
     ]
     totals: dict[tuple[int, int], list[int]] = {}
-    for row in figures:
+    for row in parts:
         total = totals.setdefault((row["shard"], row["group"]), [0, 0, 0])
         for index, name in enumerate(("train", "holdout", "dropped")):
             total[index] += row[name]
     counts = tuple(GroupCount(shard, group, *total) for (shard, group), total in totals.items())
-    watched = zip(*(map(Sample.from_bytes, row.get("samples", ())) for row in figures), strict=True)
+    watched = zip(*(map(Sample.from_bytes, row.get("samples", ())) for row in parts), strict=True)
     samples = tuple(reduce(Sample.merge, column) for column in watched)
-    return Census(merge_all(parts), counts, sum(row["imputed"] for row in figures), samples)
+    return DatasetStatistics(
+        merge_all(stats), counts, sum(row["imputed"] for row in parts), samples
+    )
 
 
 def fetch(refs: Sequence[Any], schema: FeatureSchema) -> tuple[NDArray[Any], NDArray[np.bool_]]:

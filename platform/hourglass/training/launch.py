@@ -119,7 +119,7 @@ def distribute(
         task = Task(
             run=run,
             rows=measured.rows,
-            census=measured.census,
+            statistics=measured.statistics,
             refs=measured.refs,
             threads=room.threads,
             read_cpus=room.read_cpus,

@@ -11,7 +11,7 @@ from hourglass.config.train import TrainJob
 from hourglass.data import reading, unlikely
 from hourglass.data.manifest import Manifest, describe, locate
 from hourglass.data.prepare import feature_schema
-from hourglass.data.reading import Census, Rows
+from hourglass.data.reading import DatasetStatistics, Rows
 from hourglass.errors import SpecError
 from hourglass.model.preprocessing import counts_levels
 from hourglass.training.build import (
@@ -27,10 +27,10 @@ from hourglass.training.complete import Run
 
 @dataclass(frozen=True)
 class Measured:
-    """A job's rows, read once: their census, their chunks where cached, what the record says."""
+    """A job's rows, read once: statistics, cached chunks, and the record of the dataset."""
 
     rows: Rows
-    census: Census
+    statistics: DatasetStatistics
     refs: list[Any]
     data_digest: str
     dataset: dict[str, Any]
@@ -40,7 +40,7 @@ class Measured:
         return Run(
             job=job,
             schema=self.rows.schema,
-            stats=self.census.stats,
+            stats=self.statistics.stats,
             uri=uri,
             data_digest=self.data_digest,
             provenance={"dataset": self.dataset, **software("ray"), "git_commit": _git_commit()},
@@ -63,35 +63,35 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema, levels: bool =
     cached = _cached(job, manifest.rows * columns.row_bytes)
     chosen = unlikely.globbed(data.features, columns.columns)
     watched = [columns.columns.index(name) for name in chosen if columns.dtype != "uint8"]
-    census, refs = reading.load(rows, keep_features=cached, watched=watched)
-    require_values(census.stats, columns.feature_names)
-    fit_preprocessing(job, census.stats)
+    statistics, refs = reading.load(rows, keep_features=cached, watched=watched)
+    require_values(statistics.stats, columns.feature_names)
+    fit_preprocessing(job, statistics.stats)
     dataset = {
         **locate(job.data.uri),
         **describe(manifest),
         **account(
             job,
-            census.stats,
+            statistics.stats,
             columns.feature_names,
-            train=census.rows("train"),
-            holdout=census.rows("holdout"),
-            dropped=census.dropped,
-            imputed=census.imputed,
+            train=statistics.rows("train"),
+            holdout=statistics.rows("holdout"),
+            dropped=statistics.dropped,
+            imputed=statistics.imputed,
         ),
         "cached": cached,
     }
     if job.train.early_stop is not None:
         require_watched(dataset)
-    constant = dict(zip(columns.feature_names, census.stats.constant, strict=True))
+    constant = dict(zip(columns.feature_names, statistics.stats.constant, strict=True))
     reasons = unlikely.why(
         chosen,
         index=unlikely.index_columns(schema),
-        near_unique=[n for n, s in zip(chosen, census.samples, strict=False) if s.near_unique],
+        near_unique=[n for n, s in zip(chosen, statistics.samples, strict=False) if s.near_unique],
         constant=[n for n in chosen if constant[n] and job.data.constant == "keep"],
     )
     if reasons:
         warnings.warn(f"features.columns: a glob chose {unlikely.advice(reasons)}", stacklevel=2)
-    return Measured(rows, census, refs, manifest.digest, dataset)
+    return Measured(rows, statistics, refs, manifest.digest, dataset)
 
 
 def _cached(job: TrainJob, size: int) -> bool:

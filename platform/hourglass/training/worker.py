@@ -11,7 +11,7 @@ import ray.util
 import torch
 
 from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
-from hourglass.data.reading import Census, Rows, fetch, settle, stream_features
+from hourglass.data.reading import DatasetStatistics, Rows, fetch, settle, stream_features
 from hourglass.errors import HourglassError, TrainingError
 from hourglass.training.collective import Alone, Peers, Together
 from hourglass.training.complete import Run, complete
@@ -24,7 +24,7 @@ class Task:
 
     run: Run
     rows: Rows
-    census: Census
+    statistics: DatasetStatistics
     refs: list[Any]
     threads: int
     read_cpus: float
@@ -72,7 +72,7 @@ def _loader(task: Task, rank: int, size: int) -> Loader:
         return MemoryLoader(features, held, worker=rank, workers=size, **common)
     settle()
     return StreamLoader(
-        task.census.counts,
+        task.statistics.counts,
         partial(stream_features, task.rows, cpus=task.read_cpus),
         columns=task.rows.schema.width,
         window_rows=job.data.shuffle_rows,

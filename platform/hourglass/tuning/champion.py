@@ -50,7 +50,7 @@ class Judge:
             placed = rows.placed
             self._known |= dict.fromkeys(new)
             self._known |= pca_errors(
-                new, placed.measured.census.stats, placed.train, placed.holdout
+                new, placed.measured.statistics.stats, placed.train, placed.holdout
             )
         return [
             entry.having(pca_mse=self._known[entry.trial]) if entry.trial in finished else entry
