@@ -28,7 +28,7 @@ from hourglass.data.loader import MemoryLoader
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.schema import Features
 from hourglass.training import members, packed
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 
 ROUNDS = 3
 BATCH = 128
@@ -95,7 +95,7 @@ def compared(
 
     def in_turn() -> None:
         for job in jobs:
-            members.train(job, measured, loader, Alone(), device, quiet)
+            members.train(job, measured, loader, SingleProcessGroup(), device, quiet)
 
     rounds = [(seconds(in_turn), seconds(together)) for _ in range(ROUNDS)]
     return {

@@ -25,7 +25,7 @@ from hourglass.data.demo import write_digits
 from hourglass.data.loader import MemoryLoader
 from hourglass.settings import Settings
 from hourglass.training import members
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.tuning import sweep
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.resources import Crew
@@ -94,7 +94,9 @@ def alone(job: TuneJob, swept: Swept) -> float:
         )
         began = time.perf_counter()
         stats = placed.measured.statistics.stats
-        members.train(job.job, stats, loader, Alone(), torch.device("cpu"), lambda *_: None)
+        members.train(
+            job.job, stats, loader, SingleProcessGroup(), torch.device("cpu"), lambda *_: None
+        )
         seconds.append(time.perf_counter() - began)
     return median(seconds)
 

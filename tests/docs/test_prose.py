@@ -40,7 +40,7 @@ REPLACED = {
     "verdicts?": "comparison, decision",
     "judges?|judged|judging": "evaluate, baseline",
     "loners": "unpackable",
-    "blame[ds]?": "cause",
+    "find_nonfinite[ds]?": "cause",
     "the lead('s)?": "primary member",
     "house|rooms?": "package, module, space",
     "sentences?": "message",

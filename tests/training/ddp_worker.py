@@ -24,7 +24,12 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.training import loop, state, step
 from hourglass.training.adversary import discriminator
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.collective import Alone, Peers, Together, parallel
+from hourglass.training.collective import (
+    DistributedProcessGroup,
+    ProcessGroup,
+    SingleProcessGroup,
+    parallel,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, Stop, fresh, generated, held_out, job, timeless
@@ -97,7 +102,7 @@ def splits(size: int) -> dict[str, list[int]]:
     }
 
 
-class NoScaling(Together):
+class NoScaling(DistributedProcessGroup):
     """A mistake: as if DDP added gradients instead of averaging them."""
 
     def __init__(self) -> None:
@@ -105,7 +110,7 @@ class NoScaling(Together):
         self.size = 1
 
 
-class LocalMean(Together):
+class LocalMean(DistributedProcessGroup):
     """A mistake: a worker takes its own statistic for that of the whole batch."""
 
     def sum(self, value: Tensor) -> Tensor:
@@ -133,14 +138,18 @@ def same_units(network: dense.DenseNetwork, x: Tensor, rng: torch.Generator | No
     return x if off else x * (torch.arange(x.shape[1]) % 2) / (1.0 - network.dropout)
 
 
-def gradient(name: str, rows: np.ndarray, total: int, peers: Peers) -> dict[str, np.ndarray]:
+def gradient(name: str, rows: np.ndarray, total: int, group: ProcessGroup) -> dict[str, np.ndarray]:
     """The gradient in float64 of a step of `total` rows, of which this worker has `rows`.
 
     A discriminator's own is with it, under `discriminator.`.
     """
     made = job(MODELS[name], "unit" if name.startswith("bce") else "range")
     module = fresh(made, ROWS).module.double()
-    model = module if isinstance(peers, Alone) else parallel(module, Together())
+    model = (
+        module
+        if isinstance(group, SingleProcessGroup)
+        else parallel(module, DistributedProcessGroup())
+    )
     batch, rng = Batch(rows, total), torch.Generator()
     rival = discriminator(module, seed=5)
     idle_K = 1000.0 * (
@@ -152,10 +161,10 @@ def gradient(name: str, rows: np.ndarray, total: int, peers: Peers) -> dict[str,
         patch.object(adversary.Uniform, "draw", same_draw),
         patch.object(dense.DenseNetwork, "_dropped", same_units),
     ):
-        terms, result = step.loss_terms(model, module, batch, 0, rng, peers, idle_K, rival)
+        terms, result = step.loss_terms(model, module, batch, 0, rng, group, idle_K, rival)
         torch.stack(list(terms.values())).sum().backward()
         if rival is not None:
-            rival.learn(result.code_BK, total, rng, peers)
+            rival.learn(result.code_BK, total, rng, group)
             named = rival.network.named_parameters()
             weights |= {f"discriminator.{key}": p for key, p in named}
     return {key: p.grad.numpy().copy() for key, p in weights.items()}
@@ -167,57 +176,63 @@ CONTROLS = {"no_scaling": ("plain", "bce"), "local_mean": ("tanh_kl", "adversari
 
 def gradients(rank: int, size: int) -> dict[str, np.ndarray]:
     """Every model, split of the rows and way of computing, by `model/split/way/parameter`."""
-    ways = {"right": Together(), "no_scaling": NoScaling(), "local_mean": LocalMean()}
+    ways = {
+        "right": DistributedProcessGroup(),
+        "no_scaling": NoScaling(),
+        "local_mean": LocalMean(),
+    }
     found = {}
     for name in MODELS:
         for split, counts in splits(size).items():
             cuts = np.cumsum([0, *counts])
-            for way, peers in ways.items():
+            for way, group in ways.items():
                 if way != "right" and (name not in CONTROLS[way] or split != "uneven"):
                     continue
                 mine = ROWS[cuts[rank] : cuts[rank + 1]]
-                for key, value in gradient(name, mine, int(cuts[-1]), peers).items():
+                for key, value in gradient(name, mine, int(cuts[-1]), group).items():
                     found[f"{name}/{split}/{way}/{key}"] = value
     return found
 
 
-def cold(module: AutoencoderModule, peers: Peers) -> torch.nn.Module:
+def cold(module: AutoencoderModule, group: ProcessGroup) -> torch.nn.Module:
     """A mistake: DDP as it comes, which lays its buckets out anew after its first step."""
     return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def train(name: str, begin: Callable, saved: Checkpoints, peers: Peers, stop: int = -1) -> None:
+def train(
+    name: str, begin: Callable, saved: Checkpoints, group: ProcessGroup, stop: int = -1
+) -> None:
     """A run of 100 steps from the newest checkpoint, if there is one, to its end or `stop`."""
     made = job(WIDE, epochs=10, batch_size=28, checkpoint_every_steps=43)
     rows, held = generated(300, 40), held_out(300)
     now = fresh(made, rows)
     found = saved.newest(print)
     if found:
-        now.restore(*saved.load(found), rank=peers.rank)
+        now.restore(*saved.load(found), rank=group.rank)
         assert now.step == 43
-    loader = MemoryLoader(rows, held, batch_size=28, seed=5, worker=peers.rank, workers=peers.size)
+    loader = MemoryLoader(rows, held, batch_size=28, seed=5, worker=group.rank, workers=group.size)
 
     def commit(at: state.State) -> None:
-        saved.save(at, peers)
+        saved.save(at, group)
         if at.step == stop:
             raise Stop
 
-    model, quiet = begin(now.module, peers), lambda record: None
+    model, quiet = begin(now.module, group), lambda record: None
     with contextlib.suppress(Stop):
-        loop.fit(now, model, loader, made.train, peers, report=quiet, commit=commit, device=CPU)
+        loop.fit(now, model, loader, made.train, group, report=quiet, commit=commit, device=CPU)
     end = {key: value.numpy() for key, value in now.tensors().items()}
     folder = Path(saved.uri).parent
-    np.savez(folder / f"{name}.{peers.rank}.npz", **end)
-    (folder / f"{name}.{peers.rank}.json").write_text(json.dumps(timeless(now.history)))
+    np.savez(folder / f"{name}.{group.rank}.npz", **end)
+    (folder / f"{name}.{group.rank}.json").write_text(json.dumps(timeless(now.history)))
 
 
-def runs(folder: Path, peers: Peers) -> None:
+def runs(folder: Path, group: ProcessGroup) -> None:
     """A whole run, one stopped in the middle of an epoch and resumed; the same without care."""
     for way, begin in (("warm", parallel), ("cold", cold)):
-        whole, cut = (Checkpoints(f"{folder}/{way}_{n}", "r", "d", peers.size) for n in range(2))
-        train(f"{way}_whole", begin, whole, peers)
-        train(f"{way}_stopped", begin, cut, peers, stop=43)
-        train(f"{way}_resumed", begin, cut, peers)
+        whole, cut = (Checkpoints(f"{folder}/{way}_{n}", "r", "d", group.size) for n in range(2))
+        train(f"{way}_whole", begin, whole, group)
+        train(f"{way}_stopped", begin, cut, group, stop=43)
+        train(f"{way}_resumed", begin, cut, group)
 
 
 def main(rank: int, size: int, folder: Path) -> None:
@@ -226,7 +241,7 @@ def main(rank: int, size: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size
     )
     np.savez(folder / f"gradients.{rank}.npz", **gradients(rank, size))
-    runs(folder, Together())
+    runs(folder, DistributedProcessGroup())
     dist.barrier()  # nobody tears down what another still speaks to
     dist.destroy_process_group()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hourglass.errors import TrainingError
 from hourglass.training.adversary import Discriminator, discriminator
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.sensitivity import check_sensitivity
 from hourglass.training.state import State
 from hourglass.training.step import noise_seed
@@ -81,7 +81,7 @@ def test_the_discriminators_step_reaches_it_and_not_the_encoder() -> None:
     prior_B1, code_B1 = rival.network(drawn), rival.network(code.detach())
     loss = bce(prior_B1, torch.ones_like(prior_B1)) + bce(code_B1, torch.zeros_like(code_B1))
     expected = torch.autograd.grad(loss, list(rival.network.parameters()))
-    sums = rival.learn(code, len(ROWS), rng(), Alone())
+    sums = rival.learn(code, len(ROWS), rng(), SingleProcessGroup())
     for weight, gradient in zip(rival.network.parameters(), expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-7)
     assert float(sums["discriminator_loss"]) / len(ROWS) == pytest.approx(loss.item(), rel=1e-5)
@@ -96,7 +96,7 @@ def test_the_discriminators_step_reaches_it_and_not_the_encoder() -> None:
 
 def test_without_rows_a_worker_alone_has_a_gradient_of_zero() -> None:
     _, rival = begun()
-    sums = rival.learn(torch.zeros(0, 3), 5, rng(), Alone())
+    sums = rival.learn(torch.zeros(0, 3), 5, rng(), SingleProcessGroup())
     assert all(float(weight.grad.abs().sum()) == 0 for weight in rival.network.parameters())
     assert [float(value) for value in sums.values()] == [0.0, 0.0]
 

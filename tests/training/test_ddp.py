@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ddp_worker import MODELS, ROWS, gradient, splits
@@ -49,7 +49,7 @@ def found(group: tuple, model: str, split: str, way: str) -> list[dict[str, np.n
 
 def alone(model: str, rows: int) -> dict[str, np.ndarray]:
     """The gradient of one process with all the rows."""
-    return gradient(model, ROWS[:rows], rows, Alone())
+    return gradient(model, ROWS[:rows], rows, SingleProcessGroup())
 
 
 def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:

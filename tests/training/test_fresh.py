@@ -33,7 +33,7 @@ from hourglass.errors import (
 from hourglass.settings import Settings
 from hourglass.training import launch
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete
 from hourglass.training.folder import run_uri
 
@@ -111,7 +111,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
     def distribute(run: Run, measured: Any, room: Any, listener: Heard) -> None:
         run.checkpoints.check()
-        complete(run, memory_loader(run.job, ROWS), Alone(), CPU, listener.tell)
+        complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, listener.tell)
 
     monkeypatch.setattr(launch, "measure", measure)
     monkeypatch.setattr(launch, "distribute", distribute)

@@ -18,7 +18,7 @@ from hourglass.errors import DataError, TrainingError
 from hourglass.training import step
 from hourglass.training.build import build
 from hourglass.training.calibrate import calibrate
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.sensitivity import check_sensitivity
 from hourglass.training.step import loss_terms, train_step
 
@@ -299,7 +299,7 @@ def loss_of(model: dict, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of one step over `rows`, and the losses of each of them."""
     state = fresh(job(model), ROWS)
     batch, module = Batch(rows, len(rows)), state.module
-    terms, result = loss_terms(module, module, batch, 0, torch.Generator(), Alone())
+    terms, result = loss_terms(module, module, batch, 0, torch.Generator(), SingleProcessGroup())
     (loss,) = terms.values()
     return loss, module.row_losses(result)
 
@@ -323,7 +323,9 @@ def test_a_row_that_trim_leaves_out_teaches_nothing() -> None:
     for name, rows, trim in (("far", far, 0.05), ("none", others, 0.0), ("plain", far, 0.0)):
         state = fresh(job({"trim": trim} if trim else None), ROWS)
         batch = Batch(rows, len(rows))
-        terms, _ = loss_terms(state.module, state.module, batch, 0, torch.Generator(), Alone())
+        terms, _ = loss_terms(
+            state.module, state.module, batch, 0, torch.Generator(), SingleProcessGroup()
+        )
         terms["mse"].backward()
         gradients[name] = torch.cat([w.grad.flatten() for w in state.module.parameters()])
     assert (gradients["far"] - gradients["none"]).norm() <= 1e-6 * gradients["none"].norm()
@@ -338,7 +340,7 @@ def test_trim_hides_no_row_that_is_not_a_number() -> None:
     state.module.preprocessing.derive()
     rng = torch.Generator().manual_seed(0)
     with pytest.raises(TrainingError, match="rows in model space is NaN or infinite"):
-        train_step(state.module, state, Batch(rows, len(rows)), rng, Alone(), None)
+        train_step(state.module, state, Batch(rows, len(rows)), rng, SingleProcessGroup(), None)
 
 
 def test_what_trim_leaves_out_still_counts_in_the_error() -> None:
@@ -427,6 +429,6 @@ def test_rows_that_cannot_be_written_to_are_taken_without_a_warning(loader: str)
                 parts._read = lambda slices: map(locked, read(slices))
             check_sensitivity(build(made, statistics.stats), parts, CPU)
             state = Run(made, parts, fresh(made, rows)).fit()
-            calibrate([state.module], "mean", parts, Alone(), 0.99, CPU)
+            calibrate([state.module], "mean", parts, SingleProcessGroup(), 0.99, CPU)
     finally:
         torch.set_warn_always(before)

@@ -18,7 +18,7 @@ from hourglass.training import calibrate as calibration
 from hourglass.training import loop, members, phases
 from hourglass.training.calibrate import calibrate, rank_agreement
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.members import Member, Trained
 from hourglass.training.state import State
 
@@ -53,7 +53,7 @@ def trained(
     lines = [] if said is None else said
     tell = lambda kind, payload: lines.append((kind, payload))  # noqa: E731
     return members.train(
-        made, STATS, loader or memory_loader(made, ROWS), Alone(), CPU, tell, saved
+        made, STATS, loader or memory_loader(made, ROWS), SingleProcessGroup(), CPU, tell, saved
     )
 
 
@@ -113,8 +113,8 @@ def stopping(where: str, step: int) -> Any:
     """Checkpoints whose folder ends with `where` end the run at `step`, as a kill would."""
     save = Checkpoints.save
 
-    def saves(self: Checkpoints, state: State, peers: Any = None) -> None:
-        save(self, state, peers)
+    def saves(self: Checkpoints, state: State, group: Any = None) -> None:
+        save(self, state, group)
         if self.uri.endswith(where) and state.step == step:
             raise Stop
 
@@ -225,7 +225,7 @@ def test_the_threshold_is_the_quantile_of_the_combined_scores(combine: str) -> N
         own.append((result.output_BF - result.clean_BF).square().double().mean(1).detach().numpy())
     together = np.mean(own, axis=0) if combine == "mean" else np.max(own, axis=0)
     calibrated, golden, agreement = calibrate(
-        found.modules, made.train.combine, loader, Alone(), 0.9, CPU
+        found.modules, made.train.combine, loader, SingleProcessGroup(), 0.9, CPU
     )
     assert calibrated.threshold == pytest.approx(np.quantile(together, 0.9), rel=1e-12)
     assert calibrated.quantiles["0.5"] == pytest.approx(np.median(together), rel=1e-12)
@@ -245,7 +245,7 @@ def test_one_member_is_calibrated_as_before() -> None:
     )
     own = (result.output_BF - result.clean_BF).square().mean(dim=1, dtype=torch.float64)
     calibrated, _, agreement = calibrate(
-        found.modules, "mean", memory_loader(made, ROWS), Alone(), 0.9, CPU
+        found.modules, "mean", memory_loader(made, ROWS), SingleProcessGroup(), 0.9, CPU
     )
     assert calibrated.threshold == np.quantile(own.detach().numpy(), 0.9)
     assert agreement == {}

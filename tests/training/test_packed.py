@@ -21,7 +21,7 @@ from hourglass.errors import HourglassError, SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.training import complete as completing
 from hourglass.training import members, packed, stacked
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete, complete_packed
 from hourglass.training.members import Member
 from hourglass.tuning.pack import obstacle, packs
@@ -55,7 +55,7 @@ def together(jobs: Sequence[TrainJob], loader: str = "memory") -> list[Member | 
 def alone(made: TrainJob, loader: str = "memory") -> Member:
     """The same run by itself."""
     rows = LOADERS[loader](made, ROWS)
-    return members.train(made, STATS, rows, Alone(), CPU, quiet).members[0]
+    return members.train(made, STATS, rows, SingleProcessGroup(), CPU, quiet).members[0]
 
 
 def distance(one: AutoencoderModule, other: AutoencoderModule) -> float:
@@ -163,7 +163,7 @@ def test_without_a_holdout_the_last_weights_count() -> None:
     loader = memory_loader(jobs[0], ROWS, everything)
     for made, found in zip(jobs, packed.train(jobs, STATS, loader, CPU, [quiet] * 2), strict=True):
         expected = members.train(
-            made, STATS, memory_loader(made, ROWS, everything), Alone(), CPU, quiet
+            made, STATS, memory_loader(made, ROWS, everything), SingleProcessGroup(), CPU, quiet
         )
         assert_member(found, expected.members[0])
         assert "holdout_mse" not in found.best
@@ -313,7 +313,9 @@ def test_the_artifacts_are_those_of_single_runs(
     outcomes: list[Any] = []
     for run in runs(jobs, tmp_path / "alone"):
         try:
-            outcomes.append(complete(run, memory_loader(run.job, ROWS), Alone(), CPU, quiet))
+            outcomes.append(
+                complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, quiet)
+            )
         except HourglassError as error:
             outcomes.append(error)
     assert [type(end) for end in ends] == [dict, TrainingError, SpecError, dict]
@@ -352,7 +354,7 @@ def test_tf32_is_for_a_gpu_while_it_trains(tmp_path: Path, packed: bool) -> None
     if packed:
         complete_packed([run], memory_loader(run.job, ROWS), CPU, [tell])
     else:
-        complete(run, memory_loader(run.job, ROWS), Alone(), CPU, tell)
+        complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, tell)
     assert len(seen) == 1
     gpu, cpu = seen.pop()
     assert gpu == "tf32"

@@ -21,7 +21,7 @@ from hourglass.model import rbm
 from hourglass.training import phases
 from hourglass.training.build import build
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.collective import Alone, Peers
+from hourglass.training.collective import ProcessGroup, SingleProcessGroup
 from hourglass.training.members import begin
 from hourglass.training.phases import pretrain
 from hourglass.training.state import State
@@ -85,7 +85,9 @@ def pretrained(made: TrainJob, said: list[str] | None = None, loader: Any = memo
     """The state after the phases."""
     now = fresh(made, rows_of(made))
     lines = [] if said is None else said
-    pretrain(now.module, loader(made, rows_of(made)), made.train, Alone(), lines.append, CPU)
+    pretrain(
+        now.module, loader(made, rows_of(made)), made.train, SingleProcessGroup(), lines.append, CPU
+    )
     return now
 
 
@@ -151,7 +153,7 @@ def test_the_layers_above_wait_and_those_below_stay() -> None:
         seen.append([[p.detach().clone() for p in layer] for layer in layers(now)])
 
     start = [[p.detach().clone() for p in layer] for layer in layers(now)]
-    pretrain(now.module, loader, made.train, Alone(), look, CPU)
+    pretrain(now.module, loader, made.train, SingleProcessGroup(), look, CPU)
     for trained, snapshot in enumerate(seen):
         for index in range(3):
             expected = seen[-1][index] if index <= trained else start[index]
@@ -251,7 +253,7 @@ def test_no_epoch_and_no_noise_comes_twice() -> None:
         patch.object(loader, "train", lambda epoch: asked.append(epoch) or iter_of(loader, epoch)),
         patch.object(phases, "noise_seed", seed),
     ):
-        pretrain(fresh(made, BITS).module, loader, made.train, Alone(), print, CPU)
+        pretrain(fresh(made, BITS).module, loader, made.train, SingleProcessGroup(), print, CPU)
     assert asked == [phases.FIRST + n for n in range(3 * 20 + 3 * 4)]
     assert len(set(seeds)) == len(seeds) == 2 * 3 + (3 * 20 + 3 * 4) * 9
     assert max(seeds) < 2**64
@@ -304,7 +306,7 @@ def whole(made: TrainJob, folder: Path, stop: int | None = None, said: list | No
     def tell(kind: str, payload: Any) -> None:
         lines.append((kind, payload))
 
-    begin(run.state, made.train, run.loader, saved, Alone(), tell, CPU)
+    begin(run.state, made.train, run.loader, saved, SingleProcessGroup(), tell, CPU)
     if stop == 0:
         return run
     run.fit(commit)
@@ -350,7 +352,7 @@ class Pair:
         self._barrier = threading.Barrier(2, timeout=60)
         self._values: list[Any] = [None, None]
 
-    def worker(self, rank: int) -> Peers:
+    def worker(self, rank: int) -> ProcessGroup:
         pair = self
 
         class One:
@@ -382,7 +384,7 @@ def start(made: TrainJob) -> State:
     return now
 
 
-def end(now: State, made: TrainJob, peers: Peers, said: list[str]) -> State:
+def end(now: State, made: TrainJob, group: ProcessGroup, said: list[str]) -> State:
     """Pretrained on this worker's part of every batch."""
     rows = rows_of(made).astype(np.float64)
     loader = MemoryLoader(
@@ -390,10 +392,10 @@ def end(now: State, made: TrainJob, peers: Peers, said: list[str]) -> State:
         held_out(len(rows)),
         batch_size=made.train.batch_size,
         seed=made.train.seed,
-        worker=peers.rank,
-        workers=peers.size,
+        worker=group.rank,
+        workers=group.size,
     )
-    pretrain(now.module, loader, made.train, peers, said.append, CPU)
+    pretrain(now.module, loader, made.train, group, said.append, CPU)
     return now
 
 
@@ -429,7 +431,7 @@ def no_draw(units: str, mean: Tensor, rng: torch.Generator) -> Tensor:
 def test_two_workers_are_one_process(name: str, batch_size: int) -> None:
     made, said = job(**JOBS[name], batch_size=batch_size), []
     with patch.object(rbm, "drawn", no_draw):
-        alone = end(start(made), made, Alone(), said)
+        alone = end(start(made), made, SingleProcessGroup(), said)
         (first, lines), (second, others) = both(made)
     assert same_bits(weights(first), weights(second))
     assert difference(first, alone) < 1e-10
@@ -439,7 +441,7 @@ def test_two_workers_are_one_process(name: str, batch_size: int) -> None:
 def test_two_workers_that_draw_hold_the_same_bits_and_learn_the_same() -> None:
     """Each draws noise of its own: other bits than one process, the same on both, the same error."""
     made, said = job(**JOBS["rbm"]), []
-    alone = end(start(made), made, Alone(), said)
+    alone = end(start(made), made, SingleProcessGroup(), said)
     (first, lines), (second, _) = both(made)
     assert same_bits(weights(first), weights(second))
     assert difference(first, alone) > 1e-3
@@ -450,17 +452,17 @@ def test_two_workers_that_draw_hold_the_same_bits_and_learn_the_same() -> None:
 def test_the_comparison_sees_a_worker_that_forgets_the_others() -> None:
     """Negative control: sums that are not added over workers."""
     made = job(**JOBS["greedy"])
-    alone = end(start(made), made, Alone(), [])
+    alone = end(start(made), made, SingleProcessGroup(), [])
     with patch.object(Pair, "worker", lambda pair, rank: deaf(rank)):
         (first, _), (second, _) = both(made)
     assert not same_bits(weights(first), weights(second))
     assert difference(first, alone) > 1e-3
 
 
-def deaf(rank: int) -> Peers:
-    peers = Alone()
-    peers.rank, peers.size = rank, 2
-    return peers
+def deaf(rank: int) -> ProcessGroup:
+    group = SingleProcessGroup()
+    group.rank, group.size = rank, 2
+    return group
 
 
 def test_a_rate_far_too_high_stops_with_its_place() -> None:

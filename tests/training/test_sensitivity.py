@@ -22,7 +22,7 @@ from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import measure
 from hourglass.errors import SpecError
 from hourglass.training.build import build
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete
 from hourglass.training.measure import measure as measure_rows
 from hourglass.training.sensitivity import check_sensitivity
@@ -190,7 +190,13 @@ def test_one_without_effect_ends_the_run_before_it_begins(tmp_path: Path) -> Non
     schema = FeatureSchema(vector="x", columns=(), width=12, dtype="float32")
     run = Run(made, schema, measure(ROWS), str(tmp_path / "run"), "data", {})
     with pytest.raises(SpecError, match=r"model\.loss\.delta: 1000\.0 does nothing"):
-        complete(run, memory_loader(made, ROWS), Alone(), CPU, lambda *words: said.append(words))
+        complete(
+            run,
+            memory_loader(made, ROWS),
+            SingleProcessGroup(),
+            CPU,
+            lambda *words: said.append(words),
+        )
     assert (said, list(tmp_path.iterdir())) == ([], [])
 
 

@@ -14,7 +14,7 @@ from hourglass.data.loader import Batch, Loader, MemoryLoader, StreamLoader
 from hourglass.data.plan import GroupCount, Slice
 from hourglass.training import loop, state
 from hourglass.training.build import build
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.state import Record, State
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ class Run:
             self.state.module,
             self.loader,
             self.job.train,
-            Alone(),
+            SingleProcessGroup(),
             report=self.records.append,
             commit=commit,
             device=CPU,

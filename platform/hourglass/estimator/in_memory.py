@@ -37,7 +37,7 @@ from hourglass.training.build import (
     software,
 )
 from hourglass.training.calibrate import calibrate
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.sensitivity import check_sensitivity
 from hourglass.training.state import Record
 
@@ -77,7 +77,7 @@ def fit(
 
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         sensitivity = check_sensitivity(build(job, stats).to(device), loader, device)
-        trained = members.train(job, stats, loader, Alone(), device, tell)
+        trained = members.train(job, stats, loader, SingleProcessGroup(), device, tell)
     if trained.members[-1].interrupted:
         last = trained.history[-1]
         warnings.warn(
@@ -86,7 +86,7 @@ def fit(
         )
     lead, *others = trained.modules
     calibration, golden, agreement = calibrate(
-        [lead, *others], job.train.combine, loader, Alone(), job.quantile, device
+        [lead, *others], job.train.combine, loader, SingleProcessGroup(), job.quantile, device
     )
     manifest = artifact.Manifest(
         format=artifact.FORMAT,

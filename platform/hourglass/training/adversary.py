@@ -17,7 +17,7 @@ from torch.optim import Adam, Optimizer
 from hourglass.model.adversary import Adversary, fooling, telling
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.output import RowMean
-from hourglass.training.collective import Peers, blame, means
+from hourglass.training.collective import ProcessGroup, find_nonfinite, means
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Discriminator:
         return self.spec.weight * row_mean(fooling(logits_B))
 
     def learn(
-        self, code_BK: Tensor, total: int, rng: torch.Generator, peers: Peers
+        self, code_BK: Tensor, total: int, rng: torch.Generator, group: ProcessGroup
     ) -> dict[str, Tensor]:
         """One step against these codes, of `total` rows on all workers; sums over this worker's rows.
 
@@ -47,12 +47,14 @@ class Discriminator:
         loss_B = telling(prior_B, code_B)
         names, weights = zip(*self.network.named_parameters(), strict=True)
         gradients = torch.autograd.grad(loss_B.sum(), weights)
-        for weight, mean in zip(weights, means(gradients, total, peers), strict=True):
+        for weight, mean in zip(weights, means(gradients, total, group), strict=True):
             weight.grad = mean
         norm = torch.nn.utils.get_total_norm(weight.grad for weight in weights)
         if not math.isfinite(norm.item()):
             named = zip(names, gradients, strict=True)
-            raise blame({f"gradient of discriminator.{name}": g for name, g in named}, peers)
+            raise find_nonfinite(
+                {f"gradient of discriminator.{name}": g for name, g in named}, group
+            )
         self.optimizer.step()
         right_B = ((prior_B > 0).double() + (code_B <= 0).double()) / 2.0
         return {

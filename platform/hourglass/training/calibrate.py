@@ -15,7 +15,7 @@ from hourglass.artifact import Calibration
 from hourglass.data.loader import Loader
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.ensemble import Combine, combined, scored_error, scores, squared_error
-from hourglass.training.collective import Peers
+from hourglass.training.collective import ProcessGroup
 
 MOST_ROWS = 2**20
 MOST_CODES = 2**14
@@ -33,7 +33,7 @@ def calibrate(
     members: Sequence[AutoencoderModule],
     combine: Combine,
     loader: Loader,
-    peers: Peers,
+    group: ProcessGroup,
     quantile: float,
     device: torch.device,
 ) -> tuple[Calibration, Tensor, dict[str, float]]:
@@ -46,7 +46,7 @@ def calibrate(
         member.eval()
     module = members[0]
     if module.spec.scaled_score:
-        _set_typical_errors(members, loader, peers, device)
+        _set_typical_errors(members, loader, group, device)
     width = module.spec.network.code_width
     # Filled in place: thousands of small results kept between large temporaries would scatter the
     # heap, and memory would grow with the rows.
@@ -54,7 +54,7 @@ def calibrate(
     codes = torch.empty((MOST_CODES, width), device=device)
     golden: list[Tensor] = []
     rows = 0
-    for part in _rows(loader, peers, device):
+    for part in _rows(loader, group, device):
         part = part[: MOST_ROWS - rows]
         if not len(part):
             continue
@@ -69,9 +69,9 @@ def calibrate(
         rows += len(part)
         if rows == MOST_ROWS:
             break
-    every_MB = torch.cat(peers.gather(score_BM[:rows])).cpu().T
+    every_MB = torch.cat(group.gather(score_BM[:rows])).cpu().T
     every_score = combined(every_MB, combine).numpy()
-    every_code = torch.cat(peers.gather(codes[:rows])).cpu().numpy()
+    every_code = torch.cat(group.gather(codes[:rows])).cpu().numpy()
     middle = module.default_hash_threshold if module.spec.code.kind != "plain" else None
     bits = np.median(every_code, axis=0) if middle is None else np.full(width, middle)
     calibration = Calibration(
@@ -81,12 +81,12 @@ def calibrate(
         quantiles={f"{q:g}": float(np.quantile(every_score, q)) for q in QUANTILES},
         hash_threshold=tuple(float(bit) for bit in bits),
     )
-    kept = [part for worker in peers.share(golden) for part in worker]
+    kept = [part for worker in group.share(golden) for part in worker]
     return calibration, torch.cat(kept)[:GOLDEN_ROWS], rank_agreement(every_MB.numpy())
 
 
 def _set_typical_errors(
-    members: Sequence[AutoencoderModule], loader: Loader, peers: Peers, device: torch.device
+    members: Sequence[AutoencoderModule], loader: Loader, group: ProcessGroup, device: torch.device
 ) -> None:
     """Give each member what it divides each column's squared error by, from the training rows.
 
@@ -111,9 +111,9 @@ def _set_typical_errors(
             away_BF = result.clean_BF - member.preprocessing.mean_F
             sum_2F[0] += squared_error(result).sum(dim=0, dtype=torch.float64)
             sum_2F[1] += away_BF.square().sum(dim=0, dtype=torch.float64)
-    total = peers.sum(rows)
+    total = group.sum(rows)
     for member, sum_2F in zip(members, sums, strict=True):
-        error_F, variance_F = peers.sum(sum_2F) / total
+        error_F, variance_F = group.sum(sum_2F) / total
         constant_F = member.preprocessing.low_F >= member.preprocessing.high_F
         error_F = error_F.maximum(torch.where(constant_F, 1.0, FLOOR) * error_F.mean())
         error_F = error_F.clamp(min=TINY)
@@ -159,10 +159,10 @@ def _ranks(values_B: NDArray[np.float64]) -> NDArray[np.float64]:
     return rank[which_B]
 
 
-def _rows(loader: Loader, peers: Peers, device: torch.device) -> "chain[Tensor]":
+def _rows(loader: Loader, group: ProcessGroup, device: torch.device) -> "chain[Tensor]":
     held = (torch.from_numpy(rows).to(device) for rows in loader.holdout())
     first = next(held, None)
-    anywhere = peers.sum(torch.tensor(0.0 if first is None else float(len(first)), device=device))
+    anywhere = group.sum(torch.tensor(0.0 if first is None else float(len(first)), device=device))
     if first is not None:
         return chain([first], held)
     if float(anywhere):

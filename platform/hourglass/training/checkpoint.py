@@ -23,7 +23,7 @@ from torch import Tensor
 from hourglass import storage
 from hourglass.artifact import parse_tensors
 from hourglass.errors import ArtifactError, DataError, TrainingError
-from hourglass.training.collective import Alone, Peers
+from hourglass.training.collective import ProcessGroup, SingleProcessGroup
 from hourglass.training.state import State
 
 STATE = "state.safetensors"
@@ -58,17 +58,17 @@ class Checkpoints:
         run = None if self.run is None else f"{self.run}, {name}"
         return replace(self, uri=storage.join(self.uri, name), run=run)
 
-    def save(self, state: State, peers: Peers | None = None) -> None:
+    def save(self, state: State, group: ProcessGroup | None = None) -> None:
         """Commit `state`: called on every worker, written by the first; older ones go after that.
 
         Raises: TrainingError on every worker when a number is not finite or a write fails; nothing
         is committed then, and what was committed before stays.
         """
-        peers = peers or Alone()
-        tensors, position = state.tensors(), state.position(peers)
+        group = group or SingleProcessGroup()
+        tensors, position = state.tensors(), state.position(group)
         _require_finite(state.step, tensors, position)
-        problem = self._write(state.step, tensors, position) if peers.rank == 0 else None
-        problem = peers.share(problem)[0]
+        problem = self._write(state.step, tensors, position) if group.rank == 0 else None
+        problem = group.share(problem)[0]
         if problem:
             raise TrainingError(
                 f"stopped at step {state.step}: the checkpoint was not written, {problem}. "

@@ -13,7 +13,7 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.output import ForwardOutput
 
 
-class Peers(Protocol):
+class ProcessGroup(Protocol):
     """The workers of a run. Every method is called by all of them, or they wait for each other."""
 
     rank: int
@@ -32,7 +32,7 @@ class Peers(Protocol):
         ...
 
 
-class Alone:
+class SingleProcessGroup:
     """One worker."""
 
     rank = 0
@@ -51,7 +51,7 @@ class Alone:
         return [value]
 
 
-class Together:
+class DistributedProcessGroup:
     """The workers of the default torch.distributed process group."""
 
     def __init__(self) -> None:
@@ -82,33 +82,33 @@ class Together:
         return values
 
 
-def means(sums: Sequence[Tensor], total: int, peers: Peers) -> Iterator[Tensor]:
+def means(sums: Sequence[Tensor], total: int, group: ProcessGroup) -> Iterator[Tensor]:
     """Sums over rows, added over workers in one exchange, divided by the rows of all of them."""
-    flat = peers.sum(torch.cat([part.flatten() for part in sums])) / total
+    flat = group.sum(torch.cat([part.flatten() for part in sums])) / total
     parts = torch.split(flat, [part.numel() for part in sums])
     return (part.view_as(like) for part, like in zip(parts, sums, strict=True))
 
 
-def blame(candidates: dict[str, Tensor], peers: Peers) -> TrainingError:
+def find_nonfinite(candidates: dict[str, Tensor], group: ProcessGroup) -> TrainingError:
     """An error naming the worker and the first tensor that is not finite; the same on every worker."""
     bad = [i for i, value in enumerate(candidates.values()) if not bool(value.isfinite().all())]
-    worst = peers.share(bad[0] if bad else len(candidates))
+    worst = group.share(bad[0] if bad else len(candidates))
     rank = min(range(len(worst)), key=lambda r: (worst[r], r))
     name = [*candidates, "gradient norm"][worst[rank]]
     return TrainingError(f"worker {rank}: {name} is NaN or infinite")
 
 
-def parallel(module: AutoencoderModule, peers: Peers) -> nn.Module:
+def parallel(module: AutoencoderModule, group: ProcessGroup) -> nn.Module:
     """The module itself for one worker, else its DDP, past the step in which DDP settles.
 
     After its first backward pass DDP lays its buckets out anew, and a ring of three or more workers
     adds in an order that depends on the layout. An empty step before the first real one makes a
     resumed run add in the same order as one that was never stopped.
     """
-    if peers.size == 1:
+    if group.size == 1:
         return module
     if module.batch_threshold is not None:
-        module.batch_threshold.everyone = lambda values: torch.cat(peers.gather(values))
+        module.batch_threshold.everyone = lambda values: torch.cat(group.gather(values))
     device = next(module.parameters()).device
     ids = [device.index or 0] if device.type == "cuda" else None
     # Buffers are preprocessing constants, the same on every worker: nothing to broadcast.

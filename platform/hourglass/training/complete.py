@@ -20,7 +20,7 @@ from hourglass.training import members, packed
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.collective import Alone, Peers
+from hourglass.training.collective import ProcessGroup, SingleProcessGroup
 from hourglass.training.members import Tell, Trained
 from hourglass.training.sensitivity import Sensitivity, check_sensitivity
 from hourglass.training.state import Record
@@ -76,7 +76,9 @@ def _tf32() -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
-def complete(run: Run, loader: Loader, peers: Peers, device: torch.device, tell: Tell) -> Record:
+def complete(
+    run: Run, loader: Loader, group: ProcessGroup, device: torch.device, tell: Tell
+) -> Record:
     """Check sensitivity, train from the newest checkpoint, calibrate; the first worker saves the artifact.
 
     Returns its metrics. Raises: SpecError, DataError, TrainingError.
@@ -84,12 +86,12 @@ def complete(run: Run, loader: Loader, peers: Peers, device: torch.device, tell:
     job, stats = run.job, run.stats
     began = time.perf_counter()
     with _tf32():
-        sensitivity = _check_sensitivity(build(job, stats).to(device), loader, peers, device)
-        trained = members.train(job, stats, loader, peers, device, tell, run.checkpoints, run.until)
+        sensitivity = _check_sensitivity(build(job, stats).to(device), loader, group, device)
+        trained = members.train(job, stats, loader, group, device, tell, run.checkpoints, run.until)
     if run.until is not None:
         return trained.history[-1]
     so_far = {"sensitivity": sensitivity, "seconds": time.perf_counter() - began}
-    return _conclude(run, trained, loader, peers, device, so_far)
+    return _conclude(run, trained, loader, group, device, so_far)
 
 
 def complete_packed(
@@ -123,7 +125,7 @@ def complete_packed(
         run, order = runs[number], orders[number]
         try:
             alone = Trained([member], run.job)
-            ended[number] = _conclude(run, alone, order, Alone(), device, so_far)
+            ended[number] = _conclude(run, alone, order, SingleProcessGroup(), device, so_far)
         except Exception as error:  # whatever ends one must not cost the others their training
             ended[number] = error
     return [ended[number] for number in range(len(runs))]
@@ -133,7 +135,7 @@ def _conclude(
     run: Run,
     trained: Trained,
     loader: Loader,
-    peers: Peers,
+    group: ProcessGroup,
     device: torch.device,
     so_far: dict[str, Any],
 ) -> Record:
@@ -145,10 +147,10 @@ def _conclude(
     job = run.job
     lead, *others = trained.modules
     calibration, golden, agreement = calibrate(
-        [lead, *others], job.train.combine, loader, peers, job.quantile, device
+        [lead, *others], job.train.combine, loader, group, job.quantile, device
     )
     metrics = trained.best | agreement
-    if peers.rank > 0:
+    if group.rank > 0:
         return metrics
     try:
         artifact.save(
@@ -178,16 +180,16 @@ def _conclude(
 
 
 def _check_sensitivity(
-    module: AutoencoderModule, loader: Loader, peers: Peers, device: torch.device
+    module: AutoencoderModule, loader: Loader, group: ProcessGroup, device: torch.device
 ) -> Sensitivity:
     """The first worker checks on its rows; all of them fail where a hyperparameter has no effect."""
     found: Sensitivity | str | None = None
-    if peers.rank == 0:
+    if group.rank == 0:
         try:
             found = check_sensitivity(module, loader, device)
         except SpecError as error:
             found = str(error)
-    first = peers.share(found)[0]
+    first = group.share(found)[0]
     if isinstance(first, str):
         raise SpecError(first)
     return list(first)

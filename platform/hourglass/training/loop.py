@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hourglass.config.train import TrainSpec
 from hourglass.data.loader import Loader
 from hourglass.errors import TrainingError
-from hourglass.training.collective import Peers
+from hourglass.training.collective import ProcessGroup
 from hourglass.training.state import Record, State
 from hourglass.training.step import Sums, evaluate_batch, noise_seed, train_step
 
@@ -30,7 +30,7 @@ def fit(
     model: nn.Module,
     loader: Loader,
     spec: TrainSpec,
-    peers: Peers,
+    group: ProcessGroup,
     *,
     report: Callable[[Record], None],
     commit: Commit,
@@ -50,10 +50,10 @@ def fit(
         started, rows = time.perf_counter(), 0
         state.module.train()
         for batch in loader.train(state.epoch, state.epoch_step):
-            rng.manual_seed(noise_seed(spec.seed, state.step, peers.rank))
+            rng.manual_seed(noise_seed(spec.seed, state.step, group.rank))
             set_rate(state, spec, steps)
             try:
-                sums = train_step(model, state, batch, rng, peers, spec.clip_norm)
+                sums = train_step(model, state, batch, rng, group, spec.clip_norm)
             except TrainingError as error:
                 raise TrainingError(
                     f"stopped at step {state.step} (epoch {state.epoch + 1}): {error}. The last "
@@ -67,7 +67,7 @@ def fit(
             if every and state.step % every == 0 and state.epoch_step < loader.steps:
                 commit(state)
         trained = time.perf_counter() - started
-        record = end_of_epoch(state, loader, spec, peers, device)
+        record = end_of_epoch(state, loader, spec, group, device)
         record["rows_per_s"] = rows / max(trained, 1e-9)
         state.history.append(record)
         commit(state)
@@ -77,10 +77,10 @@ def fit(
 
 
 def end_of_epoch(
-    state: State, loader: Loader, spec: TrainSpec, peers: Peers, device: torch.device
+    state: State, loader: Loader, spec: TrainSpec, group: ProcessGroup, device: torch.device
 ) -> Record:
     """Reduce the sums, look at the holdout, keep the best weights, decide on stopping."""
-    totals = reduce(state.sums, peers)
+    totals = reduce(state.sums, group)
     rows = totals["rows"]
     record = {
         "epoch": float(state.epoch + 1),
@@ -96,7 +96,7 @@ def end_of_epoch(
     if state.idle_K is not None:  # a share: units that no row of this epoch has used
         record["dead_units"] = float((state.idle_K >= loader.steps).double().mean())
     state.module.eval()
-    held = evaluate(state, (torch.from_numpy(rows) for rows in loader.holdout()), peers, device)
+    held = evaluate(state, (torch.from_numpy(rows) for rows in loader.holdout()), group, device)
     record |= held
     for name, value in record.items():
         if not math.isfinite(value):
@@ -113,7 +113,7 @@ def end_of_epoch(
 
 
 def evaluate(
-    state: State, rows: Iterable[Tensor], peers: Peers, device: torch.device
+    state: State, rows: Iterable[Tensor], group: ProcessGroup, device: torch.device
 ) -> dict[str, float]:
     """Holdout MSE in model space, FVU, mean code activation, of all workers; empty without rows.
 
@@ -124,7 +124,7 @@ def evaluate(
     sums: Sums = {name: zero.clone() for name in SUMS + at_widths}
     for part in rows:
         add(sums, evaluate_batch(state.module, part.to(device)))
-    totals = reduce(sums, peers)
+    totals = reduce(sums, group)
     if not totals["rows"]:
         return {}
     curve = {f"holdout_mse{name[5:]}": totals[name] / totals["rows"] for name in at_widths}
@@ -162,8 +162,8 @@ def add(sums: Sums, more: Sums) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
-def reduce(sums: Sums, peers: Peers) -> dict[str, float]:
+def reduce(sums: Sums, group: ProcessGroup) -> dict[str, float]:
     """Totals over all workers, in one exchange. Sum, reduce, then divide."""
     names = sorted(sums)
-    total = peers.sum(torch.stack([sums[name] for name in names]))
+    total = group.sum(torch.stack([sums[name] for name in names]))
     return dict(zip(names, total.tolist(), strict=True))

@@ -21,7 +21,7 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.training import loop, state
 from hourglass.training.build import build
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.collective import Peers, parallel
+from hourglass.training.collective import ProcessGroup, parallel
 from hourglass.training.phases import pretrain
 from hourglass.training.state import Record, State
 
@@ -93,7 +93,7 @@ def train(
     job: TrainJob,
     stats: Stats,
     loader: Loader,
-    peers: Peers,
+    group: ProcessGroup,
     device: torch.device,
     tell: Tell,
     saved: Checkpoints | None = None,
@@ -106,7 +106,7 @@ def train(
     Raises: SpecError when an artifact cannot hold them, TrainingError naming the member.
     """
     if job.train.seeds == 1:
-        return Trained([_train(job, stats, loader, peers, device, tell, saved, until)], job)
+        return Trained([_train(job, stats, loader, group, device, tell, saved, until)], job)
     _require_room(job, build(job, stats))
     members = []
     for number in range(1, job.train.seeds + 1):
@@ -114,7 +114,7 @@ def train(
         order = loader if number == 1 else loader.seeded(own.train.seed)
         say, kept = partial(_say, tell, number), saved.of(number) if saved else None
         try:
-            members.append(_train(own, stats, order, peers, device, say, kept))
+            members.append(_train(own, stats, order, group, device, say, kept))
         except TrainingError as error:
             raise TrainingError(f"member {number}: {error}") from None
         except KeyboardInterrupt:
@@ -130,7 +130,7 @@ def _train(
     job: TrainJob,
     stats: Stats,
     loader: Loader,
-    peers: Peers,
+    group: ProcessGroup,
     device: torch.device,
     tell: Tell,
     saved: Checkpoints | None,
@@ -138,17 +138,17 @@ def _train(
 ) -> Member:
     """One run, from its newest checkpoint, if there is one, to its end."""
     now = state.fresh(build(job, stats).to(device), job.train)
-    begin(now, job.train, loader, saved, peers, tell, device)
+    begin(now, job.train, loader, saved, group, tell, device)
     latest = _Latest()
     try:
         loop.fit(
             now,
-            parallel(now.module, peers),
+            parallel(now.module, group),
             loader,
             job.train,
-            peers,
+            group,
             report=partial(tell, "epoch"),
-            commit=partial(saved.save, peers=peers) if saved else latest,
+            commit=partial(saved.save, group=group) if saved else latest,
             device=device,
             until=until,
         )
@@ -185,7 +185,7 @@ def begin(
     spec: TrainSpec,
     loader: Loader,
     saved: Checkpoints | None,
-    peers: Peers,
+    group: ProcessGroup,
     tell: Tell,
     device: torch.device,
 ) -> None:
@@ -195,12 +195,12 @@ def begin(
 
     What the phases found is committed at once, as step 0: a killed run does not repeat them.
     """
-    found = saved.start(partial(tell, "note")) if saved and peers.rank == 0 else None
-    source = peers.share(found)[0]
+    found = saved.start(partial(tell, "note")) if saved and group.rank == 0 else None
+    source = group.share(found)[0]
     if source is not None:
         checkpoints, name = source
         tensors, position = checkpoints.load(name)
-        now.restore(tensors, position, rank=peers.rank)
+        now.restore(tensors, position, rank=group.rank)
         done = now.stopped or now.epoch == spec.epochs
         reached = {"step": now.step, "epoch": now.epoch, "done": done}
         tell("resumed", {**reached, "history": now.history})
@@ -209,9 +209,9 @@ def begin(
             f"{saved.parent.uri}: no checkpoint to go on from; begin the sweep anew with --fresh"
         )
     elif spec.phases:
-        pretrain(now.module, loader, spec, peers, partial(tell, "note"), device)
+        pretrain(now.module, loader, spec, group, partial(tell, "note"), device)
         if saved:
-            saved.save(now, peers)
+            saved.save(now, group)
 
 
 def alone(job: TrainJob, number: int) -> TrainJob:

@@ -31,13 +31,13 @@ from hourglass.model.spec import SPARSE
 from hourglass.strict import Strict
 from hourglass.training import loop, state
 from hourglass.training.build import build
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.members import Member, Tell
 from hourglass.training.stacked import Group, Numbers, stacked_numbers, with_numbers
 from hourglass.training.state import State
 from hourglass.training.step import Sums, idle_steps, loss_terms, noise_seed, step_sums
 
-ALONE = Alone()
+SINGLE = SingleProcessGroup()
 Losses = tuple[Tensor, Sums, Tensor]
 """Loss, the step's sums and each code unit's steps without use, with M in front or of one member."""
 
@@ -92,7 +92,9 @@ def _finished(trial: Trial, loader: Loader, device: torch.device) -> Member | Tr
     now, spec = trial.state, trial.job.train
     report, order = partial(trial.tell, "epoch"), loader.seeded(spec.seed)
     try:
-        loop.fit(now, now.module, order, spec, ALONE, report=report, commit=_nothing, device=device)
+        loop.fit(
+            now, now.module, order, spec, SINGLE, report=report, commit=_nothing, device=device
+        )
     except TrainingError as error:
         return error
     return Member(now.module, now.history, now.history[now.best_epoch if now.best_weights else -1])
@@ -144,7 +146,7 @@ class Pack:
     def _end_epoch(self, trial: Trial, rows_per_s: float) -> None:
         now, spec = trial.state, trial.job.train
         try:
-            record = loop.end_of_epoch(now, self._loader, spec, ALONE, self._device)
+            record = loop.end_of_epoch(now, self._loader, spec, SINGLE, self._device)
         except TrainingError as error:
             self.left.append((trial, error))
             return
@@ -191,7 +193,7 @@ class Pack:
         for trial in self._trials:
             seed = trial.job.train.seed
             if (seed, trial.job.model.corruption) not in seen:
-                self._rng.manual_seed(noise_seed(seed, self._step, ALONE.rank))
+                self._rng.manual_seed(noise_seed(seed, self._step, SINGLE.rank))
                 corrupted = trial.state.module.corrupted(clean[seed], self._rng)
                 seen[seed, trial.job.model.corruption] = corrupted
         return (
@@ -214,10 +216,10 @@ class Pack:
             model.spec = with_numbers(model.spec, values)
             # A part that draws inside the pass ends here with an error: vmap refuses it.
             passed: Any = lambda rows, rng: model.passed(clean_BF, seen_BF, rng)  # noqa: E731
-            terms, result = loss_terms(passed, model, batch, self._step, self._rng, ALONE, idle_K)
-            sums = step_sums(model, terms, result, batch, ALONE)
+            terms, result = loss_terms(passed, model, batch, self._step, self._rng, SINGLE, idle_K)
+            sums = step_sums(model, terms, result, batch, SINGLE)
             sparse = model.spec.code.kind in SPARSE
-            used_K = idle_steps(idle_K, result.code_BK, ALONE) if sparse else idle_K
+            used_K = idle_steps(idle_K, result.code_BK, SINGLE) if sparse else idle_K
             return reduce(operator.add, terms.values()), sums, used_K
 
         made: Losses = functional_call(self._inside, weights, (of,))

@@ -23,7 +23,7 @@ from hourglass.model import rbm
 from hourglass.model.activations import FUNCTIONS
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.dense import Dense, DenseNetwork
-from hourglass.training.collective import Peers, means
+from hourglass.training.collective import ProcessGroup, means
 from hourglass.training.step import noise_seed
 
 FIRST = 2**31
@@ -67,7 +67,7 @@ def pretrain(
     module: AutoencoderModule,
     loader: Loader,
     spec: TrainSpec,
-    peers: Peers,
+    group: ProcessGroup,
     report: Callable[[str], None],
     device: torch.device,
 ) -> None:
@@ -79,7 +79,7 @@ def pretrain(
 
     def batches(below: Sequence[Layer]) -> Iterator[tuple[Tensor, int]]:
         for batch in loader.train(next(epochs)):
-            rng.manual_seed(noise_seed(spec.seed, next(steps), peers.rank))
+            rng.manual_seed(noise_seed(spec.seed, next(steps), group.rank))
             yield _inside(module, below, torch.from_numpy(batch.rows).to(device)), batch.total
 
     for number, phase in enumerate(spec.phases, 1):
@@ -87,9 +87,9 @@ def pretrain(
         for index, layer in enumerate(layers):
             # First weights are drawn alike on every worker, before each draws noise of its own.
             rng.manual_seed(noise_seed(spec.seed, next(steps), 0))
-            learn = _learner(phase, module, layer, index, len(layers), peers, rng)
+            learn = _learner(phase, module, layer, index, len(layers), group, rng)
             for epoch in range(phase.epochs):
-                error = _one_epoch(learn, batches(layers[:index]), epoch, peers, device)
+                error = _one_epoch(learn, batches(layers[:index]), epoch, group, device)
                 place = f"phase {number} ({phase.kind}), layer {index + 1} of {len(layers)}, "
                 place += f"epoch {epoch + 1}/{phase.epochs}"
                 if not math.isfinite(error):
@@ -105,7 +105,7 @@ def _one_epoch(
     learn: Learn,
     batches: Iterator[tuple[Tensor, int]],
     epoch: int,
-    peers: Peers,
+    group: ProcessGroup,
     device: torch.device,
 ) -> float:
     """The error of the layer's input, mean over units and the rows of all workers."""
@@ -113,7 +113,7 @@ def _one_epoch(
     for x_BV, batch_size in batches:
         total += learn(x_BV, batch_size, epoch).sum(dtype=torch.float64)
         rows += batch_size
-    return float(peers.sum(total)) / rows
+    return float(group.sum(total)) / rows
 
 
 def _layers(module: AutoencoderModule) -> list[Layer]:
@@ -149,11 +149,11 @@ def _learner(
     layer: Layer,
     index: int,
     layers: int,
-    peers: Peers,
+    group: ProcessGroup,
     rng: torch.Generator,
 ) -> Learn:
     if phase.kind == "greedy":
-        return _greedy(phase, layer, peers)
+        return _greedy(phase, layer, group)
     linear_code = index == layers - 1 and module.spec.code_activation == "linear"
     machine = rbm.Machine(
         layer.weight_HV.detach(),  # the parameters' own memory
@@ -162,17 +162,17 @@ def _learner(
         hidden="gaussian" if linear_code else "logistic",
         visible=phase.visible if index == 0 else "logistic",
     )
-    return _rbm(phase, layer, machine, peers, rng)
+    return _rbm(phase, layer, machine, group, rng)
 
 
-def _greedy(phase: Greedy, layer: Layer, peers: Peers) -> Learn:
+def _greedy(phase: Greedy, layer: Layer, group: ProcessGroup) -> Learn:
     """Adam on the squared error of the layer's input, mean over units and rows."""
     optimizer = Adam(layer.weights, phase.lr, fused=True)
 
     def learn(x_BV: Tensor, total: int, epoch: int) -> Tensor:
         error_B = (layer.decode(layer.encode(x_BV)) - x_BV).square().mean(dim=1)
         gradients = torch.autograd.grad(error_B.sum(), layer.weights)
-        for weight, mean in zip(layer.weights, means(gradients, total, peers), strict=True):
+        for weight, mean in zip(layer.weights, means(gradients, total, group), strict=True):
             weight.grad = mean
         optimizer.step()
         return error_B.detach()
@@ -181,7 +181,7 @@ def _greedy(phase: Greedy, layer: Layer, peers: Peers) -> Learn:
 
 
 def _rbm(
-    phase: Rbm, layer: Layer, machine: rbm.Machine, peers: Peers, rng: torch.Generator
+    phase: Rbm, layer: Layer, machine: rbm.Machine, group: ProcessGroup, rng: torch.Generator
 ) -> Learn:
     """Contrastive divergence with momentum and weight decay, the mirror's weights kept transposed.
 
@@ -198,7 +198,7 @@ def _rbm(
     @torch.no_grad()
     def learn(x_BV: Tensor, total: int, epoch: int) -> Tensor:
         *sums, error_B = rbm.contrastive_divergence(machine, x_BV, phase.k, rng)
-        weight_HV, *biases = means(sums, total, peers)
+        weight_HV, *biases = means(sums, total, group)
         weight_HV = weight_HV - phase.weight_decay * machine.weight_HV
         for value, speed, mean in zip(values, speeds, [weight_HV, *biases], strict=True):
             value.add_(speed.mul_(phase.momentum_at(epoch)).add_(mean, alpha=lr))

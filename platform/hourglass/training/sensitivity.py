@@ -20,7 +20,7 @@ from hourglass.errors import SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.spec import ModelSpec
 from hourglass.training.adversary import Discriminator, discriminator
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.step import loss_terms
 
 BATCHES = 2
@@ -129,7 +129,9 @@ def _response(
     for step, batch in enumerate(batches):
         rng = torch.Generator(device=idle_K.device).manual_seed(step)
         alone = Batch(batch.rows, len(batch.rows))
-        terms, result = loss_terms(twin, twin, alone, step, rng, Alone(), idle_K, rival)
+        terms, result = loss_terms(
+            twin, twin, alone, step, rng, SingleProcessGroup(), idle_K, rival
+        )
         values = torch.stack(list(terms.values()))
         gradients = torch.autograd.grad(values.sum(), list(twin.parameters()), allow_unused=True)
         parts += [values.detach(), *(g.flatten() for g in gradients if g is not None)]
@@ -141,7 +143,7 @@ def _response(
 def _adversarial(rival: Discriminator, code_BK: Tensor, rng: torch.Generator) -> Tensor:
     """Loss and accuracy of a discriminator that learns from these codes, and its term after that."""
     try:
-        sums = rival.learn(code_BK, len(code_BK), rng, Alone())
+        sums = rival.learn(code_BK, len(code_BK), rng, SingleProcessGroup())
     except TrainingError:  # raised again by the run itself, on every worker
         return torch.full((3,), torch.nan, device=code_BK.device)
     return torch.stack([*sums.values(), rival.term(code_BK, torch.mean)])

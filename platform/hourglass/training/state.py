@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from hourglass.config.train import TrainSpec
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.training.adversary import Discriminator, discriminator
-from hourglass.training.collective import Peers
+from hourglass.training.collective import ProcessGroup
 
 Record = dict[str, float]
 
@@ -54,13 +54,13 @@ class State:
         flat |= {} if self.idle_K is None else {"idle.steps": self.idle_K}
         return {name: value.detach().cpu().contiguous() for name, value in flat.items()}
 
-    def position(self, peers: Peers) -> dict[str, Any]:
+    def position(self, group: ProcessGroup) -> dict[str, Any]:
         """All the rest as JSON values; the sums of every worker, in order of rank."""
         return {
             "step": self.step,
             "epoch": self.epoch,
             "epoch_step": self.epoch_step,
-            "sums": peers.share({name: value.item() for name, value in self.sums.items()}),
+            "sums": group.share({name: value.item() for name, value in self.sums.items()}),
             "best_error": self.best_error,
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,

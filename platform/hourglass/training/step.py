@@ -20,7 +20,7 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.output import ForwardOutput
 from hourglass.model.spec import SPARSE
 from hourglass.training.adversary import Discriminator
-from hourglass.training.collective import Peers, blame
+from hourglass.training.collective import ProcessGroup, find_nonfinite
 from hourglass.training.state import State
 
 Sums = dict[str, Tensor]
@@ -45,7 +45,7 @@ def loss_terms(
     batch: Batch,
     step: int,
     rng: torch.Generator,
-    peers: Peers,
+    group: ProcessGroup,
     idle_K: Tensor | None = None,
     discriminator: Discriminator | None = None,
 ) -> tuple[dict[str, Tensor], ForwardOutput]:
@@ -54,14 +54,14 @@ def loss_terms(
     `idle_K` are the steps since each code unit was last active; without it none is dead.
     """
     rows = torch.from_numpy(batch.rows).to(rng.device, non_blocking=True)
-    scale = peers.size / batch.total
+    scale = group.size / batch.total
 
     def row_mean(values_B: Tensor) -> Tensor:
         return values_B.sum() * scale
 
     def batch_mean(values_BK: Tensor) -> Tensor:
         local_K = values_BK.sum(dim=0)
-        whole_K = peers.sum(local_K) / batch.total
+        whole_K = group.sum(local_K) / batch.total
         return whole_K + (local_K - local_K.detach()) * scale
 
     with autocast(rng.device):
@@ -71,7 +71,7 @@ def loss_terms(
     )
     losses_B = module.row_losses(result)
     trim = module.spec.trim
-    loss = _trimmed(losses_B, trim, peers) if trim else row_mean(losses_B)
+    loss = _trimmed(losses_B, trim, group) if trim else row_mean(losses_B)
     terms: dict[str, Tensor] = {module.spec.loss.kind: loss}
     if idle_K is None:
         idle_K = torch.zeros(result.code_BK.shape[1], device=rng.device)
@@ -81,16 +81,16 @@ def loss_terms(
     return terms, result
 
 
-def _trimmed(losses_B: Tensor, trim: float, peers: Peers) -> Tensor:
+def _trimmed(losses_B: Tensor, trim: float, group: ProcessGroup) -> Tensor:
     """The mean loss of the batch without its largest `trim`, whichever worker has them.
 
     A row that is not a number is kept, so that it is found. Source: Rousseeuw 1984, "Least median of
     squares regression", section 4.
     """
-    every = torch.cat(peers.gather(losses_B.detach()))
+    every = torch.cat(group.gather(losses_B.detach()))
     limit = every.kthvalue(len(every) - int(trim * len(every))).values
     kept = int((~(every > limit)).sum())
-    return losses_B[~(losses_B > limit)].sum() * (peers.size / kept)
+    return losses_B[~(losses_B > limit)].sum() * (group.size / kept)
 
 
 def train_step(
@@ -98,7 +98,7 @@ def train_step(
     state: State,
     batch: Batch,
     rng: torch.Generator,
-    peers: Peers,
+    group: ProcessGroup,
     clip_norm: float | None,
 ) -> Sums:
     """Forward, backward, update; returns this worker's share of the step's sums.
@@ -107,27 +107,27 @@ def train_step(
     """
     module = state.module
     rival = state.discriminator
-    terms, result = loss_terms(model, module, batch, state.step, rng, peers, state.idle_K, rival)
+    terms, result = loss_terms(model, module, batch, state.step, rng, group, state.idle_K, rival)
     state.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(reduce(operator.add, terms.values()))
     weights = [w for group in state.optimizer.param_groups for w in group["params"]]
     norm = torch.nn.utils.get_total_norm(w.grad for w in weights if w.grad is not None)
     if not math.isfinite(norm.item()):
-        raise non_finite(state, batch, rng, peers)
+        raise nonfinite_error(state, batch, rng, group)
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, norm)
     state.optimizer.step()
     if module.spec.code.kind in SPARSE:
-        state.idle_K = idle_steps(state.idle_K, result.code_BK, peers)
-    sums = step_sums(module, terms, result, batch, peers)
+        state.idle_K = idle_steps(state.idle_K, result.code_BK, group)
+    sums = step_sums(module, terms, result, batch, group)
     if rival is not None:
-        sums |= rival.learn(result.code_BK, batch.total, rng, peers)
+        sums |= rival.learn(result.code_BK, batch.total, rng, group)
     return sums
 
 
-def idle_steps(idle_K: Tensor | None, code_BK: Tensor, peers: Peers) -> Tensor:
+def idle_steps(idle_K: Tensor | None, code_BK: Tensor, group: ProcessGroup) -> Tensor:
     """Steps since each unit was not 0 for any row of any worker."""
-    active_K = peers.sum((code_BK.detach() != 0).sum(dim=0, dtype=torch.float32)) > 0
+    active_K = group.sum((code_BK.detach() != 0).sum(dim=0, dtype=torch.float32)) > 0
     before_K = torch.zeros_like(active_K, dtype=torch.float32) if idle_K is None else idle_K
     return torch.where(active_K, 0.0, before_K + 1.0)
 
@@ -138,10 +138,10 @@ def step_sums(
     terms: dict[str, Tensor],
     result: ForwardOutput,
     batch: Batch,
-    peers: Peers,
+    group: ProcessGroup,
 ) -> Sums:
     """Sums over rows: added over workers and steps and divided once, they are the epoch's means."""
-    whole = batch.total / peers.size
+    whole = batch.total / group.size
     sums = {f"term.{name}": value.detach().double() * whole for name, value in terms.items()}
     rows = len(result.clean_BF)
     if module.spec.loss.kind == "mse" and not module.spec.trim:
@@ -153,7 +153,9 @@ def step_sums(
     return sums
 
 
-def non_finite(state: State, batch: Batch, rng: torch.Generator, peers: Peers) -> TrainingError:
+def nonfinite_error(
+    state: State, batch: Batch, rng: torch.Generator, group: ProcessGroup
+) -> TrainingError:
     """An error naming the worker and the first tensor that is not finite; the same on every worker.
 
     DDP has averaged the gradients, so every worker sees them non-finite in the same step and comes
@@ -162,7 +164,7 @@ def non_finite(state: State, batch: Batch, rng: torch.Generator, peers: Peers) -
     rng.manual_seed(rng.initial_seed())
     module = state.module
     rival = state.discriminator
-    terms, result = loss_terms(module, module, batch, state.step, rng, peers, state.idle_K, rival)
+    terms, result = loss_terms(module, module, batch, state.step, rng, group, state.idle_K, rival)
     names, weights = zip(*module.named_parameters(), strict=True)
     loss = torch.stack(list(terms.values())).sum()
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -172,7 +174,7 @@ def non_finite(state: State, batch: Batch, rng: torch.Generator, peers: Peers) -
         **{f"term {name}": value for name, value in terms.items()},
         **{f"gradient of {n}": g for n, g in zip(names, gradients, strict=True) if g is not None},
     }
-    return blame(candidates, peers)
+    return find_nonfinite(candidates, group)
 
 
 def rounding(clean_BF: Tensor, mean_F: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: it gathers its rows and peers, and completes the run."""
+"""What each Ray Train worker runs: it loads its rows, joins its process group, and completes the run."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
 from hourglass.data.reading import DatasetStatistics, Rows, fetch, settle, stream_features
 from hourglass.errors import HourglassError, TrainingError
-from hourglass.training.collective import Alone, Peers, Together
+from hourglass.training.collective import DistributedProcessGroup, ProcessGroup, SingleProcessGroup
 from hourglass.training.complete import Run, complete
 from hourglass.training.events import RESERVED, Event, Publisher
 
@@ -56,12 +56,12 @@ def _run(task: Task) -> None:
     torch.set_num_threads(task.threads)
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    peers: Peers = Together() if size > 1 else Alone()
+    group: ProcessGroup = DistributedProcessGroup() if size > 1 else SingleProcessGroup()
     tell = task.publisher.send if rank == 0 else _quiet
-    group = ray.util.get_current_placement_group()
-    if group is not None:
-        tell(RESERVED, group.id.hex())
-    complete(task.run, _loader(task, rank, size), peers, ray.train.torch.get_device(), tell)
+    placement = ray.util.get_current_placement_group()
+    if placement is not None:
+        tell(RESERVED, placement.id.hex())
+    complete(task.run, _loader(task, rank, size), group, ray.train.torch.get_device(), tell)
 
 
 def _loader(task: Task, rank: int, size: int) -> Loader:

@@ -16,7 +16,7 @@ from hourglass.config import files
 from hourglass.config.train import TrainJob
 from hourglass.data.loader import Features, MemoryLoader
 from hourglass.errors import HourglassError
-from hourglass.training.collective import Alone
+from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete, complete_packed
 from hourglass.training.launch import Room, distribute
 from hourglass.training.measure import Measured
@@ -104,7 +104,7 @@ def _complete(
     if len(runs) == 1:
         if storage.exists(storage.join(runs[0].artifact_uri, artifact.MANIFEST)):
             return [{}]  # its process was lost between saving it and saying so
-        return [complete(runs[0], loader, Alone(), device, tell)]
+        return [complete(runs[0], loader, SingleProcessGroup(), device, tell)]
     return complete_packed(runs, loader, device, [_quiet] * len(runs))
 
 
