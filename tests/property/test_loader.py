@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
-from hourglass.data.plan import GroupCount, Slice
+from hourglass.data.order import GroupCount, Slice
 from hourglass.errors import DataError
 
 Loaders = Callable[[int, int], Loader]

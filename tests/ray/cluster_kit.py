@@ -21,7 +21,7 @@ from hourglass.config.train import TrainJob
 from hourglass.data import reading, stats
 from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
 from hourglass.data.manifest import Manifest
-from hourglass.data.plan import GroupCount
+from hourglass.data.order import GroupCount
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.settings import Settings
 from hourglass.training import state

@@ -15,9 +15,9 @@ import pytest
 
 from hourglass import storage
 from hourglass.cluster.connect import connection
-from hourglass.data import plan, reading
+from hourglass.data import order, reading
 from hourglass.data.loader import MemoryLoader, StreamLoader
-from hourglass.data.plan import Slice
+from hourglass.data.order import Slice
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.reading import Rows
 from hourglass.data.schema import Features, Missing
@@ -68,7 +68,7 @@ def rows_of(uri: str, missing: Missing = "error", **features: Any) -> Rows:
 
 HELD = np.concatenate(
     [
-        plan.holdout_mask(f"part-{number}.parquet", group, 0, rows, HOLDOUT)
+        order.holdout_mask(f"part-{number}.parquet", group, 0, rows, HOLDOUT)
         for number in range(3)
         for group, rows in enumerate((90, 90, 90, 30))
     ]
@@ -109,7 +109,7 @@ def test_streams_are_the_planned_slices_in_order(folder: str) -> None:
             strict=True,
         )
     }
-    dealt = plan.epoch_slices(statistics.counts, 7, 1, 64, 2)
+    dealt = order.epoch_slices(statistics.counts, 7, 1, 64, 2)
     for slices in dealt:
         expected = [whole[part.shard, part.group][part.start : part.stop] for part in slices]
         streamed = list(reading.stream_features(rows, slices))

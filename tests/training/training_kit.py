@@ -9,9 +9,9 @@ import torch
 
 from hourglass.config.files import parse
 from hourglass.config.train import TrainJob
-from hourglass.data import plan, stats
+from hourglass.data import order, stats
 from hourglass.data.loader import Batch, Loader, MemoryLoader, StreamLoader
-from hourglass.data.plan import GroupCount, Slice
+from hourglass.data.order import GroupCount, Slice
 from hourglass.training import loop, state
 from hourglass.training.build import build
 from hourglass.training.collective import SingleProcessGroup
@@ -166,4 +166,4 @@ class Planted:
 
 def batches(job: TrainJob, rows: int, epoch: int) -> list[np.ndarray]:
     """The planned batches of an epoch, as indices of training rows."""
-    return plan.memory_batches(rows, job.train.batch_size, job.train.seed, epoch)
+    return order.memory_batches(rows, job.train.batch_size, job.train.seed, epoch)

@@ -22,7 +22,7 @@ import hourglass
 from hourglass import Autoencoder, artifact, cli, tracking
 from hourglass.config import files
 from hourglass.config.train import TrainJob
-from hourglass.data import plan
+from hourglass.data import order
 from hourglass.data.manifest import scan
 from hourglass.errors import DataError, RegistryError
 from hourglass.inference import generate
@@ -217,7 +217,7 @@ def test_by_default_the_held_out_rows_of_training(
     uri = write_images(tmp_path / "data", made, label=list(range(400)))
     model = trained_on(tmp_path / "model", uri, save_artifact)
     sight = rows.read(model, None, "label", 5000)
-    masks = [plan.holdout_mask(f"part-{s}.parquet", g, 0, 100, 0.25)
+    masks = [order.holdout_mask(f"part-{s}.parquet", g, 0, 100, 0.25)
              for s in range(2) for g in range(2)]  # fmt: skip
     held = np.concatenate(masks)
     assert sight.judged.labels == np.flatnonzero(held).tolist()
@@ -481,7 +481,7 @@ def test_by_default_the_referee_is_judged_on_held_out_rows(
         job={"data": {"uri": uri, "holdout": 0.25}}, provenance=manifest.provenance,
     )  # fmt: skip
     done = report(str(tmp_path / "model"), settings, out=str(tmp_path / "page.html"))
-    masks = [plan.holdout_mask(f"part-{s}.parquet", g, 0, 100, 0.25)
+    masks = [order.holdout_mask(f"part-{s}.parquet", g, 0, 100, 0.25)
              for s in range(2) for g in range(2)]  # fmt: skip
     held = np.concatenate(masks)
     train, judged = made[~held] / 255, made[held] / 255

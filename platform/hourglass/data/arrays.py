@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hourglass.data import plan
+from hourglass.data import order
 from hourglass.data.decode import bounded, cells, chunk_rows
 from hourglass.data.schema import FEATURE_TYPES, FeatureSchema, Missing, feature_dtype, is_list
 from hourglass.data.stats import Stats, measure, merge_all
@@ -260,7 +260,7 @@ def split(
     """Features, which of them are held out (by row number, whatever the seed), and rows dropped."""
     with np.errstate(over="ignore"):
         features, missed = bounded(rows.astype(schema.dtype, copy=False))
-    held = plan.holdout_mask("", 0, 0, len(rows), holdout)
+    held = order.holdout_mask("", 0, 0, len(rows), holdout)
     if missing != "drop_row":
         return features, held, 0
     whole = ~missed

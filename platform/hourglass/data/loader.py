@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hourglass.data import plan
-from hourglass.data.plan import GroupCount, Slice
+from hourglass.data import order
+from hourglass.data.order import GroupCount, Slice
 from hourglass.errors import DataError
 
 Features = NDArray[Any]
@@ -80,14 +80,14 @@ class MemoryLoader:
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of `epoch` from `first_step` on."""
-        batches = plan.memory_batches(len(self._rows), self._batch_size, self._seed, epoch)
+        batches = order.memory_batches(len(self._rows), self._batch_size, self._seed, epoch)
         for batch in batches[first_step:]:
-            mine = plan.share_of(batch, self._worker, self._workers)
+            mine = order.share_of(batch, self._worker, self._workers)
             yield Batch(self._rows[mine], len(batch))
 
     def holdout(self) -> Iterator[Features]:
         """This worker's share of the held-out rows."""
-        cuts = plan.bounds(len(self._held), self._workers)
+        cuts = order.bounds(len(self._held), self._workers)
         for start in range(cuts[self._worker], cuts[self._worker + 1], HOLDOUT_ROWS):
             yield self._held[start : min(start + HOLDOUT_ROWS, cuts[self._worker + 1])]
 
@@ -126,7 +126,7 @@ class StreamLoader:
         self._worker, self._workers = worker, workers
         self._batch_size = batch_size
         rows = sum(count.train for count in counts)
-        self._step_rows = plan.stream_step_rows(rows, batch_size, workers)
+        self._step_rows = order.stream_step_rows(rows, batch_size, workers)
 
     @property
     def steps(self) -> int:
@@ -167,15 +167,15 @@ class StreamLoader:
         return other
 
     def _read_holdout(self) -> Iterator[Features]:
-        cuts = plan.bounds(sum(count.holdout for count in self._counts), self._workers)
-        slices = plan.stream_slices(self._counts, "holdout", cuts)[self._worker]
+        cuts = order.bounds(sum(count.holdout for count in self._counts), self._workers)
+        slices = order.stream_slices(self._counts, "holdout", cuts)[self._worker]
         for features in self._read(slices):
             for start in range(0, len(features), HOLDOUT_ROWS):
                 # What Ray holds cannot be written to, which PyTorch wants of an array that it views.
                 yield features[start : start + HOLDOUT_ROWS].copy()
 
     def _mine(self, epoch: int) -> list[Slice]:
-        dealt = plan.epoch_slices(self._counts, self._seed, epoch, self._batch_size, self._workers)
+        dealt = order.epoch_slices(self._counts, self._seed, epoch, self._batch_size, self._workers)
         return dealt[self._worker]
 
     def _shuffled(self, epoch: int, window: int) -> Iterator[Features]:
@@ -186,7 +186,7 @@ class StreamLoader:
             left -= len(rows)
             if not left and ahead:
                 self._open = (ahead, stream)
-            yield rows[plan.permutation(len(rows), self._seed, epoch, self._worker, window)]
+            yield rows[order.permutation(len(rows), self._seed, epoch, self._worker, window)]
             window += 1
 
     def _opened(self, epoch: int, window: int) -> "tuple[range, _Buffer]":
@@ -197,7 +197,7 @@ class StreamLoader:
         left, self._open = self._open, None
         if left is not None and window == 0 and left[0][0] == epoch:
             return left[0][1:], left[1]
-        slices = plan.skip_rows(self._mine(epoch), window * self._window)
+        slices = order.skip_rows(self._mine(epoch), window * self._window)
         ahead = epoch + 1
         while ahead < self._epochs and len(slices) < STREAM_SLICES:
             slices += self._mine(ahead)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from hourglass.data import plan
+from hourglass.data import order
 from hourglass.data.decode import read_chunks
 from hourglass.data.failures import plain_errors
 from hourglass.data.manifest import Manifest, Shard
-from hourglass.data.plan import GroupCount, Slice
+from hourglass.data.order import GroupCount, Slice
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.data.stats import Stats, measure, merge_all
 from hourglass.data.unlikely import Sample
@@ -60,7 +60,7 @@ class Rows:
         footer = source.digest if source.digest.startswith("footer-") else None
         for chunk in read_chunks(source.path, group, self.schema, self.missing, digest=footer):
             rows = len(chunk.whole)
-            held = plan.holdout_mask(source.name, group, chunk.start, rows, self.holdout)
+            held = order.holdout_mask(source.name, group, chunk.start, rows, self.holdout)
             if chunk.whole.all():
                 yield chunk.start, chunk.features, held, 0
             else:
@@ -183,7 +183,7 @@ class DatasetStatistics:
     imputed: int
     samples: tuple[Sample, ...] = ()
 
-    def rows(self, split: plan.Split) -> int:
+    def rows(self, split: order.Split) -> int:
         """Rows of one split."""
         return sum(count.of(split) for count in self.counts)
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hourglass.artifact import Manifest as Model
-from hourglass.data import plan
+from hourglass.data import order
 from hourglass.data.decode import read_chunks
 from hourglass.data.manifest import Manifest, scan
-from hourglass.data.plan import Split
+from hourglass.data.order import Split
 from hourglass.data.schema import check_column, is_list
 from hourglass.errors import DataError
 from hourglass.inference.predictor import Predictor, Scores
@@ -127,7 +127,7 @@ def _spread(
     own = []
     for shard, group in opened:
         source = manifest.shards[shard]
-        held = plan.holdout_mask(source.name, group, 0, source.rows[group], share)
+        held = order.holdout_mask(source.name, group, 0, source.rows[group], share)
         own.append(np.flatnonzero(held if split == "holdout" else ~held))
     ends = np.cumsum([0, *(len(rows) for rows in own)])
     chosen = _even(int(ends[-1]), most)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hourglass.data import plan
-from hourglass.data.plan import GroupCount, Slice
+from hourglass.data import order
+from hourglass.data.order import GroupCount, Slice
 
 COUNTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=9).map(
     lambda pairs: [GroupCount(i // 3, i % 3, *pair) for i, pair in enumerate(pairs)]
@@ -27,15 +27,15 @@ def rows_of(slices: list[Slice]) -> list[tuple[int, int, int]]:
 def test_memory_rows_come_once_an_epoch(
     rows: int, batch_size: int, seed: int, epoch: int, workers: int
 ) -> None:
-    batches = plan.memory_batches(rows, batch_size, seed, epoch)
+    batches = order.memory_batches(rows, batch_size, seed, epoch)
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    shares = [[plan.share_of(batch, w, workers) for w in range(workers)] for batch in batches]
+    shares = [[order.share_of(batch, w, workers) for w in range(workers)] for batch in batches]
     for batch, parts in zip(batches, shares, strict=True):
         assert np.concatenate(parts).tolist() == batch.tolist()
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     drawn = [int(row) for parts in shares for part in parts for row in part]
     assert sorted(drawn) == list(range(rows))
-    again = plan.memory_batches(rows, batch_size, seed, epoch)
+    again = order.memory_batches(rows, batch_size, seed, epoch)
     assert all(map(np.array_equal, batches, again))
 
 
@@ -43,16 +43,16 @@ def test_memory_rows_come_once_an_epoch(
 def test_streamed_rows_come_once_an_epoch(
     counts: list[GroupCount], seed: int, epoch: int, batch_size: int, workers: int
 ) -> None:
-    dealt = plan.epoch_slices(counts, seed, epoch, batch_size, workers)
+    dealt = order.epoch_slices(counts, seed, epoch, batch_size, workers)
     assert len(dealt) == workers
     every = [(c.shard, c.group, row) for c in counts for row in range(c.train)]
     assert sorted(row for slices in dealt for row in rows_of(slices)) == every
     assert all(part.start < part.stop for slices in dealt for part in slices)
-    assert plan.epoch_slices(counts, seed, epoch, batch_size, workers) == dealt
+    assert order.epoch_slices(counts, seed, epoch, batch_size, workers) == dealt
 
-    steps = plan.stream_step_rows(len(every), batch_size, workers)
+    steps = order.stream_step_rows(len(every), batch_size, workers)
     assert [sum(step) for step in steps] == [
-        len(batch) for batch in plan.memory_batches(len(every), batch_size, seed, epoch)
+        len(batch) for batch in order.memory_batches(len(every), batch_size, seed, epoch)
     ]
     for worker in range(workers):
         assert sum(step[worker] for step in steps) == len(rows_of(dealt[worker]))
@@ -61,7 +61,7 @@ def test_streamed_rows_come_once_an_epoch(
 @given(COUNTS, WORKERS)
 def test_held_out_rows_come_once(counts: list[GroupCount], workers: int) -> None:
     held = sum(count.holdout for count in counts)
-    dealt = plan.stream_slices(counts, "holdout", plan.bounds(held, workers))
+    dealt = order.stream_slices(counts, "holdout", order.bounds(held, workers))
     drawn = [row for slices in dealt for row in rows_of(slices)]
     assert drawn == [(c.shard, c.group, row) for c in counts for row in range(c.holdout)]
 
@@ -70,33 +70,33 @@ def test_held_out_rows_come_once(counts: list[GroupCount], workers: int) -> None
 def test_skipping_is_dropping_the_first_rows(
     counts: list[GroupCount], seed: int, batch_size: int, workers: int, skip: int
 ) -> None:
-    for slices in plan.epoch_slices(counts, seed, 0, batch_size, workers):
-        assert rows_of(plan.skip_rows(slices, skip)) == rows_of(slices)[skip:]
+    for slices in order.epoch_slices(counts, seed, 0, batch_size, workers):
+        assert rows_of(order.skip_rows(slices, skip)) == rows_of(slices)[skip:]
 
 
 def test_epochs_and_seeds_differ() -> None:
     keys = list(itertools.product(range(4), range(4)))
-    orders = {tuple(plan.permutation(50, *key).tolist()) for key in keys}
+    orders = {tuple(order.permutation(50, *key).tolist()) for key in keys}
     assert len(orders) == 16
     counts = [GroupCount(0, group, 10, 0) for group in range(50)]
-    plans = {str(plan.epoch_slices(counts, seed, epoch, 32, 2)) for seed, epoch in keys}
+    plans = {str(order.epoch_slices(counts, seed, epoch, 32, 2)) for seed, epoch in keys}
     assert len(plans) == 16
 
 
 def test_a_key_is_more_than_its_numbers_without_zeros() -> None:
-    orders = [plan.permutation(50, *key).tolist() for key in ((7,), (7, 0), (7, 0, 0, 0))]
+    orders = [order.permutation(50, *key).tolist() for key in ((7,), (7, 0), (7, 0, 0, 0))]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     raw = [np.random.PCG64(np.random.SeedSequence(key)).random_raw() for key in ((7, 0), (7, 0, 0))]
     assert raw[0] == raw[1]  # the control: NumPy itself does not tell them apart
 
 
 def test_permutations_are_these_for_ever() -> None:
-    assert plan.permutation(10, 7, 0).tolist() == [8, 0, 7, 6, 4, 5, 3, 1, 9, 2]
-    assert plan.permutation(10, 2**31 - 1, 3, 1, 2).tolist() == [1, 6, 3, 4, 8, 7, 5, 2, 0, 9]
+    assert order.permutation(10, 7, 0).tolist() == [8, 0, 7, 6, 4, 5, 3, 1, 9, 2]
+    assert order.permutation(10, 2**31 - 1, 3, 1, 2).tolist() == [1, 6, 3, 4, 8, 7, 5, 2, 0, 9]
 
 
 def test_positions_of_a_permutation_are_uniform() -> None:
-    firsts = np.bincount([plan.permutation(8, seed)[0] for seed in range(8000)], minlength=8)
+    firsts = np.bincount([order.permutation(8, seed)[0] for seed in range(8000)], minlength=8)
     assert ((firsts - 1000) ** 2 / 1000).sum() < 24.3  # chi-squared, 7 degrees, p = 0.001
 
 
@@ -112,16 +112,16 @@ def test_holdout_does_not_depend_on_chunks(
     rows = sum(chunks)
     starts = np.cumsum([0, *chunks])[:-1]
     parts = [
-        plan.holdout_mask(name, group, int(start), length, share)
+        order.holdout_mask(name, group, int(start), length, share)
         for start, length in zip(starts, chunks, strict=True)
     ]
-    whole = plan.holdout_mask(name, group, 0, rows, share)
+    whole = order.holdout_mask(name, group, 0, rows, share)
     assert np.array_equal(np.concatenate([np.zeros(0, bool), *parts]), whole)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9])
 def test_holdout_share_is_right(share: float) -> None:
-    held = [plan.holdout_mask("part-0.parquet", group, 0, 10_000, share) for group in range(10)]
+    held = [order.holdout_mask("part-0.parquet", group, 0, 10_000, share) for group in range(10)]
     deviation = np.sqrt(share * (1 - share) / 100_000)
     assert abs(np.mean(held) - share) <= 4 * deviation
     agree = np.mean(held[0] == held[1])  # row groups are independent of each other
@@ -129,5 +129,5 @@ def test_holdout_share_is_right(share: float) -> None:
 
 
 def test_holdout_is_these_rows_for_ever() -> None:
-    held = plan.holdout_mask("train/part-00000.parquet", 3, 0, 64, 0.1)
+    held = order.holdout_mask("train/part-00000.parquet", 3, 0, 64, 0.1)
     assert np.flatnonzero(held).tolist() == [1, 31, 32, 39, 53, 55, 56, 59]
