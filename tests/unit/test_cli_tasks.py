@@ -17,7 +17,6 @@ from hourglass.data.schema import FeatureSchema
 from hourglass.errors import DataError
 from hourglass.inference import parts
 from hourglass.inference.generate import denoise, gain, interpolate, prior, traverse
-from hourglass.inference.layers import deep_features
 from hourglass.inference.neighbours import Index
 from hourglass.inference.probe import classify
 from hourglass.inference.rows import as_table
@@ -74,7 +73,7 @@ def test_encode_writes_the_codes_in_shard_order(folder: Path, rows: np.ndarray) 
 def test_encode_writes_a_hidden_layer(folder: Path, rows: np.ndarray) -> None:
     lines = said("encode", "model", "data", "--out", "l.parquet", "--layer", 1)
     assert lines[-1] == "output       l.parquet: 300 rows, layer_1 of 7 units"
-    expected = deep_features(Predictor.load("model"), rows, 1)
+    expected = Predictor.load("model").encode(rows, layer=1)
     np.testing.assert_array_equal(cells("l.parquet", "layer_1"), expected)
 
 

@@ -22,7 +22,6 @@ from hourglass import Autoencoder, Predictor, load
 from hourglass.errors import DataError, SpecError
 from hourglass.estimator import InputError
 from hourglass.inference import generate
-from hourglass.inference.layers import deep_features
 
 NAMES = [f"c{i}" for i in range(6)]
 MODELS = {
@@ -333,7 +332,7 @@ def test_tasks_are_those_of_the_commands(X: np.ndarray) -> None:
     """Methods give the bits of the functions behind the commands, and errors about arguments."""
     ae = make(corruption={"kind": "gaussian", "sd": 0.1}).fit(X)
     model = ae.predictor_
-    np.testing.assert_array_equal(ae.encode(X, layer=1), deep_features(model, X, 1))
+    np.testing.assert_array_equal(ae.encode(X, layer=1), model.encode(X, layer=1))
     way = ae.interpolate(X[:2], steps=5)
     np.testing.assert_array_equal(way[[0, -1]], ae.reconstruct(X[:2]))
     moved = ae.traverse(X[:1], unit=0, values=[-0.5, 0.5])

@@ -18,7 +18,6 @@ from hourglass.inference.generate import (
     psnr,
     traverse,
 )
-from hourglass.inference.layers import deep_features
 
 Make = Callable[..., Predictor]
 
@@ -172,15 +171,15 @@ def test_psnr_by_hand() -> None:
     assert psnr(clean, clean, peak=255) == np.inf
 
 
-def test_deep_features_by_numpy(make: Make, rows: np.ndarray) -> None:
+def test_outputs_of_a_layer_by_numpy(make: Make, rows: np.ndarray) -> None:
     model = make()
     state = {name: value.numpy() for name, value in model.module.state_dict().items()}
     seen = (rows - state["preprocessing.shift_F"]) / state["preprocessing.scale_F"]
     weight, bias = (state[f"network.encoder.0.{name}"] for name in ("weight", "bias"))
     np.testing.assert_allclose(
-        deep_features(model, rows, 1), np.tanh(seen @ weight.T + bias), rtol=1e-4, atol=1e-5
+        model.encode(rows, layer=1), np.tanh(seen @ weight.T + bias), rtol=1e-4, atol=1e-5
     )
-    np.testing.assert_array_equal(deep_features(model, rows, 2), model.encode(rows))
+    np.testing.assert_array_equal(model.encode(rows, layer=2), model.encode(rows))
 
 
 REFUSED: list[tuple[Callable[[Predictor, np.ndarray], Any], str]] = [
@@ -212,7 +211,7 @@ REFUSED: list[tuple[Callable[[Predictor, np.ndarray], Any], str]] = [
     ),
     *(
         (
-            lambda model, rows, layer=layer: deep_features(model, rows, layer),
+            lambda model, rows, layer=layer: model.encode(rows, layer),
             f"layer: found {layer}, allowed are 1 to 2: the encoder has 2 layers, the last makes the "
             "code",
         )

@@ -40,18 +40,13 @@ def encode(
     """
     import pyarrow as pa
 
-    from hourglass.inference.layers import deep_features
     from hourglass.inference.rows import lists, require_new, write_table
 
     require_new(out)
     predictor = _predictor(model)
     rows = _rows(predictor, uri, max_rows)
     name = "code" if layer is None else f"layer_{layer}"
-    made = (
-        predictor.encode(rows.features)
-        if layer is None
-        else deep_features(predictor, rows.features, layer)
-    )
+    made = predictor.encode(rows.features, layer)
     write_table(out, pa.table({"row": rows.numbers, name: lists(made)}))
     typer.echo(f"output       {out}: {len(made)} rows, {name} of {made.shape[1]} units")
 

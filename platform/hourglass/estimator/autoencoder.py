@@ -24,7 +24,6 @@ from hourglass.data.arrays import VECTOR, Rows
 from hourglass.estimator import in_memory, parameters
 from hourglass.estimator.inputs import InputError, about_arguments, numbers, require_finite
 from hourglass.inference import generate
-from hourglass.inference.layers import deep_features
 from hourglass.inference.neighbours import Index
 from hourglass.inference.predictor import Predictor
 from hourglass.training.state import Record
@@ -150,9 +149,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def encode(self, X: Any, layer: int | None = None) -> NDArray[np.float32]:
         """Codes (B, K), or what encoder layer `layer`, counted from 1, makes of the rows."""
-        if layer is None:
-            return self._ask(Predictor.encode, X)
-        return self._ask(lambda predictor, rows: deep_features(predictor, rows, layer), X)
+        return self._ask(lambda predictor, rows: predictor.encode(rows, layer), X)
 
     def hash(self, X: Any) -> NDArray[np.uint8]:
         """Hashes (B, ceil(K / 8)): one bit for each code unit, the first in the highest bit."""

@@ -121,11 +121,30 @@ class Predictor:
         names = self.features.feature_names
         return [names[i] for i in self.kept]
 
-    def encode(self, rows: Array) -> NDArray[np.float32]:
-        """Codes (B, K) of raw rows (B, C)."""
-        code: NDArray[np.float32]
-        (code,) = self.map_tiles(rows, lambda tile: (self.module.encode(tile),))
-        return code
+    def encode(self, rows: Array, layer: int | None = None) -> NDArray[np.float32]:
+        """Codes (B, K) of raw rows (B, C), or the outputs (B, U) of encoder layer `layer`.
+
+        Layers are counted from 1; the output of the last one is the code. Raises: DataError for another
+        layer.
+        """
+        module = self.module
+
+        def forward(tile: Tensor) -> Iterable[Tensor]:
+            if layer is None:
+                yield module.encode(tile)
+                return
+            *hidden, pre_BP = module.network.encoded(module.preprocessing(tile))
+            outputs = [*hidden, module.code_from(pre_BP)]
+            if not 1 <= layer <= len(outputs):
+                raise DataError(
+                    f"layer: found {layer}, allowed are 1 to {len(outputs)}: the encoder has "
+                    f"{len(outputs)} layers, the last makes the code"
+                )
+            yield outputs[layer - 1]
+
+        found: NDArray[np.float32]
+        (found,) = self.map_tiles(rows, forward)
+        return found
 
     def hash(self, rows: Array) -> NDArray[np.uint8]:
         """Hashes (B, ceil(K / 8)): one bit per code unit, packed, first unit in the highest bit."""
