@@ -16,10 +16,10 @@ from hourglass.data.manifest import scan
 from hourglass.data.schema import FeatureSchema
 from hourglass.errors import DataError
 from hourglass.inference import parts
+from hourglass.inference.classify import classify
 from hourglass.inference.generate import denoise, gain, interpolate, prior, traverse
 from hourglass.inference.neighbours import Index
-from hourglass.inference.probe import classify
-from hourglass.inference.rows import as_table
+from hourglass.inference.table_io import as_table
 
 
 def hourglass(*arguments: Any) -> Result:
@@ -347,11 +347,11 @@ def test_classify_probe_prints_accuracies_and_the_floor(folder: Path, rows: np.n
     model = Predictor.load("model")
     parity = cells("data", "label")
     codes = model.encode(rows)
-    probe = classify(codes[:200], parity[:200], codes[200:], parity[200:])
+    found = classify(codes[:200], parity[:200], codes[200:], parity[200:])
     assert [line.split(" in ")[0] for line in lines[2:]] == [
-        f"7 neighbours {probe.knn_accuracy:.4f}",
-        f"logistic     {probe.logistic_accuracy:.4f}",
-        f"floor        {probe.floor:.4f} (always the most frequent label)",
+        f"7 neighbours {found.knn_accuracy:.4f}",
+        f"logistic     {found.logistic_accuracy:.4f}",
+        f"baseline     {found.majority_baseline:.4f} (always the most frequent label)",
     ]
 
 

@@ -9,7 +9,7 @@ from hourglass.cli.arguments import not_in_an_artifact
 
 if TYPE_CHECKING:
     from hourglass.inference.predictor import Predictor
-    from hourglass.inference.rows import Rows
+    from hourglass.inference.table_io import LoadedRows
 
 MOST = 100_000
 STEPS = 10
@@ -40,7 +40,7 @@ def encode(
     """
     import pyarrow as pa
 
-    from hourglass.inference.rows import lists, require_new, write_table
+    from hourglass.inference.table_io import lists, require_new, write_table
 
     require_new(out)
     predictor = _predictor(model)
@@ -64,7 +64,7 @@ def decode(
 
     The codes are read as `encode` and `score` write them.
     """
-    from hourglass.inference.rows import read_codes, require_new
+    from hourglass.inference.table_io import read_codes, require_new
 
     require_new(out)
     predictor = _predictor(model)
@@ -90,7 +90,7 @@ def denoise(
     if seed is not None and not corrupt:
         raise typer.BadParameter("--seed is of the noise that --corrupt adds; add it, or remove it")
     from hourglass.inference import generate as make
-    from hourglass.inference.rows import as_columns, require_new
+    from hourglass.inference.table_io import as_columns, require_new
 
     require_new(out)
     predictor = _predictor(model)
@@ -156,23 +156,23 @@ def classify_probe(
 
     By nearest neighbours and logistic regression, beside the majority baseline.
     """
-    from hourglass.inference.probe import NEIGHBOURS, STEPS, classify
+    from hourglass.inference.classify import NEIGHBOURS, STEPS, classify
 
     predictor = _predictor(model)
     known, asked = (_rows(predictor, uri, max_rows, label) for uri in (train, test))
-    probe = classify(
+    found = classify(
         predictor.encode(known.features),
         known.labels(label),
         predictor.encode(asked.features),
         asked.labels(label),
     )
-    stopped = "" if probe.logistic_converged else f" (stopped after {STEPS} steps)"
+    stopped = "" if found.logistic_converged else f" (stopped after {STEPS} steps)"
     near = f"{NEIGHBOURS} neighbours"
-    typer.echo(f"{near:<12} {probe.knn_accuracy:.4f} in {probe.knn_seconds:.2f} s")
+    typer.echo(f"{near:<12} {found.knn_accuracy:.4f} in {found.knn_seconds:.2f} s")
     typer.echo(
-        f"logistic     {probe.logistic_accuracy:.4f} in {probe.logistic_seconds:.2f} s{stopped}"
+        f"logistic     {found.logistic_accuracy:.4f} in {found.logistic_seconds:.2f} s{stopped}"
     )
-    typer.echo(f"floor        {probe.floor:.4f} (always the most frequent label)")
+    typer.echo(f"baseline     {found.majority_baseline:.4f} (always the most frequent label)")
 
 
 def generate(
@@ -202,7 +202,7 @@ def generate(
         {"--seed": seed, "--row": row, "--uri": uri, "--steps": steps, "--max-rows": max_rows},
     )
     from hourglass.inference import generate as make
-    from hourglass.inference.rows import require_new
+    from hourglass.inference.table_io import require_new
 
     require_new(out)
     predictor = _predictor(model)
@@ -243,7 +243,7 @@ def _one_way(ways: dict[str, Any], options: dict[str, Any]) -> None:
             raise typer.BadParameter(f"{given[0]} takes no {name}; remove it")
 
 
-def _traversed(predictor: "Predictor", rows: "Rows", row: int, unit: int, steps: int) -> Any:
+def _traversed(predictor: "Predictor", rows: "LoadedRows", row: int, unit: int, steps: int) -> Any:
     """The row's code with `unit` going from its lowest to its highest value among the rows read."""
     import numpy as np
 
@@ -266,14 +266,14 @@ def _predictor(model: str) -> "Predictor":
     return Predictor.load(found.path, found.digest)
 
 
-def _rows(predictor: "Predictor", uri: str, most: int, *columns: str) -> "Rows":
+def _rows(predictor: "Predictor", uri: str, most: int, *columns: str) -> "LoadedRows":
     """The first `most` rows at `uri`; says how many were read, dropped and left out."""
-    from hourglass.inference.rows import read_rows
+    from hourglass.inference.table_io import read_rows
 
     return _told(read_rows(uri, predictor.features, predictor.missing, columns, most), most)
 
 
-def _told(rows: "Rows", most: int) -> "Rows":
+def _told(rows: "LoadedRows", most: int) -> "LoadedRows":
     """The rows; says how many were read, dropped and left out."""
     dropped = f", {rows.dropped} dropped for missing cells" if rows.dropped else ""
     left_out = f", {rows.left_out} left out by --max-rows {most}" if rows.left_out else ""
@@ -283,7 +283,7 @@ def _told(rows: "Rows", most: int) -> "Rows":
 
 def _write_rows(out: str, predictor: "Predictor", made: Any, beside: Mapping[str, Any]) -> None:
     """Write rows made, after the columns `beside` them; says how many, and what was clipped."""
-    from hourglass.inference.rows import as_table, write_table
+    from hourglass.inference.table_io import as_table, write_table
 
     table, clipped = as_table(made, predictor.features, beside)
     write_table(out, table)

@@ -15,12 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hourglass.data import order
-from hourglass.data.decode import bounded, cells, chunk_rows
+from hourglass.data.decode import Matrix, bounded, cells, chunk_rows
 from hourglass.data.schema import FEATURE_TYPES, FeatureSchema, Missing, feature_dtype, is_list
 from hourglass.data.stats import Stats, measure, merge_all
 from hourglass.errors import DataError
 
-Rows = NDArray[Any]
 VECTOR = "x"
 """Name of the vector column that rows without column names are."""
 NUMBERS = "numbers or booleans"
@@ -31,7 +30,7 @@ WORDS = (
 """Types of cells that are no numbers, even where Python would make a number of them."""
 
 
-def vectors(table: Any) -> tuple[Rows, str] | None:
+def vectors(table: Any) -> tuple[Matrix, str] | None:
     """The rows (B, C) in a table's only column, when that holds lists, or in an Arrow array; its name.
 
     None for anything else. Raises DataError for vectors of unequal lengths.
@@ -70,7 +69,7 @@ def table_columns(table: Any) -> dict[str, Any] | None:
     return _named(table.columns, [table[name] for name in table.columns])
 
 
-def uniform(table: Any) -> Rows | None:
+def uniform(table: Any) -> Matrix | None:
     """The matrix (B, C) of a pandas table whose columns are of one plain number type; None for others."""
     if not hasattr(table, "iloc") or getattr(table, "ndim", 0) != 2:
         return None
@@ -83,7 +82,7 @@ def uniform(table: Any) -> Rows | None:
     return np.asarray(table)
 
 
-def from_vectors(name: str, column: Any) -> Rows:
+def from_vectors(name: str, column: Any) -> Matrix:
     """The rows (B, C) in the column `name` of equally long lists. Raises DataError."""
     if hasattr(column, "to_arrow") or isinstance(column, pa.Array | pa.ChunkedArray):
         found = vectors(column)
@@ -111,7 +110,7 @@ def _named(names: Sequence[Any], columns: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(words, columns, strict=True))
 
 
-def from_columns(columns: Mapping[str, Any]) -> Rows:
+def from_columns(columns: Mapping[str, Any]) -> Matrix:
     """The rows (B, C) of numeric columns, one value each, as their shards would be read.
 
     Raises: DataError naming every column that is no numbers, with its type; for unequal lengths.
@@ -197,7 +196,7 @@ def is_masked(rows: Any) -> bool:
     return isinstance(rows, np.ma.MaskedArray)
 
 
-def unmasked(rows: Any) -> Rows:
+def unmasked(rows: Any) -> Matrix:
     """`rows` as an array in which masked cells are NaN, that is missing."""
     if is_masked(rows):
         rows = np.ma.asarray(rows) if hasattr(rows, "mask") else np.ma.stack(rows)
@@ -226,13 +225,13 @@ def plain(rows: Any) -> Any:
         return rows
 
 
-def _refuse_words(array: Rows) -> None:
+def _refuse_words(array: Matrix) -> None:
     wrong = [f"{VECTOR}[{at}] is {kind}" for at, kind in _words(array)] if array.ndim == 2 else []
     if wrong:
         raise _refused(wrong)
 
 
-def _words(array: Rows) -> Iterator[tuple[int, str]]:
+def _words(array: Matrix) -> Iterator[tuple[int, str]]:
     for at in range(array.shape[1]):
         if array.dtype.kind != "O":
             yield at, str(array.dtype)
@@ -244,7 +243,9 @@ def _words(array: Rows) -> Iterator[tuple[int, str]]:
             yield at, found.__name__
 
 
-def schema(rows: Rows, vector: str, names: Sequence[str] | None, missing: Missing) -> FeatureSchema:
+def schema(
+    rows: Matrix, vector: str, names: Sequence[str] | None, missing: Missing
+) -> FeatureSchema:
     """What a row is, as shards of these rows would say; `names` where its columns have some."""
     whole = rows.dtype in (np.uint8, np.bool_) and missing == "error"
     small = np.can_cast(rows.dtype, np.float32)
@@ -255,8 +256,8 @@ def schema(rows: Rows, vector: str, names: Sequence[str] | None, missing: Missin
 
 
 def split(
-    rows: Rows, schema: FeatureSchema, missing: Missing, holdout: float
-) -> tuple[Rows, NDArray[np.bool_], int]:
+    rows: Matrix, schema: FeatureSchema, missing: Missing, holdout: float
+) -> tuple[Matrix, NDArray[np.bool_], int]:
     """Features, which of them are held out (by row number, whatever the seed), and rows dropped."""
     with np.errstate(over="ignore"):
         features, missed = bounded(rows.astype(schema.dtype, copy=False))
@@ -267,7 +268,7 @@ def split(
     return features[whole], held[whole], int((~whole).sum())
 
 
-def figures(features: Rows, schema: FeatureSchema, levels: bool = False) -> Stats:
+def figures(features: Matrix, schema: FeatureSchema, levels: bool = False) -> Stats:
     """Figures of the features, chunk by chunk as a shard's are measured."""
     size = chunk_rows(schema)
     starts = range(0, max(1, len(features)), size)

@@ -20,7 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from hourglass.data import arrays
-from hourglass.data.arrays import VECTOR, Rows
+from hourglass.data.arrays import VECTOR
+from hourglass.data.decode import Matrix
 from hourglass.estimator import in_memory, parameters
 from hourglass.estimator.inputs import InputError, about_arguments, numbers, require_finite
 from hourglass.inference import generate
@@ -304,12 +305,12 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         predictor: Predictor = self.predictor_
         return predictor
 
-    def _ask(self, what: Callable[[Predictor, Rows], NDArray[Kind]], X: Any) -> NDArray[Kind]:
+    def _ask(self, what: Callable[[Predictor, Matrix], NDArray[Kind]], X: Any) -> NDArray[Kind]:
         rows, _ = self._rows(X)
         with about_arguments():
             return what(self.predictor_, rows)
 
-    def _rows_of(self, X: Any, count: int) -> Rows:
+    def _rows_of(self, X: Any, count: int) -> Matrix:
         rows, _ = self._rows(X)
         if len(rows) != count:
             raise InputError(f"X: found {len(rows)} rows, needed are {count}")
@@ -327,7 +328,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._golden = golden
         return self
 
-    def _rows(self, X: Any, reset: bool = False) -> tuple[Rows, str | None]:
+    def _rows(self, X: Any, reset: bool = False) -> tuple[Matrix, str | None]:
         """Rows (B, C) as numbers, and the name of the vector column they came from, if they did."""
         if not reset:
             check_is_fitted(self, "predictor_")

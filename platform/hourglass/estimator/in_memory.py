@@ -19,7 +19,7 @@ from hourglass.artifact import Artifact
 from hourglass.config import files
 from hourglass.config.train import TrainJob
 from hourglass.data import arrays, unlikely
-from hourglass.data.arrays import Rows
+from hourglass.data.decode import Matrix
 from hourglass.data.loader import MemoryLoader
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
@@ -55,7 +55,7 @@ class Fitted:
 
 def fit(
     job: TrainJob,
-    rows: Rows,
+    rows: Matrix,
     vector: str,
     names: Sequence[str] | None,
     say: Callable[[str], None],
@@ -152,8 +152,8 @@ def load(path: str) -> tuple[TrainJob, Artifact, Tensor]:
 
 
 def _measured(
-    job: TrainJob, rows: Rows, schema: FeatureSchema
-) -> tuple[Rows, NDArray[np.bool_], Stats, dict[str, Any]]:
+    job: TrainJob, rows: Matrix, schema: FeatureSchema
+) -> tuple[Matrix, NDArray[np.bool_], Stats, dict[str, Any]]:
     """The features, which of them are held out, the figures of the others, and what was counted."""
     features, held, dropped = arrays.split(rows, schema, job.data.missing, job.data.holdout)
     stats = arrays.figures(features[~held], schema, counts_levels(job.data.scaling))

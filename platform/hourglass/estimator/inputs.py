@@ -12,8 +12,8 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from hourglass.data import arrays
-from hourglass.data.arrays import VECTOR, Rows
-from hourglass.data.decode import FLOAT32_MAX, bounded
+from hourglass.data.arrays import VECTOR
+from hourglass.data.decode import FLOAT32_MAX, Matrix, bounded
 from hourglass.errors import DataError
 
 
@@ -30,7 +30,7 @@ def about_arguments() -> Iterator[None]:
         raise InputError(str(error)) from None
 
 
-def numbers(estimator: Any, X: Any, reset: bool) -> tuple[Rows, str | None]:
+def numbers(estimator: Any, X: Any, reset: bool) -> tuple[Matrix, str | None]:
     """Rows (B, C) as numbers, and the name of the vector column they came from, if they did.
 
     With `reset` the estimator takes the names and the width of `X`; without, `X` must have its own.
@@ -50,7 +50,7 @@ def numbers(estimator: Any, X: Any, reset: bool) -> tuple[Rows, str | None]:
 
 
 def require_finite(
-    rows: Rows, vector: str | None, names: Sequence[str] | None, policy: str
+    rows: Matrix, vector: str | None, names: Sequence[str] | None, policy: str
 ) -> None:
     """Raise InputError for NaN, infinity or what float32 does not hold, with its row and column."""
     exact, bad = bounded(rows)

@@ -4,7 +4,6 @@ Shapes: B rows, C raw columns, K code units.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +13,10 @@ from hourglass.data.arrays import unmasked
 from hourglass.errors import DataError
 from hourglass.inference.predictor import Array, Predictor
 
-Rows = NDArray[Any]
 Codes = NDArray[np.float32]
 
 
-def prior(predictor: Predictor, count: int, seed: int) -> Rows:
+def prior(predictor: Predictor, count: int, seed: int) -> Array:
     """`count` new rows (B, C): codes drawn from the prior, decoded; the same seed, the same rows.
 
     Raises: DataError for a model without a prior. Source: Kingma and Welling 2014, "Auto-encoding
@@ -45,7 +43,7 @@ def prior_codes(predictor: Predictor, count: int, seed: int) -> Codes:
     return rng.standard_normal((count, predictor.code_width), dtype=np.float32)
 
 
-def interpolate(predictor: Predictor, first: Array, second: Array, steps: int) -> Rows:
+def interpolate(predictor: Predictor, first: Array, second: Array, steps: int) -> Array:
     """Rows (steps, C) decoded from the straight line between the codes of two rows (C,), ends included.
 
     Raises: DataError for fewer than 2 steps.
@@ -57,7 +55,7 @@ def interpolate(predictor: Predictor, first: Array, second: Array, steps: int) -
     return predictor.decode((1 - share_B1) * one_K + share_B1 * two_K)
 
 
-def traverse(predictor: Predictor, row: Array, unit: int, values: Array) -> Rows:
+def traverse(predictor: Predictor, row: Array, unit: int, values: Array) -> Array:
     """Rows (B, C) decoded from one row's code with `unit`, counted from 0, set to each of `values`.
 
     Raises: DataError for a unit the code has not.
@@ -84,7 +82,7 @@ def _code(predictor: Predictor, row: Array) -> Codes:
 
 
 @torch.inference_mode()
-def denoise(predictor: Predictor, rows: Array, seed: int) -> tuple[Rows, Rows]:
+def denoise(predictor: Predictor, rows: Array, seed: int) -> tuple[Array, Array]:
     """Noisy rows (B, C), made by the corruption of training in model space, and their reconstructions.
 
     Both in the units of the rows. The noise is drawn on the CPU: a seed means the same anywhere.

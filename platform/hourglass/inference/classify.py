@@ -1,4 +1,4 @@
-"""How much of a label the codes hold: simple classifiers of codes, beside the floor.
+"""How much of a label the codes hold: simple classifiers of codes, beside the majority_baseline.
 
 Shapes: B rows, K code units.
 """
@@ -25,10 +25,10 @@ STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Accuracies on the test rows, seconds to fit and answer, and the floor beneath them.
+class Accuracies:
+    """Accuracies on the test rows, seconds to fit and answer, and the majority_baseline beneath them.
 
-    `floor` is the accuracy of always answering the label most frequent in training.
+    `majority_baseline` is the accuracy of always answering the label most frequent in training.
     """
 
     knn_accuracy: float
@@ -36,7 +36,7 @@ class Probe:
     logistic_accuracy: float
     logistic_seconds: float
     logistic_converged: bool
-    floor: float
+    majority_baseline: float
 
 
 def classify(
@@ -45,7 +45,7 @@ def classify(
     test_codes: Array,
     test_labels: Array,
     neighbours: int = NEIGHBOURS,
-) -> Probe:
+) -> Accuracies:
     """Classify test codes (B, K) by their nearest neighbours and by logistic regression.
 
     Codes are standardised with the training rows' figures. Raises: DataError for shapes that do not
@@ -62,13 +62,13 @@ def classify(
     logistic = LogisticRegression(max_iter=STEPS)
     knn_accuracy, knn_seconds = _accuracy(near, train, known, test, wanted)
     logistic_accuracy, logistic_seconds = _accuracy(logistic, train, known, test, wanted)
-    return Probe(
+    return Accuracies(
         knn_accuracy=knn_accuracy,
         knn_seconds=knn_seconds,
         logistic_accuracy=logistic_accuracy,
         logistic_seconds=logistic_seconds,
         logistic_converged=int(logistic.n_iter_.max()) < STEPS,
-        floor=float((wanted == np.bincount(known).argmax()).mean()),
+        majority_baseline=float((wanted == np.bincount(known).argmax()).mean()),
     )
 
 

@@ -26,7 +26,7 @@ ORIGIN = ("shard", "row_group", "row")
 
 
 @dataclass(frozen=True)
-class Rows:
+class LoadedRows:
     """The first rows of a dataset: features (B, C), and for each its number in the dataset.
 
     `dropped` had missing cells; `left_out` come after those that were read.
@@ -65,7 +65,7 @@ class Rows:
 
 def read_rows(
     uri: str, features: FeatureSchema, missing: Missing, columns: Sequence[str], most: int
-) -> Rows:
+) -> LoadedRows:
     """The first `most` rows at `uri`, with `columns` beside their features; nothing runs on Ray.
 
     Raises: DataError naming file, row group and column, or when every row is dropped.
@@ -76,7 +76,7 @@ def read_rows(
     return _read(uri, manifest, features, missing, columns, most)
 
 
-def read_codes(uri: str, column: str, width: int, most: int) -> Rows:
+def read_codes(uri: str, column: str, width: int, most: int) -> LoadedRows:
     """The first `most` codes (B, K) in the list column `column` at `uri`, with their ORIGIN if known.
 
     Raises: DataError naming file and column (and row, for a code that cannot be decoded).
@@ -116,7 +116,7 @@ def _read(
     missing: Missing,
     columns: Sequence[str],
     most: int,
-) -> Rows:
+) -> LoadedRows:
     """The first `most` rows of the manifest. Raises DataError when every row is dropped."""
     read = min(most, manifest.rows)
     parts: list[Array] = []
@@ -132,7 +132,7 @@ def _read(
     found = np.concatenate(numbers)
     if not len(found):
         raise DataError(f"{uri}: each of the {read} rows read has missing cells; none is left")
-    return Rows(
+    return LoadedRows(
         uri=uri,
         features=np.concatenate(parts),
         numbers=found,

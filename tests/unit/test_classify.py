@@ -1,4 +1,4 @@
-"""The probe: 1 on codes that tell the label, the floor on codes that do not."""
+"""The probe: 1 on codes that tell the label, the majority_baseline on codes that do not."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hourglass.errors import DataError
-from hourglass.inference import probe
-from hourglass.inference.probe import classify
+from hourglass.inference import classify as classifying
+from hourglass.inference.classify import classify
 
 RNG = np.random.default_rng(5)
 LABELS = np.repeat(["cat", "dog", "eel"], [60, 30, 10])
@@ -22,7 +22,7 @@ def codes(labels: np.ndarray, spread: float = 0.1) -> np.ndarray:
 
 def test_separable_codes_are_told_apart_without_a_mistake() -> None:
     found = classify(codes(LABELS), LABELS, codes(LABELS), LABELS)
-    assert (found.knn_accuracy, found.logistic_accuracy, found.floor) == (1.0, 1.0, 0.6)
+    assert (found.knn_accuracy, found.logistic_accuracy, found.majority_baseline) == (1.0, 1.0, 0.6)
     assert found.logistic_converged
     assert 0 < found.knn_seconds < 60
     assert 0 < found.logistic_seconds < 60
@@ -32,11 +32,14 @@ def test_labels_that_codes_do_not_tell_leave_the_floor() -> None:
     train, test = RNG.normal(size=(2, 2000, 4)).astype(np.float32)
     rare = (RNG.random((2, 2000)) < 0.1).astype(int)
     found = classify(train, rare[0], test, rare[1], neighbours=51)
-    assert found.floor == 1 - rare[1].mean()
-    assert (found.logistic_accuracy, found.knn_accuracy) == (found.floor, found.floor)
+    assert found.majority_baseline == 1 - rare[1].mean()
+    assert (found.logistic_accuracy, found.knn_accuracy) == (
+        found.majority_baseline,
+        found.majority_baseline,
+    )
     even = RNG.permutation(np.arange(2000) % 2)
     found = classify(train, even, test, RNG.permutation(even))
-    assert found.floor == 0.5
+    assert found.majority_baseline == 0.5
     assert found.knn_accuracy == pytest.approx(0.5, abs=0.04)  # 3.6 standard errors
     assert found.logistic_accuracy == pytest.approx(0.5, abs=0.04)
 
@@ -50,11 +53,11 @@ def test_units_count_alike_whatever_their_scale() -> None:
 
 def test_a_label_of_the_test_rows_alone_is_always_missed() -> None:
     found = classify(codes(LABELS), LABELS, codes(LABELS), np.full(100, "fox"))
-    assert (found.knn_accuracy, found.logistic_accuracy, found.floor) == (0.0, 0.0, 0.0)
+    assert (found.knn_accuracy, found.logistic_accuracy, found.majority_baseline) == (0.0, 0.0, 0.0)
 
 
 def test_a_solver_that_is_stopped_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "STEPS", 1)
+    monkeypatch.setattr(classifying, "STEPS", 1)
     assert not classify(codes(LABELS), LABELS, codes(LABELS), LABELS).logistic_converged
 
 
