@@ -558,7 +558,9 @@ def test_negative_control_the_limit_is_what_refuses(
     assert passed.status_code == 200 or "found 1 values" in passed.text
 
 
-def test_negative_control_without_the_gate_a_stranger_is_answered(backend: kit.Local) -> None:
+def test_negative_control_without_the_middleware_a_request_needs_no_token(
+    backend: kit.Local,
+) -> None:
     app = create_app(kit.spec(), backend, auth.fingerprint(kit.TOKEN))
     app.user_middleware.clear()
 

@@ -16,8 +16,8 @@ from hourglass.config.serve import ServeSpec
 from hourglass.errors import nearest
 from hourglass.serving.answers import ANSWERS, ENCODERS, JSON, Arrays, Ask, Card, Verb, check_finite
 from hourglass.serving.arrow import MEDIA_TYPE, decode_arrow
-from hourglass.serving.gate import DOCS_ASSETS, Gate
 from hourglass.serving.limits import STATUS, RequestError, read_body
+from hourglass.serving.middleware import DOCS_ASSETS, RequestGuard
 from hourglass.serving.rows import Matrix, decode_json
 
 READY_CACHE_S = 1.0
@@ -86,7 +86,7 @@ class Endpoints:
 
 
 def create_app(spec: ServeSpec, backend: Backend, token_sha256: str) -> FastAPI:
-    """The endpoints as an ASGI application, behind its gate."""
+    """The endpoints as an ASGI application, behind its middleware."""
     app = FastAPIOffline(  # /docs loads its scripts from here, not from a CDN
         title="hourglass",
         version=__version__,
@@ -103,7 +103,7 @@ def create_app(spec: ServeSpec, backend: Backend, token_sha256: str) -> FastAPI:
         _verb(app, endpoints, verb)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
-    app.add_middleware(Gate, spec=spec, token_sha256=token_sha256)
+    app.add_middleware(RequestGuard, spec=spec, token_sha256=token_sha256)
     _document(app)
     return app
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from hourglass.serving.gate import App, Receive, Scope, Send, error_body, valid_request_id
 from hourglass.serving.limits import RequestError
+from hourglass.serving.middleware import App, Receive, Scope, Send, error_body, valid_request_id
 
 
 def middlewares() -> list[Middleware]:

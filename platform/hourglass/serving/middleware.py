@@ -1,4 +1,4 @@
-"""The gate: what every request passes before the application sees it, as plain ASGI.
+"""The middleware that every request passes before the application sees it, as plain ASGI.
 
 Order matters: head limits, token, declared length, deadline; only then may the body be read, and
 each byte of it is counted. Every failure leaves as one JSON shape, with no path, trace or host.
@@ -41,7 +41,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 logger = logging.getLogger("ray.serve")
 
 
-class Gate:
+class RequestGuard:
     """Wraps an ASGI application: token, limits, deadline, request id and the shape of errors."""
 
     def __init__(self, app: App, spec: "ServeSpec", token_sha256: str) -> None:
