@@ -99,17 +99,17 @@ def column(answer: httpx.Response, name: str) -> np.ndarray:
 def test_arrow_answers_equal_the_predictor_bit_for_bit(home: Path, client: httpx.Client) -> None:
     images, predictor = rows(300, 64, "uint8"), Predictor.load(str(home / "image"))
 
-    def ask(verb: str) -> httpx.Response:
-        url = f"/models/image/{verb}"
+    def answer_of(endpoint: str) -> httpx.Response:
+        url = f"/models/image/{endpoint}"
         return client.post(url, content=vectors(images), headers=kit.ARROW)
 
-    assert np.array_equal(column(ask("encode"), "code"), predictor.encode(images))
-    assert np.array_equal(column(ask("reconstruct"), "image"), predictor.reconstruct(images))
-    hashes = kit.arrow_table(ask("hash").content)["hash"].to_pylist()
+    assert np.array_equal(column(answer_of("encode"), "code"), predictor.encode(images))
+    assert np.array_equal(column(answer_of("reconstruct"), "image"), predictor.reconstruct(images))
+    hashes = kit.arrow_table(answer_of("hash").content)["hash"].to_pylist()
     assert hashes == [row.tobytes() for row in predictor.hash(images)]
     scores = predictor.score(images)
-    assert np.array_equal(column(ask("anomaly"), "score"), scores.score)
-    assert np.array_equal(column(ask("anomaly"), "is_anomaly"), scores.is_anomaly)
+    assert np.array_equal(column(answer_of("anomaly"), "score"), scores.score)
+    assert np.array_equal(column(answer_of("anomaly"), "is_anomaly"), scores.is_anomaly)
 
 
 def test_json_answers_equal_the_predictor(home: Path, client: httpx.Client) -> None:
@@ -117,19 +117,21 @@ def test_json_answers_equal_the_predictor(home: Path, client: httpx.Client) -> N
     body = {"rows": matrix.tolist()}
     scores = predictor.score(matrix, feature_errors=True)
 
-    def ask(verb: str) -> Any:
-        answer = client.post(f"/models/plain/{verb}", json=body)
+    def answer_of(endpoint: str) -> Any:
+        answer = client.post(f"/models/plain/{endpoint}", json=body)
         assert answer.headers["x-model-digest"] == predictor.artifact.digest
         assert answer.headers["x-model-version"] == predictor.artifact.digest[:12]
         tree = answer.json()
         assert tree["digest"] == predictor.artifact.digest
         return tree
 
-    np.testing.assert_allclose(ask("encode")["codes"], scores.code, rtol=1e-6)
-    np.testing.assert_allclose(ask("anomaly")["scores"], scores.score, rtol=1e-6)
-    np.testing.assert_allclose(ask("reconstruct")["rows"], predictor.reconstruct(matrix), rtol=1e-6)
-    assert ask("hash")["hashes"] == [row.tobytes().hex() for row in scores.hash]
-    detailed = ask("anomaly?feature_errors=6")
+    np.testing.assert_allclose(answer_of("encode")["codes"], scores.code, rtol=1e-6)
+    np.testing.assert_allclose(answer_of("anomaly")["scores"], scores.score, rtol=1e-6)
+    np.testing.assert_allclose(
+        answer_of("reconstruct")["rows"], predictor.reconstruct(matrix), rtol=1e-6
+    )
+    assert answer_of("hash")["hashes"] == [row.tobytes().hex() for row in scores.hash]
+    detailed = answer_of("anomaly?feature_errors=6")
     for row, total in zip(detailed["feature_errors"], detailed["scores"], strict=True):
         assert sum(part["error"] for part in row) == pytest.approx(total, rel=1e-5)
         assert [part["error"] for part in row] == sorted((p["error"] for p in row), reverse=True)
@@ -167,11 +169,11 @@ def test_requests_answered_together_are_not_mixed_up(home: Path, url: str) -> No
         assert np.array_equal(column(answer, "code"), codes)
 
 
-def test_lists_and_cards(client: httpx.Client) -> None:
+def test_lists_and_metadata(client: httpx.Client) -> None:
     names = [model["model"] for model in client.get("/models").json()["models"]]
     assert names == ["plain", "image"]
-    card = client.get("/models/image").json()
-    assert (card["width"], card["dtype"], card["code_width"]) == (64, "uint8", 3)
+    metadata = client.get("/models/image").json()
+    assert (metadata["width"], metadata["dtype"], metadata["code_width"]) == (64, "uint8", 3)
     assert "/models/{name}/encode" in client.get("/openapi.json").json()["paths"]
     assert "swagger" in client.get("/docs").text
 
@@ -302,16 +304,16 @@ def test_negative_control_without_a_bound_all_wait(slow: dict[str, str]) -> None
 
 
 def test_the_deadline_of_the_caller(slow: dict[str, str]) -> None:
-    def ask(seconds: str) -> httpx.Response:
+    def answer_of(seconds: str) -> httpx.Response:
         headers = {**kit.BEARER, **kit.ARROW, "x-request-timeout-seconds": seconds}
         return httpx.post(slow["bounded"], content=columns(rows(1, 6)), headers=headers)
 
     started = time.perf_counter()
-    late = ask("0.25")
+    late = answer_of("0.25")
     assert late.status_code == 408
     assert time.perf_counter() - started < 0.5
     time.sleep(0.6)
-    assert ask("20").status_code == 200
+    assert answer_of("20").status_code == 200
 
 
 def test_one_row_latency(client: httpx.Client) -> None:

@@ -1,6 +1,6 @@
 """A small model, and its endpoints in this process: what the serving tests share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 
 from hourglass import artifact
 from hourglass.config.serve import ServeSpec
+from hourglass.inference.endpoints import ENDPOINTS, Arrays, Endpoint, ModelMetadata
 from hourglass.inference.predictor import Predictor
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import ColumnStats, Preprocessing, Unit
 from hourglass.model.spec import ModelSpec
 from hourglass.serving import auth
-from hourglass.serving.answers import Arrays, Ask, Card, answer_all
+from hourglass.serving.answers import ModelRequest, answer_all
 from hourglass.serving.http import create_app
 
 TOKEN = "a-token-of-the-tests"
@@ -72,11 +73,11 @@ class Local:
 
     def __init__(self, predictors: Mapping[str, Predictor]) -> None:
         self.predictors = predictors
-        self.cards = {name: Card.of(p, name, None) for name, p in predictors.items()}
+        self.models = {name: ModelMetadata.of(p, name, None) for name, p in predictors.items()}
         self.is_ready = True
 
-    async def answer(self, name: str, ask: Ask) -> Arrays:
-        return answer_all(self.predictors[name], [ask])[0]
+    async def answer(self, name: str, request: ModelRequest) -> Arrays:
+        return answer_all(self.predictors[name], [request])[0]
 
     async def ready(self) -> bool:
         return self.is_ready
@@ -87,9 +88,11 @@ def spec(**fields: Any) -> ServeSpec:
     return ServeSpec.model_validate({"models": [{"name": "any", "uri": "any"}], **fields})
 
 
-def client(backend: Any, **fields: Any) -> httpx.AsyncClient:
+def client(
+    backend: Any, endpoints: Sequence[Endpoint] = ENDPOINTS, **fields: Any
+) -> httpx.AsyncClient:
     """A client of the endpoints, without sockets; carries no token."""
-    app = create_app(spec(**fields), backend, auth.fingerprint(TOKEN))
+    app = create_app(spec(**fields), backend, auth.fingerprint(TOKEN), endpoints)
     transport = httpx.ASGITransport(app, raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 

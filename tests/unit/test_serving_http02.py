@@ -232,7 +232,7 @@ HEAD_CASES = [
     Case("unknown model", GOOD, 404, "did you mean 'plain'?", "/models/plane/encode"),
     Case("model with dots", GOOD, 404, "no such path", "/models/..%2f..%2fetc/encode"),
     Case("model in bytes", GOOD, 404, "no such model", "/models/%ff%00/encode"),
-    Case("unknown verb", GOOD, 404, "no such path", "/models/plain/train"),
+    Case("unknown endpoint", GOOD, 404, "no such path", "/models/plain/train"),
     Case("unknown path", GOOD, 404, "no such path", "/admin"),
     Case("slash at the end", GOOD, 404, "no such path", "/models/plain/encode/"),
     Case("GET", b"", 405, "other methods", method="GET"),
@@ -612,9 +612,9 @@ def test_arrow_rows_are_the_batch_jobs_rows(backend: kit.Local, name: str) -> No
     if name == "gaps":
         holes = [1.0, None, 3.0, float("nan"), 5.0, float("inf"), 7.0]
         arrow = arrow.set_column(0, "a", pa.array(holes))
-    card = backend.cards[name]
-    served = decode_arrow(stream(arrow), card.expected, kit.spec().limits)
-    scored, _ = to_matrix(arrow, card.expected.features, "shard")
+    metadata = backend.models[name]
+    served = decode_arrow(stream(arrow), metadata, kit.spec().limits)
+    scored, _ = to_matrix(arrow, metadata.features, "shard")
     assert served.dtype == scored.dtype
     finite = np.isfinite(scored)
     assert np.array_equal(np.isfinite(served), finite)

@@ -24,11 +24,13 @@ def serve(
     spec = load(file, overrides or ())
     token = _serve_token(settings)
     auth.read_token(settings)
+    from hourglass.inference.endpoints import ENDPOINTS
     from hourglass.serving import run
 
     with connected(settings), run.deployed(spec, settings) as url:
         names = ", ".join(model.name for model in spec.spec.models)
-        typer.echo(f"endpoints  {url}/models/NAME/encode|hash|anomaly|reconstruct ({names})")
+        paths = "|".join(endpoint.name for endpoint in ENDPOINTS)
+        typer.echo(f"endpoints  {url}/models/NAME/{paths} ({names})")
         typer.echo(f"docs       {url}/docs")
         typer.echo(f"token      {token}")
         run.until_stopped(lambda: typer.echo("ready; Ctrl-C stops"))

@@ -1,6 +1,6 @@
-"""What MLflow loads a registered model with: `mlflow.pyfunc.load_model("models:/NAME@champion")`.
+"""The loader module of registered models: `mlflow.pyfunc.load_model("models:/NAME@champion")`.
 
-MLflow imports this module by its name in the model's `MLmodel`; it needs nothing of MLflow itself.
+MLflow imports this module by the name in the model's `MLmodel`; it imports nothing of MLflow.
 """
 
 from collections.abc import Mapping
@@ -8,9 +8,10 @@ from typing import Any
 
 from hourglass.data.arrays import unmasked
 from hourglass.errors import DataError, nearest
+from hourglass.inference.endpoints import ENDPOINTS
 from hourglass.inference.predictor import Array, Predictor
 
-OUTPUTS = ("encode", "hash", "anomaly", "reconstruct")
+OUTPUTS = {endpoint.name: endpoint for endpoint in ENDPOINTS}
 
 
 class Pyfunc:
@@ -22,16 +23,16 @@ class Pyfunc:
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Array:
         """The output named by `params["output"]` for an array (B, C), or columns by name.
 
-        Raises: DataError for another output, a missing column or rows that do not fit.
+        Raises: DataError for an unknown output, a missing column, or rows that do not fit.
         """
-        output = str((params or {}).get("output", OUTPUTS[0]))
+        output = str((params or {}).get("output", next(iter(OUTPUTS))))
         if output not in OUTPUTS:
             raise DataError(
                 f"params['output']: found '{output}', allowed are {', '.join(OUTPUTS)}"
                 f"{nearest(output, OUTPUTS)}"
             )
-        answer: Array = getattr(self.predictor, output)(self._rows(model_input))
-        return answer
+        arrays = OUTPUTS[output].compute(self.predictor, self._rows(model_input), ())
+        return next(iter(arrays.values()))
 
     def _rows(self, data: Any) -> Array:
         named = isinstance(data, Mapping) or hasattr(data, "columns")

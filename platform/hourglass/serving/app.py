@@ -19,9 +19,10 @@ from ray.serve.handle import DeploymentHandle
 from hourglass import storage
 from hourglass.artifact import MANIFEST
 from hourglass.config.serve import ServeSpec
+from hourglass.inference.endpoints import Arrays, ModelMetadata
 from hourglass.inference.predictor import Predictor
 from hourglass.serving import auth
-from hourglass.serving.answers import Arrays, Ask, Card, answer_all
+from hourglass.serving.answers import ModelRequest, answer_all
 from hourglass.serving.http import create_app
 from hourglass.serving.limits import RETRY_AFTER_S, RequestError
 from hourglass.settings import Settings
@@ -29,7 +30,7 @@ from hourglass.settings import Settings
 CONSTRUCTOR_TRIES = 2
 READY_TIMEOUT_S = 1.0
 OTHER_REQUESTS = 16
-"""Room in the ingress for requests that ask no model: lists, cards, health."""
+"""Capacity of the ingress for requests that need no model: lists, metadata, health."""
 
 
 def build(args: ServeSpec) -> serve.Application:
@@ -83,25 +84,25 @@ def _model_options(spec: ServeSpec) -> dict[str, Any]:
 
 
 def _ingress_options(spec: ServeSpec) -> dict[str, Any]:
-    """Room for whatever the models can hold: it is the models' queues that overflow first.
+    """Capacity for all that the models can hold, so that the models' queues overflow first.
 
-    Ray counts a request as queued until it is assigned, so a burst needs the same room once more.
+    Ray counts a request as queued until it is assigned, so a burst needs the same capacity again.
     """
     queued = 1024 if spec.max_queued_requests == "unbounded" else spec.max_queued_requests
     per_model = spec.most_replicas * spec.max_ongoing_requests + queued
-    room = len(spec.models) * per_model + OTHER_REQUESTS
+    capacity = len(spec.models) * per_model + OTHER_REQUESTS
     return {
         "num_replicas": spec.ingress_replicas,
         "ray_actor_options": {"num_cpus": 0},
-        "max_ongoing_requests": room,
-        "max_queued_requests": -1 if spec.max_queued_requests == "unbounded" else room,
+        "max_ongoing_requests": capacity,
+        "max_queued_requests": -1 if spec.max_queued_requests == "unbounded" else capacity,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_S},
     }
 
 
 class Model:
-    """One model: a verified predictor whose passes run on a thread of their own."""
+    """One model: a verified predictor that computes on a thread of its own."""
 
     def __init__(
         self,
@@ -116,34 +117,34 @@ class Model:
     ) -> None:
         threads = max(1, int(cpus))
         torch.set_num_threads(threads)
-        # Torch counts threads per calling thread, so the worker thread is told as well.
+        # PyTorch keeps this setting per thread, so the worker thread sets it as well.
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self._predictor = Predictor.load(_local_copy(path, pinned), digest)
-        self._card = Card.of(self._predictor, name, version)
-        self._together.set_max_batch_size(max_batch_rows)
-        self._together.set_batch_wait_timeout_s(batch_wait_s)
+        self._metadata = ModelMetadata.of(self._predictor, name, version)
+        self._answer_batch.set_max_batch_size(max_batch_rows)
+        self._answer_batch.set_batch_wait_timeout_s(batch_wait_s)
 
-    async def card(self) -> Card:
-        """The model's card."""
-        return self._card
+    async def metadata(self) -> ModelMetadata:
+        """The model's metadata."""
+        return self._metadata
 
     async def alive(self) -> bool:
         """True: the replica is up."""
         return True
 
-    async def answer(self, ask: Ask) -> Arrays:
-        """The answer to one request, computed together with its neighbours'."""
-        answer: Arrays = await self._together(ask)
+    async def answer(self, request: ModelRequest) -> Arrays:
+        """The answer to one request, computed in a batch with concurrent ones."""
+        answer: Arrays = await self._answer_batch(request)
         return answer
 
-    @serve.batch(batch_size_fn=lambda asks: sum(len(ask.rows) for ask in asks))  # type: ignore[untyped-decorator]
-    async def _together(self, asks: list[Ask]) -> list[Arrays]:
+    @serve.batch(batch_size_fn=lambda requests: sum(len(request.rows) for request in requests))  # type: ignore[untyped-decorator]
+    async def _answer_batch(self, requests: list[ModelRequest]) -> list[Arrays]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, answer_all, self._predictor, asks)
+        return await loop.run_in_executor(self._thread, answer_all, self._predictor, requests)
 
 
 def _local_copy(path: str, pinned: str) -> str:
-    """The artifact's folder; on a machine that does not see the builder's copy, one of its own."""
+    """The artifact's folder; a copy of it on a machine that cannot see the builder's."""
     if storage.exists(storage.join(path, MANIFEST)):
         return path
     from hourglass.tracking.registry import resolve  # seconds and megabytes, only where needed
@@ -152,13 +153,13 @@ def _local_copy(path: str, pinned: str) -> str:
 
 
 class Ingress:
-    """The HTTP face of all models."""
+    """The HTTP application in front of all models."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, spec: ServeSpec, models: Mapping[str, DeploymentHandle], token_sha256: str
     ) -> None:
-        cards = {name: await handle.card.remote() for name, handle in models.items()}
-        self.app_parts = (spec, Handles(models, cards), token_sha256)
+        metadata = {name: await handle.metadata.remote() for name, handle in models.items()}
+        self.app_parts = (spec, Handles(models, metadata), token_sha256)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(*self.app_parts)
@@ -167,23 +168,25 @@ class Ingress:
 class Handles:
     """The models behind their handles: a backend for the endpoints."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle], cards: Mapping[str, Card]) -> None:
+    def __init__(
+        self, handles: Mapping[str, DeploymentHandle], models: Mapping[str, ModelMetadata]
+    ) -> None:
         self.handles = handles
-        self.cards = cards
+        self.models = models
 
-    async def answer(self, name: str, ask: Ask) -> Arrays:
-        """Ask the model. Raises RequestError: Overloaded, or Unavailable."""
+    async def answer(self, name: str, request: ModelRequest) -> Arrays:
+        """The answer of model `name`. Raises RequestError: Overloaded, or Unavailable."""
         retry = {"retry-after": str(RETRY_AFTER_S)}
         try:
-            answer: Arrays = await self.handles[name].answer.remote(ask)
+            answer: Arrays = await self.handles[name].answer.remote(request)
             return answer
         except BackPressureError:
             raise RequestError("Overloaded", "the queue is full; try again later", retry) from None
         except (DeploymentUnavailableError, RayServeException):
-            raise RequestError("Unavailable", "the model has no replica now", retry) from None
+            raise RequestError("Unavailable", "the model has no running replica", retry) from None
 
     async def ready(self) -> bool:
-        """True when every model answers; a full queue is a sign of life."""
+        """True when every model answers; a full queue counts as an answer."""
         return all(await asyncio.gather(*map(self._alive, self.handles.values())))
 
     async def _alive(self, handle: DeploymentHandle) -> bool:
@@ -192,7 +195,7 @@ class Handles:
                 await handle.alive.remote()
         except BackPressureError:
             return True
-        except Exception:  # whatever it is, a load balancer should look elsewhere
+        except Exception:  # whatever failed, a load balancer should send requests elsewhere
             return False
         return True
 

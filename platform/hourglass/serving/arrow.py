@@ -12,20 +12,21 @@ import pyarrow as pa
 
 from hourglass.config.serve import Limits
 from hourglass.data.schema import FEATURE_TYPES, FeatureSchema, is_list
+from hourglass.inference.endpoints import ModelMetadata
+from hourglass.serving.json_body import Matrix, check_columns, check_count, fit
 from hourglass.serving.limits import RequestError
-from hourglass.serving.rows import Expected, Matrix, check_columns, check_count, fit
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _RECORD_BATCH_COMPRESSION = 3
 _MESSAGE_HEADER = 2
 
 
-def decode_arrow(body: bytes, expected: Expected, limits: Limits) -> Matrix:
+def decode_arrow(body: bytes, metadata: ModelMetadata, limits: Limits) -> Matrix:
     """Rows (B, C) in the artifact's dtype, NaN where missing. Raises RequestError."""
     try:
         _check_frames(body)
         with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
-            _check_schema(reader.schema, expected.features)
+            _check_schema(reader.schema, metadata.features)
             batches, rows = [], 0
             for batch in reader:
                 rows += batch.num_rows
@@ -37,7 +38,7 @@ def decode_arrow(body: bytes, expected: Expected, limits: Limits) -> Matrix:
         raise RequestError("Malformed", f"not a valid Arrow IPC stream ({detail})") from None
     check_count(rows, limits.max_rows)
     table = pa.Table.from_batches(batches)
-    return fit(_matrix(table, expected), expected)
+    return fit(_matrix(table, metadata), metadata)
 
 
 def _check_frames(body: bytes) -> None:
@@ -100,8 +101,8 @@ def _check_schema(schema: pa.Schema, features: FeatureSchema) -> None:
             )
 
 
-def _matrix(table: pa.Table, expected: Expected) -> Matrix:
-    features = expected.features
+def _matrix(table: pa.Table, metadata: ModelMetadata) -> Matrix:
+    features = metadata.features
     if features.vector is None:
         return np.column_stack([_numbers(table.column(name)) for name in features.columns])
     array = table.column(0).combine_chunks()
@@ -139,8 +140,3 @@ def encode_arrow(columns: Mapping[str, pa.Array], metadata: Mapping[str, str]) -
         writer.write_batch(batch)
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def fixed_lists(values: Matrix) -> pa.Array:
-    """A matrix (B, N) as B lists of N."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])

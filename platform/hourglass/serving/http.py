@@ -1,8 +1,8 @@
-"""The HTTP application: FastAPI routes over any backend that answers for models. No Ray in here."""
+"""The HTTP application: FastAPI routes over any backend that holds models. Independent of Ray."""
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -14,31 +14,32 @@ from starlette.exceptions import HTTPException
 from hourglass import __version__
 from hourglass.config.serve import ServeSpec
 from hourglass.errors import nearest
-from hourglass.serving.answers import ANSWERS, ENCODERS, JSON, Arrays, Ask, Card, Verb, check_finite
+from hourglass.inference.endpoints import ENDPOINTS, Arrays, Endpoint, ModelMetadata, Option
+from hourglass.serving.answers import ENCODERS, JSON, ModelRequest, check_finite
 from hourglass.serving.arrow import MEDIA_TYPE, decode_arrow
+from hourglass.serving.json_body import Matrix, decode_json
 from hourglass.serving.limits import STATUS, RequestError, read_body
 from hourglass.serving.middleware import DOCS_ASSETS, RequestGuard
-from hourglass.serving.rows import Matrix, decode_json
 
 READY_CACHE_S = 1.0
 
 
 class Backend(Protocol):
-    """Whoever holds the models: Ray Serve deployments, or predictors in this process."""
+    """The loaded models: Ray Serve deployments, or predictors in this process."""
 
     @property
-    def cards(self) -> Mapping[str, Card]:
-        """The models, by name."""
+    def models(self) -> Mapping[str, ModelMetadata]:
+        """The models by name."""
 
-    async def answer(self, name: str, ask: Ask) -> Arrays:
-        """The answer of model `name`. Raises RequestError when it has no room or is gone."""
+    async def answer(self, name: str, request: ModelRequest) -> Arrays:
+        """The answer of model `name`. Raises RequestError when it is overloaded or unavailable."""
 
     async def ready(self) -> bool:
         """True when every model can answer."""
 
 
-class Endpoints:
-    """The handlers: decode, ask, encode."""
+class Handlers:
+    """The request handlers: decode, compute, encode."""
 
     def __init__(self, spec: ServeSpec, backend: Backend) -> None:
         self.spec = spec
@@ -47,45 +48,50 @@ class Endpoints:
         self.codec = ThreadPoolExecutor(1, thread_name_prefix="codec")
         self.ready_at, self.ready_was = float("-inf"), False
 
-    def card(self, name: str) -> Card:
-        """The card of model `name`. Raises RequestError."""
-        cards = self.backend.cards
-        if name not in cards:
-            near = nearest(name[:100], cards)
+    def metadata(self, name: str) -> ModelMetadata:
+        """The metadata of model `name`. Raises RequestError."""
+        models = self.backend.models
+        if name not in models:
+            near = nearest(name[:100], models)
             raise RequestError(
-                "NotFound", f"no such model{near} Models: {', '.join(sorted(cards))}"
+                "NotFound", f"no such model{near} Models: {', '.join(sorted(models))}"
             )
-        return cards[name]
+        return models[name]
 
-    async def answer(self, request: Request, name: str, verb: Verb) -> Response:
-        """Answer one question about the rows in the body."""
-        card = self.card(name)
-        most = _feature_errors(request, verb, len(card.feature_names))
+    async def answer(self, request: Request, name: str, endpoint: Endpoint) -> Response:
+        """The endpoint's answer about the rows in the body."""
+        metadata = self.metadata(name)
+        options = _options(request, endpoint.options, metadata)
         sent = _content_type(request)
         wanted = _accepted(request, sent)
         body = await read_body(request.stream(), self.spec.limits.body_bytes)
-        rows = await self._in_thread(self._decode, sent, body, card)
-        arrays = await self.backend.answer(name, Ask(verb, rows, most))
+        rows = await self._in_thread(self._decode, sent, body, metadata)
+        arrays = await self.backend.answer(name, ModelRequest(endpoint, rows, options))
         check_finite(arrays)
-        content = await self._in_thread(ENCODERS[wanted], card, arrays)
-        return Response(content, media_type=wanted, headers=_headers(card))
+        content = await self._in_thread(ENCODERS[wanted], endpoint, metadata, arrays)
+        return Response(content, media_type=wanted, headers=_headers(metadata))
 
     async def is_ready(self) -> bool:
-        """Whether every model answers; asked at most once a second, since anyone may ask us."""
+        """True when every model answers; checked at most once a second, since the path needs no token."""
         if time.monotonic() - self.ready_at > READY_CACHE_S:
             self.ready_at = time.monotonic()
             self.ready_was = await self.backend.ready()
         return self.ready_was
 
-    def _decode(self, sent: str, body: bytes, card: Card) -> Matrix:
+    def _decode(self, sent: str, body: bytes, metadata: ModelMetadata) -> Matrix:
         decode = decode_json if sent == JSON else decode_arrow
-        return decode(body, card.expected, self.spec.limits)
+        return decode(body, metadata, self.spec.limits)
 
     async def _in_thread(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.codec, function, *args)
 
 
-def create_app(spec: ServeSpec, backend: Backend, token_sha256: str) -> FastAPI:
+def create_app(
+    spec: ServeSpec,
+    backend: Backend,
+    token_sha256: str,
+    endpoints: Sequence[Endpoint] = ENDPOINTS,
+) -> FastAPI:
     """The endpoints as an ASGI application, behind its middleware."""
     app = FastAPIOffline(  # /docs loads its scripts from here, not from a CDN
         title="hourglass",
@@ -96,11 +102,11 @@ def create_app(spec: ServeSpec, backend: Backend, token_sha256: str) -> FastAPI:
         swagger_ui_parameters={"validatorUrl": None},  # no request to swagger.io
         redirect_slashes=False,  # a redirect would repeat the caller's Host header
     )
-    endpoints = Endpoints(spec, backend)
-    _health(app, endpoints)
-    _models(app, endpoints)
-    for verb in ANSWERS:
-        _verb(app, endpoints, verb)
+    handlers = Handlers(spec, backend)
+    _add_health(app, handlers)
+    _add_models(app, handlers)
+    for endpoint in endpoints:
+        _add_endpoint(app, handlers, endpoint)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
     app.add_middleware(RequestGuard, spec=spec, token_sha256=token_sha256)
@@ -108,7 +114,7 @@ def create_app(spec: ServeSpec, backend: Backend, token_sha256: str) -> FastAPI:
     return app
 
 
-def _health(app: FastAPI, endpoints: Endpoints) -> None:
+def _add_health(app: FastAPI, handlers: Handlers) -> None:
     @app.get("/health/live", tags=["health"])
     async def live() -> dict[str, str]:
         """The process answers."""
@@ -117,41 +123,41 @@ def _health(app: FastAPI, endpoints: Endpoints) -> None:
     @app.get("/health/ready", tags=["health"], responses=_errors("Unavailable"))
     async def ready() -> dict[str, str]:
         """Every model answers."""
-        if not await endpoints.is_ready():
+        if not await handlers.is_ready():
             raise RequestError("Unavailable", "not every model answers", {"retry-after": "1"})
         return {"status": "ready"}
 
 
-def _models(app: FastAPI, endpoints: Endpoints) -> None:
+def _add_models(app: FastAPI, handlers: Handlers) -> None:
     @app.get("/models", tags=["models"], responses=_errors("Unauthorized"))
     async def models() -> dict[str, list[dict[str, str]]]:
         """The models served, with version and digest."""
-        return {"models": [card.identity for card in endpoints.backend.cards.values()]}
+        return {"models": [metadata.identity for metadata in handlers.backend.models.values()]}
 
     @app.get("/models/{name}", tags=["models"], responses=_errors("Unauthorized", "NotFound"))
-    async def model(name: str, response: Response) -> Card:
-        """What a model needs of a row, and what it gives."""
-        card = endpoints.card(name)
-        response.headers.update(_headers(card))
-        return card
+    async def model(name: str, response: Response) -> ModelMetadata:
+        """The columns and types that a model expects, its code width and threshold."""
+        metadata = handlers.metadata(name)
+        response.headers.update(_headers(metadata))
+        return metadata
 
 
-def _verb(app: FastAPI, endpoints: Endpoints, verb: Verb) -> None:
+def _add_endpoint(app: FastAPI, handlers: Handlers, endpoint: Endpoint) -> None:
     async def answer(request: Request, name: str) -> Response:
-        return await endpoints.answer(request, name, verb)
+        return await handlers.answer(request, name, endpoint)
 
     extra: dict[str, Any] = {"requestBody": _REQUEST_BODY}
-    if verb == "anomaly":
-        extra["parameters"] = [_FEATURE_ERRORS]
+    if endpoint.options:
+        extra["parameters"] = [_parameter(option) for option in endpoint.options]
     app.post(
-        f"/models/{{name}}/{verb}",
+        f"/models/{{name}}/{endpoint.name}",
         tags=["models"],
-        name=verb,
-        description=ANSWERS[verb].__doc__,
+        name=endpoint.name,
+        description=endpoint.response.__doc__,
         response_model=None,
         responses={
             200: {
-                "model": ANSWERS[verb],
+                "model": endpoint.response,
                 "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
                 "headers": {
                     name: {"schema": {"type": "string"}}
@@ -188,33 +194,49 @@ def _accepted(request: Request, sent: str) -> str:
     raise RequestError("NotAcceptable", f"accept: the answer can be {' or '.join(ENCODERS)}")
 
 
-def _feature_errors(request: Request, verb: Verb, features: int) -> int:
-    """How many feature errors the query asks for. Raises RequestError for any other parameter."""
-    allowed = ["feature_errors"] if verb == "anomaly" else []
+def _options(
+    request: Request, allowed: Sequence[Option], metadata: ModelMetadata
+) -> dict[str, int]:
+    """The endpoint's options in the query. Raises RequestError for any other parameter or value."""
     given = request.query_params.multi_items()
-    unknown = next((key for key, _ in given if key not in allowed), None)
-    if unknown is not None:
-        known = f"; allowed is {allowed[0]}" if allowed else ""
+    options = {option.name: option for option in allowed}
+    if any(name not in options for name, _ in given):
+        known = f"; allowed is {', '.join(options)}" if options else ""
         raise RequestError("Invalid", f"unknown query parameter{known}")
-    if not given:
-        return 0
-    text = given[0][1]
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
-    if len(given) > 1 or not 1 <= number <= features:
-        raise RequestError("Invalid", f"feature_errors: allowed is one number from 1 to {features}")
-    return number
+    found: dict[str, int] = {}
+    for name, text in given:
+        most = options[name].maximum(metadata)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+        if name in found or not 1 <= number <= most:
+            raise RequestError("Invalid", f"{name}: allowed is one number from 1 to {most}")
+        found[name] = number
+    return found
 
 
-def _headers(card: Card) -> dict[str, str]:
-    return {"x-model-version": card.version, "x-model-digest": card.digest}
+def _parameter(option: Option) -> dict[str, Any]:
+    """An option in the OpenAPI document."""
+    return {
+        "name": option.name,
+        "in": "query",
+        "required": False,
+        "description": option.description,
+        "schema": {"type": "integer", "minimum": 1},
+    }
+
+
+def _headers(metadata: ModelMetadata) -> dict[str, str]:
+    return {"x-model-version": metadata.version, "x-model-digest": metadata.digest}
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
-    """Starlette's own refusals (no such path, wrong method), in our shape."""
+    """Starlette's own errors (no such path, wrong method), in the format of all errors."""
     assert isinstance(error, HTTPException)
     kinds = {404: "NotFound", 405: "MethodNotAllowed"}
     kind = kinds.get(error.status_code, "Malformed")
-    messages = {"NotFound": "no such path", "MethodNotAllowed": "this path has other methods"}
+    messages = {
+        "NotFound": "no such path",
+        "MethodNotAllowed": "this path has other methods",
+    }
     raise RequestError(kind, messages.get(kind, "not a valid request"), error.headers)
 
 
@@ -230,7 +252,7 @@ def _errors(*kinds: str) -> dict[int | str, dict[str, Any]]:
 
 
 def _document(app: FastAPI) -> None:
-    """Add the token and the shape of errors to the OpenAPI document."""
+    """Add the token and the format of errors to the OpenAPI document."""
     plain = app.openapi
 
     def documented() -> dict[str, Any]:
@@ -286,11 +308,4 @@ _REQUEST_BODY = {
         },
         MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
     },
-}
-_FEATURE_ERRORS = {
-    "name": "feature_errors",
-    "in": "query",
-    "required": False,
-    "description": "Name this many features of each row, largest error first.",
-    "schema": {"type": "integer", "minimum": 1},
 }

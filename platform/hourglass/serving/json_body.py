@@ -12,24 +12,13 @@ from numpy.typing import NDArray
 
 from hourglass.config.serve import Limits
 from hourglass.data.decode import FLOAT32_MAX, bounded
-from hourglass.data.schema import FeatureSchema, Missing
+from hourglass.data.schema import FeatureSchema
 from hourglass.errors import nearest
+from hourglass.inference.endpoints import ModelMetadata
 from hourglass.serving.limits import RequestError, check_shape
 
 Matrix = NDArray[Any]
 BOM = b"\xef\xbb\xbf"
-
-
-class Expected(NamedTuple):
-    """The rows a model takes."""
-
-    features: FeatureSchema
-    missing: Missing
-
-    @property
-    def imputes(self) -> bool:
-        """True when a missing cell is filled in; an endpoint cannot drop a row it must answer."""
-        return self.missing == "mean"
 
 
 class _NotJson(NamedTuple):
@@ -44,9 +33,9 @@ class _Twice(dict[str, Any]):
     key: str
 
 
-def decode_json(body: bytes, expected: Expected, limits: Limits) -> Matrix:
+def decode_json(body: bytes, metadata: ModelMetadata, limits: Limits) -> Matrix:
     """Rows (B, C) in the artifact's dtype, NaN where null. Raises RequestError."""
-    features = expected.features
+    features = metadata.features
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -56,13 +45,13 @@ def decode_json(body: bytes, expected: Expected, limits: Limits) -> Matrix:
     check_shape(body, limits.depth, (limits.max_rows + 1) * (features.width + 1))
     rows = _rows_of(_parse(text))
     check_count(len(rows), limits.max_rows)
-    cells = [_cells(index, row, expected) for index, row in enumerate(rows)]
+    cells = [_cells(index, row, metadata) for index, row in enumerate(rows)]
     _same_form(rows)
     matrix = np.array(cells, dtype=np.float64)
     beyond = np.argwhere(np.isinf(matrix))
     if len(beyond):
         raise refuse_cell(beyond[0], features, "found a number beyond 64-bit floats")
-    return fit(matrix, expected)
+    return fit(matrix, metadata)
 
 
 def _parse(text: str) -> Any:
@@ -123,9 +112,9 @@ def _same_form(rows: list[Any]) -> None:
             )
 
 
-def _cells(index: int, row: Any, expected: Expected) -> list[Any]:
+def _cells(index: int, row: Any, metadata: ModelMetadata) -> list[Any]:
     """The C cells of a row in the order of the features, each a float or (where filled in) None."""
-    features = expected.features
+    features = metadata.features
     if isinstance(row, dict):
         check_columns(row, features, f"row {index}: ")
         if isinstance(row, _Twice):
@@ -149,32 +138,32 @@ def _cells(index: int, row: Any, expected: Expected) -> list[Any]:
             "Invalid", f"row {index}: found {len(row)} values, the model needs {features.width}"
         )
     if set(map(type, row)) != {float}:
-        _check_types(index, row, expected)
+        _check_types(index, row, metadata)
     return row
 
 
-def _check_types(index: int, row: list[Any], expected: Expected) -> None:
+def _check_types(index: int, row: list[Any], metadata: ModelMetadata) -> None:
     for column, cell in enumerate(row):
-        if type(cell) is float or (cell is None and expected.imputes):
+        if type(cell) is float or (cell is None and metadata.imputes):
             continue
-        raise refuse_cell((index, column), expected.features, _problem(cell, expected))
+        raise refuse_cell((index, column), metadata.features, _problem(cell, metadata))
 
 
-def _problem(cell: Any, expected: Expected) -> str:
+def _problem(cell: Any, metadata: ModelMetadata) -> str:
     if cell is None:
-        return null_problem(expected)
+        return null_problem(metadata)
     if isinstance(cell, _NotJson):
-        null = "; write null for a missing cell" if expected.imputes else ""
+        null = "; write null for a missing cell" if metadata.imputes else ""
         return f"found {cell.text}, which is not JSON; allowed are finite numbers{null}"
     if isinstance(cell, bool):
         return f"found {_shown(cell)}, allowed are numbers; write {int(cell)}"
     return f"found {_shown(cell)}, allowed are numbers"
 
 
-def null_problem(expected: Expected) -> str:
+def null_problem(metadata: ModelMetadata) -> str:
     """Why a missing cell is refused."""
     return (
-        f"found null; the model was trained with `missing: {expected.missing}`, so an endpoint "
+        f"found null; the model was trained with `missing: {metadata.missing}`, so an endpoint "
         "needs a number in every cell"
     )
 
@@ -197,13 +186,13 @@ def check_columns(names: Iterable[str], features: FeatureSchema, where: str = ""
         )
 
 
-def fit(matrix: Matrix, expected: Expected) -> Matrix:
+def fit(matrix: Matrix, metadata: ModelMetadata) -> Matrix:
     """`matrix` (B, C) in the artifact's dtype. Raises RequestError where a value does not fit."""
-    features, dtype = expected.features, np.dtype(expected.features.dtype)
+    features, dtype = metadata.features, np.dtype(metadata.features.dtype)
     if matrix.dtype == dtype and dtype.kind != "f":
         return matrix
     if (
-        dtype.kind == "f" and expected.imputes
+        dtype.kind == "f" and metadata.imputes
     ):  # what float32 does not hold is missing, as in shards
         with np.errstate(over="ignore"):
             return bounded(matrix.astype(dtype, copy=False))[0]
@@ -211,7 +200,7 @@ def fit(matrix: Matrix, expected: Expected) -> Matrix:
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         found = matrix[row, column]
-        problem = null_problem(expected) if np.isnan(found) else f"found {found}"
+        problem = null_problem(metadata) if np.isnan(found) else f"found {found}"
         raise refuse_cell((row, column), features, problem)
     if dtype == np.uint8:
         fits = (matrix >= 0) & (matrix <= 255) & (matrix == np.floor(matrix))
