@@ -1,10 +1,11 @@
-"""The report: its numbers against NumPy and hand values, its sections, and a page that is closed.
+"""Reports: statistics against NumPy and hand values, sections, and a page without requests.
 
 Every model here is a real artifact; nothing needs Ray, and only the last tests need MLflow.
 """
 
 import base64
 import dataclasses
+import io
 import re
 import zlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import hourglass
@@ -26,15 +28,15 @@ from hourglass.data import order
 from hourglass.data.manifest import scan
 from hourglass.errors import DataError, RegistryError
 from hourglass.inference import generate
-from hourglass.report import charts, coding, judging, making, page, pictures, referee, report, rows
-from hourglass.report.rows import Look, look
+from hourglass.report import baseline, charts, codes, evaluation, page, pictures, report
+from hourglass.report.selection import Context, evaluate, select
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 
 RNG = np.random.default_rng(3)
 HOSTILE = '"><script>alert(1)</script><a href="http://evil.example/x">'
-EVERY = ["Model", "Loss", "Referee", "Reconstructions", "Ways between rows", "Codes", "Code units",
-         "Code units moved", "Scores", "Hashes", "First-layer weights"]  # fmt: skip
+EVERY = ["Model", "Loss", "Baselines", "Reconstructions", "Interpolations", "Codes", "Code units",
+         "Traversals", "Scores", "Hashes", "First-layer weights"]  # fmt: skip
 
 
 @pytest.fixture
@@ -72,11 +74,11 @@ def fitted(folder: Path, made: np.ndarray, **parameters: Any) -> str:
 # -- numbers ----------------------------------------------------------------------------------
 
 
-def test_pca_referee_is_the_best_linear_model() -> None:
+def test_the_pca_baseline_is_the_best_linear_model() -> None:
     """Against the singular values: what PCA leaves over is their tail; FVU is its share."""
     made = RNG.normal(size=(80, 7)) * np.arange(1, 8)
     mean = made.mean(axis=0)
-    found = referee.pca(made, made, mean, 3)
+    found = baseline.pca(made, made, mean, 3)
     values = np.linalg.svd(made - mean, compute_uv=False)
     assert found.units == 3
     assert found.mse == pytest.approx(np.square(values[3:]).sum() / made.size, rel=1e-9)
@@ -85,25 +87,25 @@ def test_pca_referee_is_the_best_linear_model() -> None:
 
 def test_pca_is_exact_on_the_other_half_of_rows_of_its_rank() -> None:
     made = RNG.normal(size=(60, 2)) @ RNG.normal(size=(2, 9)) + 5.0
-    assert referee.pca(made[::2], made[1::2], made.mean(axis=0), 2).mse < 1e-20
-    assert referee.pca(made[::2], made[1::2], made.mean(axis=0), 1).mse > 1e-3
+    assert baseline.pca(made[::2], made[1::2], made.mean(axis=0), 2).mse < 1e-20
+    assert baseline.pca(made[::2], made[1::2], made.mean(axis=0), 1).mse > 1e-3
 
 
-def test_pca_has_no_more_components_than_it_may() -> None:
+def test_pca_has_no_more_components_than_the_rows_allow() -> None:
     made = RNG.normal(size=(20, 4))
-    found = referee.pca(made, made, made.mean(axis=0), 50)
+    found = baseline.pca(made, made, made.mean(axis=0), 50)
     assert (found.units, found.mse) == (4, pytest.approx(0.0, abs=1e-20))
 
 
-def test_pca_at_widths_is_one_pca_cut_short() -> None:
+def test_pca_at_widths_is_one_pca_truncated() -> None:
     made, other = RNG.normal(size=(2, 80, 7)) * np.arange(1, 8)
     mean = made.mean(axis=0)
     axes = np.linalg.svd(made - mean)[2]
-    found = referee.pca_at(made, other, mean, (1, 3, 50))
-    for width, verdict in zip((1, 3, 7), found, strict=True):
+    found = baseline.pca_at(made, other, mean, (1, 3, 50))
+    for width, each in zip((1, 3, 7), found, strict=True):
         rest = (other - mean) @ axes[width:].T
-        assert verdict.units == width
-        assert verdict.mse == pytest.approx(np.square(rest).sum() / other.size, abs=1e-12)
+        assert each.units == width
+        assert each.mse == pytest.approx(np.square(rest).sum() / other.size, abs=1e-12)
 
 
 def test_logistic_pca_finds_a_logistic_model_that_pca_cannot() -> None:
@@ -111,10 +113,10 @@ def test_logistic_pca_finds_a_logistic_model_that_pca_cannot() -> None:
     logits = 4.0 * RNG.normal(size=(300, 2)) @ RNG.normal(size=(2, 12))
     made = 1.0 / (1.0 + np.exp(-logits))
     mean = made.mean(axis=0)
-    linear = referee.pca(made[::2], made[1::2], mean, 2)
-    logistic = referee.logistic_pca(made[::2], made[1::2], mean, 2)
+    linear = baseline.pca(made[::2], made[1::2], mean, 2)
+    logistic = baseline.logistic_pca(made[::2], made[1::2], mean, 2)
     assert logistic.mse < 0.05 * linear.mse
-    assert logistic == referee.logistic_pca(made[::2], made[1::2], mean, 2)
+    assert logistic == baseline.logistic_pca(made[::2], made[1::2], mean, 2)
 
 
 def test_principal_components_against_svd() -> None:
@@ -175,17 +177,14 @@ def test_bins_hold_every_value(skewed: bool) -> None:
     assert charts.bins(np.full(9, 2.0)).counts.sum() == 9
 
 
-def test_worst_rows_come_highest_first() -> None:
-    assert charts.worst(np.array([0.1, 0.9, 0.5, 0.9]), 3).tolist() == [1, 3, 2]
+def test_the_largest_values_come_first() -> None:
+    assert charts.largest(np.array([0.1, 0.9, 0.5, 0.9]), 3).tolist() == [1, 3, 2]
 
 
 def test_png_holds_the_pixels() -> None:
-    PIL = pytest.importorskip("PIL.Image")
-    import io
-
     for channels in (1, 3):
         made = RNG.integers(0, 256, size=(4, 5, 2, channels)).astype(np.uint8)
-        sheet = np.asarray(PIL.open(io.BytesIO(pictures.sheet(made, across=2))))
+        sheet = np.asarray(Image.open(io.BytesIO(pictures.sheet(made, across=2))))
         sheet = sheet.reshape(*sheet.shape[:2], channels)
         assert sheet.shape == (11, 5, channels)
         np.testing.assert_array_equal(sheet[6:11, 3:5], made[3])
@@ -216,16 +215,16 @@ def test_by_default_the_held_out_rows_of_training(
     made = images(400)
     uri = write_images(tmp_path / "data", made, label=list(range(400)))
     model = trained_on(tmp_path / "model", uri, save_artifact)
-    sight = rows.read(model, None, "label", 5000)
+    selection = select(model, None, "label", 5000)
     masks = [order.holdout_mask(f"part-{s}.parquet", g, 0, 100, 0.25)
              for s in range(2) for g in range(2)]  # fmt: skip
     held = np.concatenate(masks)
-    assert sight.judged.labels == np.flatnonzero(held).tolist()
-    np.testing.assert_array_equal(sight.judged.features, made[held])
-    np.testing.assert_array_equal(sight.fitted, made[~held])
-    assert sight.judged.places[0] == f"part-0.parquet, 0, {np.flatnonzero(held)[0]}"
-    assert f"learn from {int((~held).sum())} training rows" in sight.split
-    assert sight.notes == ()
+    assert selection.sample.labels == np.flatnonzero(held).tolist()
+    np.testing.assert_array_equal(selection.sample.features, made[held])
+    np.testing.assert_array_equal(selection.fitted, made[~held])
+    assert selection.sample.places[0] == f"part-0.parquet, 0, {np.flatnonzero(held)[0]}"
+    assert f"fitted on {int((~held).sum())} training rows" in selection.split
+    assert selection.notes == ()
 
 
 def test_few_rows_are_spread_over_all_row_groups(
@@ -233,19 +232,19 @@ def test_few_rows_are_spread_over_all_row_groups(
 ) -> None:
     uri = write_images(tmp_path / "data", images(400), label=list(range(400)))
     model = trained_on(tmp_path / "model", uri, save_artifact)
-    found = rows.read(model, uri, "label", 8).judged.labels
+    found = select(model, uri, "label", 8).sample.labels
     assert found == [25, 75, 125, 175, 225, 275, 325, 375]
-    assert rows.read(model, uri, "label", 8).judged.labels == found
+    assert select(model, uri, "label", 8).sample.labels == found
 
 
-def test_changed_data_is_said(tmp_path: Path, save_artifact: Callable[..., str]) -> None:
+def test_changed_data_is_reported(tmp_path: Path, save_artifact: Callable[..., str]) -> None:
     uri = write_images(tmp_path / "data", images(400))
     model = trained_on(tmp_path / "model", uri, save_artifact)
     digest = scan(uri)[0].digest
     same = model.model_copy(update={"provenance": {"dataset": {"digest": digest}}})
     other = model.model_copy(update={"provenance": {"dataset": {"digest": "d" * 64}}})
-    assert rows.read(same, None, None, 50).notes == ()
-    (sentence,) = rows.read(other, None, None, 50).notes
+    assert select(same, None, None, 50).notes == ()
+    (sentence,) = select(other, None, None, 50).notes
     assert sentence.startswith(
         f"The data has changed since training (digest {digest[:12]}, was ddd"
     )
@@ -256,26 +255,26 @@ def test_changed_data_is_said(tmp_path: Path, save_artifact: Callable[..., str])
     [
         (
             {"uri": "in memory"},
-            "trained on rows in memory, and they are gone; name rows with --rows",
+            "trained on rows in memory, which were not kept; pass rows with --rows",
         ),
         (
             {"uri": "/nowhere/x"},
-            "rows of training are not there any more: /nowhere/x: no such file",
+            "the training rows are no longer available: /nowhere/x: no such file",
         ),
         (
             {"holdout": 0.0},
-            "training held no rows out (data.holdout: 0); name rows with --rows URI",
+            "training held out no rows (data.holdout: 0); pass rows with --rows URI",
         ),
-        ({"holdout": 1e-9}, "0 rows to look at, a report needs 4; name others with --rows URI"),
+        ({"holdout": 1e-9}, "found 0 rows, a report needs at least 4; pass others with --rows URI"),
     ],
 )
-def test_rows_that_are_gone_are_an_error_that_names_rows(
+def test_unavailable_rows_are_an_error_that_suggests_rows(
     tmp_path: Path, save_artifact: Callable[..., str], data: dict[str, Any], sentence: str
 ) -> None:
     uri = write_images(tmp_path / "data", images(80))
     model = trained_on(tmp_path / "model", data.pop("uri", uri), save_artifact, **data)
     with pytest.raises(DataError, match=re.escape(sentence)) as caught:
-        rows.read(model, None, None, 100)
+        select(model, None, None, 100)
     assert "--rows" in str(caught.value)
 
 
@@ -285,9 +284,9 @@ def test_a_label_must_be_there_and_be_one_value(
     uri = write_images(tmp_path / "data", images(80), label=[1] * 80)
     model = trained_on(tmp_path / "model", uri, save_artifact)
     with pytest.raises(DataError, match="no column 'labl', did you mean 'label'"):
-        rows.read(model, uri, "labl", 100)
-    with pytest.raises(DataError, match="column 'image' is .*, a label is one value for each row"):
-        rows.read(model, uri, "image", 100)
+        select(model, uri, "labl", 100)
+    with pytest.raises(DataError, match="column 'image' is .*, a label must be one value per row"):
+        select(model, uri, "image", 100)
 
 
 # -- sections ---------------------------------------------------------------------------------
@@ -343,26 +342,26 @@ def test_a_model_of_pictures_has_every_section(
         assert caption in read.text
     assert "target rho 0.25" in html
     assert "Schein, Saul and Ungar 2003" in read.text
-    assert "learn from every second of these rows" in read.text
+    assert "fitted on every second row and evaluated on the others" in read.text
     assert artifact.load(model).digest in read.text
     assert html.count("plotly.js v") == 1
 
 
-def test_without_escaping_hostile_words_would_be_markup(
+def test_negative_control_without_escaping_hostile_labels_are_markup(
     pictured: tuple[str, str], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control of the next two tests."""
     monkeypatch.setattr(page, "escape", str)
-    monkeypatch.setattr(coding, "text", str)
+    monkeypatch.setattr(codes, "text", str)
     model, uri = pictured
     report(model, settings, rows=uri, label=HOSTILE, out=str(tmp_path / "page.html"))
     read = Page((tmp_path / "page.html").read_text())
     assert ("a", {"href": "http://evil.example/x"}) in read.tags
-    made = coding.clouds(np.zeros((1, 2)), np.zeros((1, 2)), "ab", ("xy", "xy"), [HOSTILE])
+    made = codes.scatters(np.zeros((1, 2)), np.zeros((1, 2)), "ab", ("xy", "xy"), [HOSTILE])
     assert made.data[0].name == HOSTILE
 
 
-def test_the_page_is_closed_and_hostile_words_stay_words(
+def test_the_page_makes_no_requests_and_escapes_hostile_labels(
     pictured: tuple[str, str], settings: Settings, tmp_path: Path
 ) -> None:
     model, uri = pictured
@@ -389,7 +388,7 @@ def test_the_page_is_closed_and_hostile_words_stay_words(
 
 
 def test_plotly_shows_labels_and_never_reads_them_as_markup() -> None:
-    made = coding.clouds(np.zeros((2, 2)), np.zeros((2, 2)), ("a", "b"), (("x", "y"),) * 2,
+    made = codes.scatters(np.zeros((2, 2)), np.zeros((2, 2)), ("a", "b"), (("x", "y"),) * 2,
                          [HOSTILE, "fine"])  # fmt: skip
     names = {trace.name for trace in made.data}
     assert not any("<" in name for name in names)
@@ -398,13 +397,13 @@ def test_plotly_shows_labels_and_never_reads_them_as_markup() -> None:
 
 def test_many_numbers_are_a_scale_and_rare_words_share_a_colour() -> None:
     points = np.zeros((60, 3))
-    scale = coding.clouds(points, points, ("a", "b"), (("x", "y", "z"),) * 2, list(range(60)))
+    scale = codes.scatters(points, points, ("a", "b"), (("x", "y", "z"),) * 2, list(range(60)))
     assert [type(trace).__name__ for trace in scale.data] == ["Scatter3d"] * 2
     assert scale.data[0].marker.showscale
     words = [f"w{i:02}" for i in range(60)]
-    named = coding.clouds(points[:, :2], points[:, :2], ("a", "b"), (("x", "y"),) * 2, words)
-    assert len(named.data) == 2 * (len(coding.PALETTE) + 1)
-    assert named.data[len(coding.PALETTE)].name == "all others"
+    named = codes.scatters(points[:, :2], points[:, :2], ("a", "b"), (("x", "y"),) * 2, words)
+    assert len(named.data) == 2 * (len(codes.PALETTE) + 1)
+    assert named.data[len(codes.PALETTE)].name == "all others"
 
 
 def test_a_model_of_columns_has_no_pictures(settings: Settings, tmp_path: Path) -> None:
@@ -415,16 +414,16 @@ def test_a_model_of_columns_has_no_pictures(settings: Settings, tmp_path: Path) 
     out = tmp_path / "page.html"
     done = report(str(tmp_path / "model"), settings, rows=str(tmp_path / "rows.parquet"),
                   out=str(out))  # fmt: skip
-    gone = {"Reconstructions", "Ways between rows", "Code units moved", "First-layer weights"}
+    gone = {"Reconstructions", "Interpolations", "Traversals", "First-layer weights"}
     assert list(done.sections) == [title for title in EVERY if title not in gone]
     html = out.read_text()
     assert "scatter3d" in html
     assert "target rho" not in html
-    assert "The model loses to PCA: its error is" in Page(html).text  # noise, after two epochs
+    assert "PCA beats the model: the model's error is" in Page(html).text  # noise, after two epochs
     assert "logistic PCA" not in html
 
 
-def test_an_ensemble_says_who_its_members_are_and_whether_they_agree(
+def test_the_members_of_an_ensemble_and_their_agreement_are_reported(
     settings: Settings, tmp_path: Path
 ) -> None:
     made = images(120)
@@ -436,13 +435,13 @@ def test_an_ensemble_says_who_its_members_are_and_whether_they_agree(
     read = Page(out.read_text()).text
     lead = manifest.ensemble.lead
     assert (
-        "The score of a row is the maximum over 3 models that differ in their seed alone; codes, "
-        f"hashes and reconstructions on this page are the lead's, member {lead}, whose error was the "
-        "lowest. Between members, the ranks of the held-out rows have a mean Spearman correlation of "
-        f"{manifest.metrics['rank_agreement']:.3f}; where it is low, the ranking of a single model "
-        "would be luck."
+        "The score of a row is the maximum over 3 models that differ only in their seed. Codes, "
+        f"hashes and reconstructions in this report are those of the primary member {lead}, which "
+        "has the lowest error. The mean Spearman correlation between the members' scores of the "
+        f"held-out rows is {manifest.metrics['rank_agreement']:.3f}; if it is low, the ranking of a "
+        "single model depends on its seed."
     ) in read
-    assert f"{lead} (lead)" in read
+    assert f"{lead} (primary)" in read
     for number in (1, 2, 3):
         records = [r for r in manifest.provenance["history"] if r["member"] == number]
         assert f"{min(record['holdout_mse'] for record in records):.6g}" in read
@@ -464,7 +463,7 @@ def test_an_artifact_without_history_has_no_loss_curves(
     assert "denoised" not in (tmp_path / "page.html").read_text()
 
 
-def test_by_default_the_referee_is_judged_on_held_out_rows(
+def test_by_default_baselines_are_evaluated_on_held_out_rows(
     tmp_path: Path, settings: Settings
 ) -> None:
     """The numbers on the page against singular vectors, and the model's scores, of the same rows."""
@@ -484,16 +483,16 @@ def test_by_default_the_referee_is_judged_on_held_out_rows(
     masks = [order.holdout_mask(f"part-{s}.parquet", g, 0, 100, 0.25)
              for s in range(2) for g in range(2)]  # fmt: skip
     held = np.concatenate(masks)
-    train, judged = made[~held] / 255, made[held] / 255
+    train, evaluated = made[~held] / 255, made[held] / 255
     axes = np.linalg.svd(train - train.mean(axis=0), full_matrices=False)[2][:3]
-    centred = judged - train.mean(axis=0)
+    centred = evaluated - train.mean(axis=0)
     pca = np.square(centred - centred @ axes.T @ axes).mean()
     ours = hourglass.load(str(tmp_path / "model")).anomaly(made[held]).mean()
     text = Page((tmp_path / "page.html").read_text()).text
     assert done.rows == held.sum()
     assert f"this model3{ours:.6g}" in text
     assert f"PCA3{pca:.5g}"[:9] in text
-    assert f"learn from {int((~held).sum())} training rows and are judged on the held-out" in text
+    assert f"fitted on {int((~held).sum())} training rows and evaluated on the held-out" in text
 
 
 @pytest.mark.parametrize("units", [1, 2, 40])
@@ -505,10 +504,10 @@ def test_codes_of_any_width_are_drawn(
     out = tmp_path / "page.html"
     report(str(tmp_path / "model"), settings, rows=write_images(tmp_path / "rows", made),
            out=str(out))  # fmt: skip
-    said = {1: "the code and the score", 2: "the 2 code units", 40: "PCA of the 40 code units"}
+    titles = {1: "the code and the score", 2: "the 2 code units", 40: "PCA of the 40 code units"}
     html = out.read_text()
-    assert said[units] in html
-    assert ("can hold the whole row: PCA proves nothing here" in html) == (units == 40)
+    assert titles[units] in html
+    assert ("so a comparison with PCA is meaningless" in html) == (units == 40)
 
 
 def test_sparse_codes_are_drawn_without_their_zeros(
@@ -524,7 +523,9 @@ def test_sparse_codes_are_drawn_without_their_zeros(
     never = int((code == 0).all(axis=0).sum())
     text = Page(out.read_text()).text
     assert never > 0
-    assert f"{never} of 12 are dead, that is, the same for every row ({never} of them" in text
+    assert (
+        f"{never} of 12 units are dead, that is, constant over the rows ({never} of them 0)" in text
+    )
     assert "91.7% of all activations are 0 and not drawn." in text
 
 
@@ -532,16 +533,16 @@ def test_sparse_codes_are_drawn_without_their_zeros(
 
 
 @pytest.fixture
-def seen(tmp_path: Path, save_artifact: Callable[..., str]) -> Callable[..., Look]:
-    """`seen(of=..., model=...)`: an untrained model and the rows it is looked at with, all of them."""
+def evaluated_model(tmp_path: Path, save_artifact: Callable[..., str]) -> Callable[..., Context]:
+    """`evaluated_model(of=..., model=...)`: an untrained model and its answers for all rows."""
 
-    def made(of: np.ndarray, **model: Any) -> Look:
+    def made(of: np.ndarray, **model: Any) -> Context:
         save_artifact(tmp_path / "model", of=of, model=model)
         predictor = hourglass.load(str(tmp_path / "model"))
-        sight = rows.read(
+        selection = select(
             predictor.artifact.manifest, write_images(tmp_path / "rows", of), None, 5000
         )
-        return look(predictor, None, "d" * 64, sight, None)
+        return evaluate(predictor, None, "d" * 64, selection, None)
 
     return made
 
@@ -549,17 +550,17 @@ def seen(tmp_path: Path, save_artifact: Callable[..., str]) -> Callable[..., Loo
 NESTED = {"penalties": [{"kind": "nested", "widths": [2, 5]}]}
 
 
-def test_errors_of_shorter_codes_against_numpy(seen: Callable[..., Look]) -> None:
+def test_errors_of_shorter_codes_against_numpy(evaluated_model: Callable[..., Context]) -> None:
     """Codes cut short, decoded, scaled; PCA of the same rows from their singular vectors."""
     made = images(80)
-    found = seen(made, network={"widths": [8]}, **NESTED)
-    section = judging.widths(found)
+    found = evaluated_model(made, network={"widths": [8]}, **NESTED)
+    section = evaluation.shorter_codes(found)
     assert section is not None
     chart, words = section.parts
     ours, pca = ([*trace.y] for trace in chart.data)
     low, high = made.min(axis=0), made.max(axis=0)
     space = (made.astype(np.float64) - low) / (high - low)
-    fitted, judged = space[::2], space[1::2]
+    fitted, evaluated = space[::2], space[1::2]
     axes = np.linalg.svd(fitted - fitted.mean(axis=0))[2]
     code = found.predictor.encode(made[1::2])
     assert [*chart.data[0].x] == [2, 5, 8]
@@ -567,23 +568,27 @@ def test_errors_of_shorter_codes_against_numpy(seen: Callable[..., Look]) -> Non
         back = found.predictor.decode(np.where(np.arange(8) < width, code, 0))
         ratio = (back.astype(np.float64) - made[1::2]) / (high - low)
         assert ours[index] == pytest.approx(np.square(ratio).mean(), rel=1e-4)
-        rest = (judged - fitted.mean(axis=0)) @ axes[width:].T
-        assert pca[index] == pytest.approx(np.square(rest).sum() / judged.size, rel=1e-4)
+        rest = (evaluated - fitted.mean(axis=0)) @ axes[width:].T
+        assert pca[index] == pytest.approx(np.square(rest).sum() / evaluated.size, rel=1e-4)
         cells = "</td><td>".join(
             [str(width), f"{ours[index]:.6g}", str(width), f"{pca[index]:.6g}"]
         )
         assert cells in words
     assert ours[2] == pytest.approx(found.scores.score[1::2].mean(), rel=1e-6)
-    assert "The model loses to PCA at every width." in section.sentence
-    assert "and are judged on the others." in section.sentence
+    assert "PCA beats the model at every width." in section.text
+    assert "and evaluated on the others." in section.text
 
 
-def test_without_nested_codes_there_is_no_curve(seen: Callable[..., Look]) -> None:
-    assert judging.widths(seen(images(40), network={"widths": [8]})) is None
+def test_without_nested_codes_there_is_no_curve(evaluated_model: Callable[..., Context]) -> None:
+    assert evaluation.shorter_codes(evaluated_model(images(40), network={"widths": [8]})) is None
 
 
-def test_widths_that_hold_the_whole_row_prove_nothing(seen: Callable[..., Look]) -> None:
-    section = judging.widths(seen(images(80), network={"widths": [40]}, **NESTED))
+def test_widths_that_store_the_whole_row_are_not_compared(
+    evaluated_model: Callable[..., Context],
+) -> None:
+    section = evaluation.shorter_codes(
+        evaluated_model(images(80), network={"widths": [40]}, **NESTED)
+    )
     assert section is not None
     assert [*section.parts[0].data[0].x] == [2, 5]
 
@@ -608,12 +613,12 @@ def test_a_trained_nested_model_has_the_curve_on_its_page(
     ("ours", "sentence"),
     [
         ((0.1, 0.1), "The model beats PCA at every width."),
-        ((0.3, 0.3), "The model loses to PCA at every width."),
-        ((0.3, 0.2), "The model beats PCA at 9 units and loses to it at the other widths."),
+        ((0.3, 0.3), "PCA beats the model at every width."),
+        ((0.3, 0.2), "The model beats PCA at 9 units; PCA is better at the other widths."),
     ],
 )
-def test_the_comparison_in_words(ours: tuple[float, float], sentence: str) -> None:
-    assert judging._comparison((4, 9), ours, (0.2, 0.2)) == sentence
+def test_the_comparison_of_widths(ours: tuple[float, float], sentence: str) -> None:
+    assert evaluation._comparison_at((4, 9), ours, (0.2, 0.2)) == sentence
 
 
 def test_a_log_axis_has_ticks_whatever_its_length() -> None:
@@ -628,10 +633,11 @@ def test_a_log_axis_has_ticks_whatever_its_length() -> None:
 # -- rows made from codes ---------------------------------------------------------------------
 
 
-def sheet(found: Look, made: np.ndarray, like: np.ndarray, across: int) -> bytes:
+def sheet(found: Context, made: np.ndarray, like: np.ndarray, across: int) -> bytes:
     """What a strip shows."""
-    assert found.shape is not None
-    shades = pictures.shades(found.shape.of(made), float(like.min()), float(like.max()))
+    shape = pictures.shape_of(found.model)
+    assert shape is not None
+    shades = pictures.shades(shape.of(made), float(like.min()), float(like.max()))
     return pictures.sheet(shades, across)
 
 
@@ -649,11 +655,11 @@ ADVERSARY = {"network": {"widths": [5], "code_activation": "linear"}, "adversary
 
 @pytest.mark.parametrize("model", [POSTERIOR, ADVERSARY])
 def test_draws_from_the_prior_are_pictures(
-    seen: Callable[..., Look], model: dict[str, Any]
+    evaluated_model: Callable[..., Context], model: dict[str, Any]
 ) -> None:
     made = images(48)
-    found = seen(made, **model)
-    section = making.prior(found)
+    found = evaluated_model(made, **model)
+    section = pictures.draws(found)
     assert section is not None
     new = generate.prior(found.predictor, 48, seed=0)
     like = made[np.linspace(0, 47, 12).round().astype(int)]
@@ -661,70 +667,72 @@ def test_draws_from_the_prior_are_pictures(
     assert "<figcaption>48 draws, seed 0</figcaption>" in section.parts[0]
 
 
-def test_a_model_without_a_prior_shows_no_draws(seen: Callable[..., Look]) -> None:
-    assert making.prior(seen(images(48), network={"widths": [5]})) is None
+def test_a_model_without_a_prior_shows_no_draws(evaluated_model: Callable[..., Context]) -> None:
+    assert pictures.draws(evaluated_model(images(48), network={"widths": [5]})) is None
 
 
-def test_ways_go_from_row_to_row(seen: Callable[..., Look]) -> None:
+def test_interpolations_go_from_row_to_row(evaluated_model: Callable[..., Context]) -> None:
     made = images(8)
-    found = seen(made, network={"widths": [5]})
-    section = making.ways(found)
+    found = evaluated_model(made, network={"widths": [5]})
+    section = pictures.interpolations(found)
     assert section is not None
     steps = [generate.interpolate(found.predictor, made[i], made[i + 1], 9) for i in (0, 2, 4, 6)]
     lines = [np.vstack([made[2 * i], way, made[2 * i + 1]]) for i, way in enumerate(steps)]
     assert drawn(section.parts[0]) == sheet(found, np.concatenate(lines), made, 11)
 
 
-def test_four_rows_are_two_ways(seen: Callable[..., Look]) -> None:
-    found = seen(images(4), network={"widths": [5]})
-    section = making.ways(found)
+def test_four_rows_are_two_interpolations(evaluated_model: Callable[..., Context]) -> None:
+    found = evaluated_model(images(4), network={"widths": [5]})
+    section = pictures.interpolations(found)
     assert section is not None
     high = int.from_bytes(drawn(section.parts[0])[20:24], "big")
     assert high == 2 * 6 + pictures.GAP
 
 
-def test_the_units_that_vary_most_are_moved_over_their_range(seen: Callable[..., Look]) -> None:
+def test_the_units_that_vary_most_are_traversed_over_their_range(
+    evaluated_model: Callable[..., Context],
+) -> None:
     made = images(200)
-    found = seen(made, network={"widths": [10]})
-    section = making.moved(found)
+    found = evaluated_model(made, network={"widths": [10]})
+    section = pictures.traversals(found)
     assert section is not None
     code = found.scores.code
     units = np.argsort(-code.std(axis=0))[:8].tolist()
     captions = [re.findall("<figcaption>(.*)</figcaption>", part)[0] for part in section.parts]
     low, high = np.quantile(code, [0.00135, 0.99865], axis=0)
     assert captions == [f"unit {u + 1}, {low[u]:.3g} to {high[u]:.3g}" for u in units]
-    assert "Shown: 8 of 10 units, those that vary most." in section.sentence
-    assert "(0.14% of them left out at either end)" in section.sentence
+    assert "Shown: 8 of 10 units, those that vary most." in section.text
+    assert "(0.14% excluded at either end)" in section.text
     way = np.repeat(code[:1], 9, axis=0)
     way[:, units[0]] = np.linspace(low[units[0]], high[units[0]], 9)
     line = np.vstack([made[:1], found.predictor.decode(way)])
     assert drawn(section.parts[0]) == sheet(found, line, made[:1], 10)
 
 
-def test_units_that_never_vary_are_not_moved(seen: Callable[..., Look]) -> None:
+def test_constant_units_are_not_traversed(evaluated_model: Callable[..., Context]) -> None:
     """One of twelve units answers for each row: those that never do are left out."""
-    found = seen(images(80), network={"widths": [12]}, code={"kind": "top_k", "k": 1})
+    found = evaluated_model(images(80), network={"widths": [12]}, code={"kind": "top_k", "k": 1})
     alive = int(found.scores.code.any(axis=0).sum())
-    section = making.moved(found)
+    section = pictures.traversals(found)
     assert section is not None
     assert 0 < alive == len(section.parts) < 8
     still = np.zeros_like(found.scores.code)
     none = dataclasses.replace(found, scores=dataclasses.replace(found.scores, code=still))
-    assert making.moved(none) is None
+    assert pictures.traversals(none) is None
 
 
-def test_a_model_with_a_prior_shows_its_draws_above_the_ways(
+def test_a_model_with_a_prior_shows_its_draws_above_the_interpolations(
     settings: Settings, tmp_path: Path, save_artifact: Callable[..., str]
 ) -> None:
     made = images(60)
     save_artifact(tmp_path / "model", of=made, model=POSTERIOR)
     uri = write_images(tmp_path / "rows", made)
     done = report(str(tmp_path / "model"), settings, rows=uri, out=str(tmp_path / "page.html"))
-    at = done.sections.index("Rows from the prior")
+    at = done.sections.index("Draws from the prior")
     assert done.sections[at - 1 : at + 2] == (
         "Reconstructions",
-        "Rows from the prior",
-        "Ways between rows",
+        "Draws from the prior",
+        "Interpolations",
     )
 
 
@@ -756,11 +764,11 @@ def test_the_command_writes_the_page(
     [
         (["/nowhere"], RegistryError, "/nowhere: no artifact there"),
         (["models:/none@champion"], RegistryError, "no model is registered in"),
-        (["MODEL"], DataError, "rows in memory, and they are gone; name rows with --rows URI"),
+        (["MODEL"], DataError, "rows in memory, which were not kept; pass rows with --rows URI"),
         (["MODEL", "--rows", "/nowhere"], DataError, "/nowhere: no such file or folder"),
     ],
 )
-def test_the_command_says_what_is_wrong(
+def test_errors_of_the_command(
     pictured: tuple[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -778,7 +786,7 @@ def test_the_command_says_what_is_wrong(
     assert not (tmp_path / "report.html").exists()
 
 
-def test_max_rows_has_a_least() -> None:
+def test_max_rows_has_a_minimum() -> None:
     done = CliRunner().invoke(cli.app, ["report", "x", "--max-rows", "3"])
     assert done.exit_code == 2
 
@@ -790,20 +798,20 @@ def test_a_registered_models_page_goes_to_its_run(
     job = files.parse(
         {
             "kind": "train",
-            "name": "seen",
+            "name": "reported",
             "data": {"uri": uri, "features": {"vector": "image"}},
             "model": {"network": {"widths": [4]}},
-            "track": {"experiment": "seen", "register": "seen"},
+            "track": {"experiment": "reported", "register": "reported"},
         }
     )
     assert isinstance(job, TrainJob)
-    run = tracking.start(settings, job, {"name": "seen", "uri": uri, "digest": "d" * 64})
+    run = tracking.start(settings, job, {"name": "reported", "uri": uri, "digest": "d" * 64})
     finished = run.finish("finished", model)
     out = tmp_path / "page.html"
-    done = report("models:/seen@challenger", settings, rows=uri, out=str(out))
+    done = report("models:/reported@challenger", settings, rows=uri, out=str(out))
     assert done.run_id == finished.run_id
     client = store.client(settings)
     assert "report.html" in [file.path for file in client.list_artifacts(finished.run_id)]
     logged = Path(client.download_artifacts(finished.run_id, "report.html", str(tmp_path)))
     assert logged.read_text() == out.read_text()
-    assert "<h1>seen 1</h1>" in out.read_text()
+    assert "<h1>reported 1</h1>" in out.read_text()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.inference.predictor import Predictor
-from hourglass.inference.rows import as_columns, lists
+from hourglass.inference.table_io import as_columns, lists
 from hourglass.strict import Strict
 
 Array = NDArray[Any]

@@ -1,19 +1,19 @@
-"""One HTML page about one model: what it is, how it learned, and what it makes of some rows."""
+"""A report: one HTML page about a model, its training, and its answers for some rows."""
 
 from dataclasses import dataclass
 
 from hourglass import storage
 from hourglass.inference.predictor import Predictor
-from hourglass.report import coding, judging, making
+from hourglass.report import codes, evaluation, pictures
 from hourglass.report.page import Section, render
-from hourglass.report.rows import Look, look, read
+from hourglass.report.selection import Context, evaluate, select
 from hourglass.settings import Settings
 from hourglass.tracking import registry
 
 
 @dataclass(frozen=True)
 class Reported:
-    """A written page: how many rows it looks at, its sections, and the MLflow run that has it."""
+    """A written page: its URI, number of rows, section titles, warnings, and MLflow run, if any."""
 
     uri: str
     rows: int
@@ -33,40 +33,40 @@ def report(
 ) -> Reported:
     """Write the page about the artifact or registered model `source` to `out`.
 
-    `rows` is a Parquet URI; without it the held-out rows of training are looked at, at most
-    `max_rows`. A registered model's page goes to the run of its version as well.
+    `rows` is a Parquet URI; the default are the held-out rows of training, at most `max_rows`. The
+    page of a registered model is also logged to the MLflow run of its version.
     Raises: RegistryError, ArtifactError, DataError.
     """
     found = registry.resolve(source, settings)
     predictor = Predictor.load(found.path, found.digest)
-    sight = read(predictor.artifact.manifest, rows, label, max_rows)
-    seen = look(predictor, found.version, found.digest, sight, label)
-    sections = _sections(seen)
+    selection = select(predictor.artifact.manifest, rows, label, max_rows)
+    context = evaluate(predictor, found.version, found.digest, selection, label)
+    sections = _sections(context)
     page = render(f"{found.name} {found.version or ''}".strip(), sections)
     storage.write(out, page.encode())
     run_id = None
     if found.version is not None:
         run_id = registry.attach(settings, found, "report.html", page)
     titles = tuple(section.title for section in sections)
-    return Reported(out, len(sight.judged.places), titles, sight.notes, run_id)
+    return Reported(out, len(selection.sample.places), titles, selection.notes, run_id)
 
 
-def _sections(seen: Look) -> list[Section]:
-    """Those that apply, in the order of the page."""
+def _sections(context: Context) -> list[Section]:
+    """The sections that apply to the model, in the order of the page."""
     every = [
-        judging.head(seen),
-        judging.losses(seen),
-        judging.members(seen),
-        judging.referees(seen),
-        judging.widths(seen),
-        making.reconstructions(seen),
-        making.prior(seen),
-        making.ways(seen),
-        coding.scatter(seen),
-        coding.activations(seen),
-        making.moved(seen),
-        judging.scores(seen),
-        coding.hashes(seen),
-        making.weights(seen),
+        evaluation.overview(context),
+        evaluation.losses(context),
+        evaluation.members(context),
+        evaluation.baselines(context),
+        evaluation.shorter_codes(context),
+        pictures.reconstructions(context),
+        pictures.draws(context),
+        pictures.interpolations(context),
+        codes.scatter(context),
+        codes.activations(context),
+        pictures.traversals(context),
+        evaluation.scores(context),
+        codes.hashes(context),
+        pictures.weights(context),
     ]
     return [section for section in every if section is not None]

@@ -1,4 +1,4 @@
-"""The numbers of a report and their charts; plotly reads HTML in texts, so those are escaped.
+"""The statistics of a report and their charts; plotly interprets HTML in text, so it is escaped.
 
 Shapes: B rows, F features in model space, K code units or bits of a hash.
 """
@@ -17,14 +17,14 @@ from sklearn.decomposition import PCA
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 STILL = 1e-6
-"""A unit that moves by less than this, relative to its size, does not move."""
+"""A unit whose range is below this, relative to its magnitude, counts as constant."""
 PAIRS = 20_000
 FEWEST_PAIRS = 10
-"""A Hamming distance with fewer pairs has no mean worth drawing."""
+"""Minimum pairs at a Hamming distance for its mean to be drawn."""
 
 
 def principal(rows: Array, components: int) -> Floats:
-    """The first principal components (B, components) of `rows` (B, F); 0 where there are fewer."""
+    """The first principal components (B, components) of `rows` (B, F); 0 beyond their number."""
     most = min(components, *rows.shape)
     wide = rows.astype(np.float64)
     made: Floats = np.zeros((len(rows), components))
@@ -42,7 +42,7 @@ class Bins:
 
 
 def bins(values: Array, skewed: bool = False, most: int = 60) -> Bins:
-    """A histogram of `values`; `skewed` ones above a factor of 30 get bins of equal ratio."""
+    """A histogram of `values`; `skewed` ones spanning a factor above 30 get bins of equal ratio."""
     flat = np.asarray(values, dtype=np.float64).ravel()
     low, high = float(flat.min()), float(flat.max())
     log = skewed and low > 0 and high / low > 30
@@ -54,18 +54,18 @@ def bins(values: Array, skewed: bool = False, most: int = 60) -> Bins:
 
 
 def dead_units(code: Array) -> NDArray[np.bool_]:
-    """True (K,) for units whose code never varies over the rows (B, K); always 0 is one such way."""
+    """True (K,) for units that are constant over the rows (B, K), such as always 0."""
     spread = np.ptp(code.astype(np.float64), axis=0)
     return np.asarray(spread <= STILL * np.maximum(1.0, np.abs(code).max(axis=0)))
 
 
 def bit_balance(bits: Array) -> Floats:
-    """Share of ones of each bit, (K,); 0.5 tells most."""
+    """Fraction of ones of each bit, (K,); 0.5 is the most informative."""
     return np.asarray(bits.mean(axis=0, dtype=np.float64))
 
 
 def bit_correlation(bits: Array) -> Floats:
-    """Pearson's correlation of the bits, (K, K); NaN for a bit that never changes."""
+    """Pearson correlation of the bits, (K, K); NaN for a constant bit."""
     centred = bits - bits.mean(axis=0, dtype=np.float64)
     spread = np.sqrt(np.square(centred).sum(axis=0))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -73,13 +73,13 @@ def bit_correlation(bits: Array) -> Floats:
 
 
 def bucket_sizes(hashes: Array) -> NDArray[np.int64]:
-    """How many rows share each hash that occurs, largest first; `hashes` are packed, (B, bytes)."""
+    """Number of rows per distinct hash, largest first; `hashes` are packed, (B, bytes)."""
     counts = np.unique(hashes, axis=0, return_counts=True)[1]
     return np.sort(counts)[::-1].astype(np.int64)
 
 
 def doubling(sizes: NDArray[np.int64]) -> dict[str, int]:
-    """Numbers counted in classes 1, 2-3, 4-7, 8-15, ... up to the largest."""
+    """Counts of `sizes` in classes 1, 2-3, 4-7, 8-15, ... up to the largest."""
     top = int(sizes.max()).bit_length()
     classes = np.frexp(sizes)[1]  # frexp's exponent of n is n.bit_length()
     counts = np.bincount(classes, minlength=top + 1)
@@ -89,7 +89,7 @@ def doubling(sizes: NDArray[np.int64]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class ByHamming:
-    """Mean cosine distance of the pairs of rows at each Hamming distance, and how many there are."""
+    """Mean cosine distance and number of the pairs of rows at each Hamming distance."""
 
     hamming: NDArray[np.int64]
     cosine: Floats
@@ -101,7 +101,7 @@ def cosine_by_hamming(
 ) -> ByHamming:
     """1 - cosine of pairs of rows (B, F), averaged by the Hamming distance of their bits (B, K).
 
-    The pairs are drawn with `seed`, of two different rows each; rows of length 0 are left out.
+    The pairs are drawn with `seed`, of two different rows each; rows of length 0 are excluded.
     """
     rng = np.random.default_rng(seed)
     first = rng.integers(len(rows), size=pairs)
@@ -123,9 +123,9 @@ def cosine_by_hamming(
     return ByHamming(enough, sums[enough] / counts[enough], counts[enough].astype(np.int64))
 
 
-def worst(score: Array, count: int) -> NDArray[np.int64]:
-    """The rows with the highest scores, highest first."""
-    return np.argsort(-np.asarray(score), kind="stable")[:count]
+def largest(values: Array, count: int) -> NDArray[np.int64]:
+    """Indexes of the largest values, largest first."""
+    return np.argsort(-np.asarray(values), kind="stable")[:count]
 
 
 BLUE, RED, FILL = "#2f6db3", "#b3261e", "rgba(47,109,179,0.25)"
@@ -141,9 +141,9 @@ LAYOUT = {
 }
 
 
-def text(word: Any) -> str:
-    """A word from data as plotly shows it: no tags."""
-    return escape(str(word))
+def text(value: Any) -> str:
+    """A value from data as plotly shows it, without markup."""
+    return escape(str(value))
 
 
 def figure(height: int) -> Any:
@@ -175,7 +175,7 @@ def losses(history: Sequence[dict[str, float]]) -> Any:
 
 
 def histogram(found: Bins, what: str, of: str, mark: tuple[str, float] | None = None) -> Any:
-    """Counts as steps, over a log axis where the bins are of equal ratio; a value may be marked."""
+    """Counts as steps, on a log axis if the bins have equal ratios; a value may be marked."""
     made = figure(340)
     counts = [*found.counts.tolist(), int(found.counts[-1])]
     made.add_scatter(
@@ -191,9 +191,9 @@ def histogram(found: Bins, what: str, of: str, mark: tuple[str, float] | None = 
 
 
 def _log(values: Sequence[float] | Array) -> dict[str, Any]:
-    """A log axis with ticks at 1, 2 and 5, or at powers of ten alone where those would crowd.
+    """A log axis with ticks at 1, 2 and 5, or only at powers of ten if those would be crowded.
 
-    On a short one, where there would be hardly any, plotly finds them.
+    On a short axis, which would have hardly any, plotly chooses them.
     """
     low, high = (np.log10([min(values), max(values)]) if len(values) else np.zeros(2)).tolist()
     if high - low < 0.8:
@@ -211,7 +211,7 @@ def bars(
     of: str,
     mark: tuple[str, float] | None = None,
 ) -> Any:
-    """A bar for each name, or number from 1 up, with a marked level."""
+    """A bar for each name or number, with a marked level."""
     made = figure(340)
     made.add_bar(x=list(names), y=values, showlegend=False,
                  marker={"color": BLUE, "line": {"width": 0}})  # fmt: skip
@@ -224,7 +224,7 @@ def bars(
 
 
 def widths(every: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Any:
-    """A line for each of `errors`, by name, over the widths of a code; both axes are log."""
+    """A line for each of `errors`, by name, over the widths of a code, on log axes."""
     made = figure(340)
     for (name, values), colour in zip(errors.items(), PALETTE, strict=False):
         made.add_scatter(
@@ -245,7 +245,7 @@ def _mark(mark: tuple[str, float], x: list[Any], y: list[Any]) -> dict[str, Any]
 
 
 def correlation(matrix: Array, numbers: Sequence[int]) -> Any:
-    """A square of correlations (K, K) of the bits `numbers`, blue to red."""
+    """A heatmap of the correlations (K, K) of the bits `numbers`, blue to red."""
     made = figure(420)
     names = [str(number) for number in numbers]
     made.add_heatmap(
@@ -265,7 +265,7 @@ def correlation(matrix: Array, numbers: Sequence[int]) -> Any:
 
 
 def distances(found: ByHamming) -> Any:
-    """Mean cosine distance of rows over the Hamming distance of their hashes."""
+    """Mean cosine distance of rows by the Hamming distance of their hashes."""
     made = figure(420)
     made.add_scatter(
         x=found.hamming, y=found.cosine, customdata=found.pairs, mode="lines+markers",

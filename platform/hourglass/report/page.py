@@ -1,4 +1,4 @@
-"""The page: sections to one HTML file that needs nothing else; every word from data is escaped."""
+"""The page: sections as one self-contained HTML file; all text from data is escaped."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ POLICY = (
     "script-src 'unsafe-inline' 'unsafe-eval'"  # plotly compiles its 3-D shaders' callers
 )
 CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
-"""Without the last, plotly.js shows a button that uploads the figure to its makers."""
+"""Without the last, plotly.js shows a button that uploads the figure to Plotly's cloud."""
 STYLE = """
 :root { color-scheme: light; }
 body { margin: 0; background: #f6f7f9; color: #24292f; font: 15px/1.5 system-ui, sans-serif; }
@@ -38,22 +38,22 @@ img { image-rendering: pixelated; max-width: 100%; display: block; }
 
 
 class Html(str):
-    """Markup made in this file, where words from data are escaped."""
+    """Markup made in this file, in which all text from data is escaped."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, one plain sentence about what one sees, and figures or markup below it."""
+    """A heading, an introduction, and figures or markup below it."""
 
     title: str
-    sentence: str
+    text: str
     parts: tuple[Any, ...]
     beside: bool = False
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table; the first column are headings where there is no `head`."""
-    top = "".join(f"<th>{escape(str(word))}</th>" for word in head)
+    """A table; without a `head`, the first column holds the headings."""
+    top = "".join(f"<th>{escape(str(cell))}</th>" for cell in head)
     lines = [f"<tr>{top}</tr>"] if head else []
     for first, *rest in rows:
         tag = "td" if head else "th"
@@ -63,22 +63,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
 
 
 def image(png: bytes, caption: str, width: int) -> Html:
-    """A picture of `width` CSS pixels in the page itself."""
+    """An embedded image of `width` CSS pixels."""
     data = base64.b64encode(png).decode()
-    words = escape(caption)
+    escaped = escape(caption)
     return Html(
-        f"<figure><figcaption>{words}</figcaption>"
-        f'<img alt="{words}" width="{width}" src="data:image/png;base64,{data}"></figure>'
+        f"<figure><figcaption>{escaped}</figcaption>"
+        f'<img alt="{escaped}" width="{width}" src="data:image/png;base64,{data}"></figure>'
     )
 
 
-def note(sentence: str) -> Html:
-    """A sentence that stands out."""
-    return Html(f'<p class="note">{escape(sentence)}</p>')
+def note(text: str) -> Html:
+    """A highlighted paragraph."""
+    return Html(f'<p class="note">{escape(text)}</p>')
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """The whole page, with plotly's script once; the policy in its head forbids any request."""
+    """The whole page, with one copy of plotly.js; the policy in its head forbids any request."""
     links = "".join(f'<a href="#s{i}">{escape(s.title)}</a>' for i, s in enumerate(sections))
     body = "\n".join(_section(index, section) for index, section in enumerate(sections))
     return (
@@ -99,7 +99,7 @@ def _section(index: int, section: Section) -> str:
         body = f'<div class="beside">{columns}</div>'
     return (
         f'<section id="s{index}"><h2>{escape(section.title)}</h2>'
-        f"<p>{escape(section.sentence)}</p>"
+        f"<p>{escape(section.text)}</p>"
         f"{body}</section>"
     )
 

@@ -21,7 +21,7 @@ from hourglass.data.loader import Features
 from hourglass.data.stats import Stats
 from hourglass.errors import DataError
 from hourglass.inference.predictor import TILE, Predictor
-from hourglass.report.referee import pca_at
+from hourglass.report.baseline import pca_at
 from hourglass.settings import Settings
 from hourglass.tracking import registry
 from hourglass.tracking.registry import CHALLENGER, CHAMPION, Promoted

@@ -1,6 +1,6 @@
-"""The rows a report looks at, and what the model makes of them, computed once.
+"""The rows of a report, and the model's answers for them, computed once.
 
-Rows are read in this process, at most so many, the same every time.
+Rows are read in this process, in bounded number, and the same ones every time.
 Shapes: B rows, C raw columns, F features in model space, K code units.
 """
 
@@ -20,19 +20,18 @@ from hourglass.data.order import Split
 from hourglass.data.schema import check_column, is_list
 from hourglass.errors import DataError
 from hourglass.inference.predictor import Predictor, Scores
-from hourglass.report.pictures import Shape, shape_of
 
 Matrix = NDArray[Any]
 Floats = NDArray[np.float64]
 Place = tuple[int, int]
 FEWEST = 4
 GROUPS = 64
-"""Most row groups that are opened: a large dataset is seen through evenly spaced ones."""
+"""Maximum row groups to open; of a larger dataset, evenly spaced ones are read."""
 
 
 @dataclass(frozen=True)
-class Picked:
-    """Some rows (B, C), the value of the label column for each, and where each was found."""
+class Sample:
+    """Some rows (B, C), their values of the label column, and where each was found."""
 
     features: Matrix
     labels: list[Any] | None
@@ -40,10 +39,10 @@ class Picked:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """The rows judged, the rows that a referee may learn from, and sentences about both."""
+class Selection:
+    """The rows to evaluate, the rows that baselines are fitted on, and their descriptions."""
 
-    judged: Picked
+    sample: Sample
     fitted: Matrix
     source: str
     what: str
@@ -51,32 +50,32 @@ class Sight:
     notes: tuple[str, ...]
 
 
-def read(model: Model, uri: str | None, label: str | None, most: int) -> Sight:
-    """Rows at `uri`, or by default those of training's dataset that were held out.
+def select(model: Model, uri: str | None, label: str | None, most: int) -> Selection:
+    """Rows at `uri`; the default are the held-out rows of the training dataset.
 
-    Raises: DataError when there are none any more, or no column `label`.
+    Raises: DataError when they no longer exist, or have no column `label`.
     """
     if uri is not None:
         return _given(model, uri, label, most)
     return _held_out(model, label, most)
 
 
-def _given(model: Model, uri: str, label: str | None, most: int) -> Sight:
-    """Rows of one's own: a referee learns from every second one and is judged on the others."""
+def _given(model: Model, uri: str, label: str | None, most: int) -> Selection:
+    """Rows at `uri`: baselines are fitted on every second one and evaluated on the others."""
     manifest = scan(uri)[0]
-    picked, notes = _pick(model, manifest, label, _spread(manifest, most, 0.0, "train"))
-    _enough(uri, len(picked.places))
-    split = "the referees learn from every second of these rows and are judged on the others"
-    return Sight(picked, picked.features[:0], uri, "rows", split, notes)
+    sample, notes = _pick(model, manifest, label, _spread(manifest, most, 0.0, "train"))
+    _enough(uri, len(sample.places))
+    split = "the baselines are fitted on every second row and evaluated on the others"
+    return Selection(sample, sample.features[:0], uri, "rows", split, notes)
 
 
-def _held_out(model: Model, label: str | None, most: int) -> Sight:
-    """Held-out rows of training's dataset; a referee learns from training rows."""
+def _held_out(model: Model, label: str | None, most: int) -> Selection:
+    """Held-out rows of the training dataset; baselines are fitted on its training rows."""
     uri, share, manifest = _training_data(model)
     held, train = (_spread(manifest, most, share, split) for split in ("holdout", "train"))
-    picked, notes = _pick(model, manifest, label, held)
+    sample, notes = _pick(model, manifest, label, held)
     fitted, _ = _pick(model, manifest, None, train)
-    _enough(uri, min(len(picked.places), len(fitted.places)))
+    _enough(uri, min(len(sample.places), len(fitted.places)))
     trained_on = model.provenance.get("dataset", {}).get("digest")
     if trained_on not in (None, manifest.digest):
         notes += (
@@ -84,35 +83,35 @@ def _held_out(model: Model, label: str | None, most: int) -> Sight:
             f"{trained_on[:12]}): rows shown as held out may have been trained on.",
         )
     rows = len(fitted.places)
-    split = f"the referees learn from {rows} training rows and are judged on the held-out ones"
-    return Sight(picked, fitted.features, uri, "held-out rows", split, notes)
+    split = f"the baselines are fitted on {rows} training rows and evaluated on the held-out rows"
+    return Selection(sample, fitted.features, uri, "held-out rows", split, notes)
 
 
 def _training_data(model: Model) -> tuple[str, float, Manifest]:
-    """URI, held-out share and manifest of the dataset the model was trained on."""
+    """URI, holdout fraction and manifest of the dataset the model was trained on."""
     data = model.job.get("data", {})
     uri, share = data.get("uri"), float(data.get("holdout", 0.0))
     if uri in (None, "in memory"):
         raise DataError(
-            "the model was trained on rows in memory, and they are gone; name rows with --rows URI"
+            "the model was trained on rows in memory, which were not kept; pass rows with --rows URI"
         )
     name = uri if isinstance(uri, str) else ", ".join(uri)
     if share == 0.0:
         raise DataError(
-            f"{name}: training held no rows out (data.holdout: 0); name rows with --rows URI"
+            f"{name}: training held out no rows (data.holdout: 0); pass rows with --rows URI"
         )
     try:
         return name, share, scan(uri)[0]
     except DataError as error:
         raise DataError(
-            f"the rows of training are not there any more: {error}; name others with --rows URI"
+            f"the training rows are no longer available: {error}; pass other rows with --rows URI"
         ) from None
 
 
 def _enough(uri: str, rows: int) -> None:
     if rows < FEWEST:
         raise DataError(
-            f"{uri}: {rows} rows to look at, a report needs {FEWEST}; name others with --rows URI"
+            f"{uri}: found {rows} rows, a report needs at least {FEWEST}; pass others with --rows URI"
         )
 
 
@@ -145,8 +144,8 @@ def _even(total: int, most: int) -> NDArray[np.int64]:
 
 def _pick(
     model: Model, manifest: Manifest, label: str | None, chosen: dict[Place, NDArray[np.int64]]
-) -> tuple[Picked, tuple[str, ...]]:
-    """The chosen rows, and a sentence when some were dropped for missing cells, as in training."""
+) -> tuple[Sample, tuple[str, ...]]:
+    """The chosen rows, and a note if any were dropped for missing cells, as in training."""
     parts: list[Matrix] = [np.empty((0, model.features.width), model.features.dtype)]
     labels: list[Any] = []
     places: list[str] = []
@@ -158,8 +157,8 @@ def _pick(
             labels += more
             places += [f"{manifest.shards[place[0]].name}, {place[1]}, {row}" for row in found]
     lost = sum(map(len, chosen.values())) - len(places)
-    notes = (f"{lost} rows were left out for missing cells.",) if lost else ()
-    return Picked(np.concatenate(parts), None if label is None else labels, places), notes
+    notes = (f"{lost} rows with missing cells were dropped.",) if lost else ()
+    return Sample(np.concatenate(parts), None if label is None else labels, places), notes
 
 
 def _group(
@@ -185,21 +184,21 @@ def _group(
 def _labels(table: pa.Table, label: str, path: str, at: NDArray[np.int64]) -> list[Any]:
     kind = check_column(path, table.schema, label)
     if is_list(kind):
-        raise DataError(f"{path}: column '{label}' is {kind}, a label is one value for each row")
+        raise DataError(f"{path}: column '{label}' is {kind}, a label must be one value per row")
     values: list[Any] = table.column(label).take(at).to_pylist()
     return values
 
 
 @dataclass(frozen=True)
-class Look:
-    """The model on the rows: `space_BF` in model space, `bits_BK` of the hashes."""
+class Context:
+    """A model and its answers for the selected rows; `space_BF` are the rows in model space."""
 
     predictor: Predictor
     version: str | None
     digest: str
-    sight: Sight
+    selection: Selection
     label: str | None
-    shape: Shape | None
+
     scores: Scores
     space_BF: Floats
     bits_BK: NDArray[np.uint8]
@@ -211,24 +210,23 @@ class Look:
 
     @property
     def rows_BC(self) -> Matrix:
-        """The rows judged, raw."""
-        return self.sight.judged.features
+        """The selected rows, raw."""
+        return self.selection.sample.features
 
 
-def look(
-    predictor: Predictor, version: str | None, digest: str, sight: Sight, label: str | None
-) -> Look:
-    """One pass of the model over the rows of `sight`."""
-    scores = predictor.score(sight.judged.features)
-    return Look(
+def evaluate(
+    predictor: Predictor, version: str | None, digest: str, selection: Selection, label: str | None
+) -> Context:
+    """The answers of the model for the selected rows, from one pass."""
+    scores = predictor.score(selection.sample.features)
+    return Context(
         predictor=predictor,
         version=version,
         digest=digest,
-        sight=sight,
+        selection=selection,
         label=label,
-        shape=shape_of(predictor.artifact.manifest),
         scores=scores,
-        space_BF=model_space(predictor, sight.judged.features),
+        space_BF=model_space(predictor, selection.sample.features),
         bits_BK=np.unpackbits(scores.hash, axis=1, count=predictor.code_width),
     )
 

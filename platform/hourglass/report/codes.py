@@ -1,4 +1,4 @@
-"""Sections about codes and hashes, and their clouds of points, coloured by a label.
+"""Sections about codes and hashes, and scatter plots coloured by a label.
 
 Shapes: B rows, K code units.
 """
@@ -15,21 +15,21 @@ from plotly.subplots import make_subplots
 from hourglass.report import charts
 from hourglass.report.charts import AXIS, BLUE, LAYOUT, PALETTE, text
 from hourglass.report.page import Section
-from hourglass.report.rows import Look
+from hourglass.report.selection import Context
 
 Array = NDArray[Any]
 MOST_BITS = 128
-"""Bits of the correlation map: one of thousands of units would be a page of its own."""
+"""Maximum bits in the correlation map."""
 
 
-def scatter(look: Look) -> Section:
-    """The codes in two dimensions (three for three units), beside PCA of the rows."""
-    code, units = look.scores.code, look.predictor.code_width
+def scatter(context: Context) -> Section:
+    """The codes in two dimensions (three for three units), and PCA of the rows."""
+    code, units = context.scores.code, context.predictor.code_width
     shown = 3 if units == 3 else 2
     unit_names = [f"code unit {index + 1}" for index in range(shown)]
     pca_names = [f"component {index + 1}" for index in range(shown)]
     if units == 1:
-        points, left = np.column_stack([code[:, 0], look.scores.score]), "the code and the score"
+        points, left = np.column_stack([code[:, 0], context.scores.score]), "the code and the score"
         names = ["code unit 1", "score"]
     elif units <= 3:
         points, names, left = code, unit_names, f"the {units} code units"
@@ -39,56 +39,56 @@ def scatter(look: Look) -> Section:
             pca_names,
             f"PCA of the {units} code units",
         )
-    drawn = clouds(
+    drawn = scatters(
         points,
-        charts.principal(look.space_BF, shown),
+        charts.principal(context.space_BF, shown),
         (left, "PCA of the rows in model space"),
         (names, pca_names),
-        look.sight.judged.labels,
+        context.selection.sample.labels,
     )
-    colours = f" Colours are {look.label}." if look.label is not None else ""
+    colours = f" Colours show {context.label}." if context.label is not None else ""
     fewer = f" {POINTS} of {len(code)} rows are drawn." if len(code) > POINTS else ""
-    sentence = (
-        "Each point is a row: by its code on the left, by a linear map of its features on the "
-        f"right.{colours}{fewer}"
+    about = (
+        "Each point is a row: on the left by its code, on the right by a linear map of its "
+        f"features.{colours}{fewer}"
     )
-    return Section("Codes", sentence, (drawn,))
+    return Section("Codes", about, (drawn,))
 
 
-def activations(look: Look) -> Section:
-    """How strongly code units answer, and which never change."""
-    code = look.scores.code
+def activations(context: Context) -> Section:
+    """The activations of code units, and which are constant."""
+    code = context.scores.code
     dead = charts.dead_units(code)
     zero = dead & ~code.any(axis=0)
-    rho = next((p.rho for p in look.model.model.penalties if p.kind == "sparsity_kl"), None)
+    rho = next((p.rho for p in context.model.model.penalties if p.kind == "sparsity_kl"), None)
     mark = ("target rho", rho) if rho is not None else None
     means = np.sort(code.mean(axis=0, dtype=np.float64))
-    drawn, left_out = _without_zeros(code)
+    drawn, excluded = _without_zeros(code)
     parts = (
         charts.histogram(charts.bins(drawn), "activation of a code unit", "rows x units", mark),
         charts.bars(
             range(1, len(means) + 1), means, "code units, by mean", "mean activation", mark
         ),
     )
-    sentence = (
-        f"How strongly the code units answer over the rows: {int(dead.sum())} of {len(dead)} are "
-        f"dead, that is, the same for every row ({int(zero.sum())} of them never leave 0).{left_out}"
+    about = (
+        f"The activations of the code units over the rows: {int(dead.sum())} of {len(dead)} units "
+        f"are dead, that is, constant over the rows ({int(zero.sum())} of them 0).{excluded}"
     )
-    return Section("Code units", sentence, parts, beside=True)
+    return Section("Code units", about, parts, beside=True)
 
 
 def _without_zeros(code: Array) -> tuple[Array, str]:
-    """The activations to draw: of sparse codes those that are not 0, and a sentence about it."""
-    answers = code[code != 0]
-    if not 0 < len(answers) < code.size / 2:
+    """The activations to draw, which are the nonzero ones of sparse codes, and a note about it."""
+    nonzero = code[code != 0]
+    if not 0 < len(nonzero) < code.size / 2:
         return code, ""
-    return answers, f" {1 - len(answers) / code.size:.1%} of all activations are 0 and not drawn."
+    return nonzero, f" {1 - len(nonzero) / code.size:.1%} of all activations are 0 and not drawn."
 
 
-def hashes(look: Look) -> Section:
-    """Whether the hash's bits tell rows apart, and whether near hashes are near rows."""
-    bits = look.bits_BK
-    sizes = charts.bucket_sizes(look.scores.hash)
+def hashes(context: Context) -> Section:
+    """Whether the bits of the hash distinguish rows, and whether near hashes mean near rows."""
+    bits = context.bits_BK
+    sizes = charts.bucket_sizes(context.scores.hash)
     buckets = charts.doubling(sizes)
     counts = np.array(list(buckets.values()))
     balance = charts.bit_balance(bits)
@@ -96,31 +96,31 @@ def hashes(look: Look) -> Section:
     parts = [
         charts.bars(range(1, len(balance) + 1), balance, "bit", "share of ones", ("even", 0.5)),
         charts.bars(list(buckets), counts, "rows that share a hash", "hashes"),
-        charts.distances(charts.cosine_by_hamming(look.space_BF, bits)),
+        charts.distances(charts.cosine_by_hamming(context.space_BF, bits)),
     ]
     if len(moving):
         shown = moving[:MOST_BITS]
         matrix = charts.bit_correlation(bits[:, shown])
         parts.insert(2, charts.correlation(matrix, (shown + 1).tolist()))
     first = f" (shown: the first {MOST_BITS} that change)" if len(moving) > MOST_BITS else ""
-    sentence = (
-        f"Hashes of {len(balance)} bits, {len(sizes)} different ones for {len(bits)} rows; "
-        f"{len(balance) - len(moving)} bits are the same in every row. Good bits are one in half of "
-        f"the rows, do not repeat each other{first}, and rows whose hashes differ in few bits are "
-        "near each other: mean cosine distance in model space, over "
-        f"{charts.PAIRS} pairs, where {charts.FEWEST_PAIRS} or more have that Hamming distance."
+    about = (
+        f"Hashes of {len(balance)} bits, {len(sizes)} distinct ones for {len(bits)} rows; "
+        f"{len(balance) - len(moving)} bits are constant. Good bits are 1 in half of the rows and "
+        f"uncorrelated{first}, and rows whose hashes differ in few bits are near each other. The "
+        "last chart shows the mean cosine distance in model space of "
+        f"{charts.PAIRS} pairs, at each Hamming distance of at least {charts.FEWEST_PAIRS} pairs."
     )
-    return Section("Hashes", sentence, tuple(parts), beside=True)
+    return Section("Hashes", about, tuple(parts), beside=True)
 
 
 POINTS = 5000
-"""Most points drawn: more make a browser slow."""
+"""Maximum points to draw: more slow the browser down."""
 REST = "#c3c9cf"
 
 
-def clouds(left: Array, right: Array, titles: Sequence[str], axes: Sequence[Sequence[str]],
+def scatters(left: Array, right: Array, titles: Sequence[str], axes: Sequence[Sequence[str]],
            labels: list[Any] | None) -> Any:  # fmt: skip
-    """Two clouds of the same rows side by side, (B, 2) or (B, 3) each, with one legend."""
+    """Two scatter plots of the same rows side by side, (B, 2) or (B, 3) each, with one legend."""
     kind = "scene" if left.shape[1] == 3 else "xy"
     made = make_subplots(
         1, 2, specs=[[{"type": kind}] * 2], subplot_titles=list(titles), horizontal_spacing=0.09
@@ -139,12 +139,12 @@ def clouds(left: Array, right: Array, titles: Sequence[str], axes: Sequence[Sequ
             made.update_xaxes(**AXIS, title=names[0], row=1, col=column)
             made.update_yaxes(**AXIS, title=names[1], row=1, col=column)
     legend = {"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0, "itemsizing": "constant"}
-    margin = {"l": 64, "r": 24, "t": 64, "b": 90}  # the tool bar above the titles
+    margin = {"l": 64, "r": 24, "t": 64, "b": 90}  # the toolbar is above the titles
     return made.update_layout(**{**LAYOUT, "legend": legend, "margin": margin}, height=600)
 
 
 def _traces(points: Array, labels: list[Any] | None, legend: bool) -> list[Any]:
-    """One trace for each frequent label and one for the rest; a scale of colours for many numbers."""
+    """One trace per frequent label and one for the others; a colour scale for many numbers."""
     if labels is None:
         return [_trace(points, {"color": BLUE}, "row", legend=False)]
     if len(set(labels)) > 2 * len(PALETTE) and all(_is_number(value) for value in labels):
@@ -162,7 +162,7 @@ def _traces(points: Array, labels: list[Any] | None, legend: bool) -> list[Any]:
 
 
 def _order(values: list[Any]) -> list[Any]:
-    """Numbers by size, words by the alphabet."""
+    """Numbers by size, other labels alphabetically."""
     numbers = all(_is_number(value) for value in values)
     return sorted(values) if numbers else sorted(values, key=str)
 
