@@ -33,7 +33,7 @@ _URLS = ("src", "href")
 def links(page: str) -> list[str]:
     """The scripts, styles and icons of a page, and its OpenAPI document."""
     parser = Links()
-    parser.loader(page)
+    parser.feed(page)
     return [*parser.urls, *(urljoin(BASE, url) for url in re.findall(r"url: '([^']+)'", page))]
 
 
