@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 DOCS = Path(__file__).parent
@@ -44,6 +45,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for name, picture in pictures.items():
             add(f"examples/{name}", picture)
     return files
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that loads anything from another host: the site must work without a network."""
+    loaded = re.findall(
+        r"<(?:script|img|link|iframe)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^\s>]+", output
+    )
+    if loaded:
+        raise PluginError(f"{page.file.src_uri}: loads from another host: {loaded}")
+    return output
 
 
 def schema_path(kind: str) -> Path:

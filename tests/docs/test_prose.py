@@ -143,3 +143,11 @@ def test_the_files_of_the_tutorials_are_valid(tmp_path: Path) -> None:
             text=True,
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_links_out_of_the_root_pages_lead_to_files(page: Path) -> None:
+    """`make docs` checks those between the pages of docs/."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert links or page.name != "README.md"
