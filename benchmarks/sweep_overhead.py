@@ -28,21 +28,21 @@ from hourglass.training import members
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.tuning import sweep
 from hourglass.tuning.leaderboard import Entry
-from hourglass.tuning.resources import Crew
 from hourglass.tuning.sweep import Swept
+from hourglass.tuning.trial import Resources
 
 FEW, MANY = 4, 24
 KEPT = Path(__file__).with_name("results") / "sweep_overhead.json"
 
 
 class Silent:
-    """A listener that says nothing."""
+    """A listener that ignores its events."""
 
-    def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None: ...
+    def sweeping(self, trials: int, resources: Resources, dataset: dict[str, Any]) -> None: ...
 
     def known(self, entry: Entry) -> None: ...
 
-    def placed(self, dataset: dict[str, Any]) -> None: ...
+    def loaded(self, dataset: dict[str, Any]) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -85,15 +85,15 @@ def timed(job: TuneJob, settings: Settings) -> tuple[float, Swept]:
 
 def alone(job: TuneJob, swept: Swept) -> float:
     """Seconds of training one trial in this process, the median of five."""
-    placed = swept.rows.placed
+    loaded = swept.rows.loaded
     seconds = []
     for _ in range(5):
         train = job.job.train
         loader = MemoryLoader.parted(
-            placed.train, placed.holdout.copy(), batch_size=train.batch_size, seed=train.seed
+            loaded.train, loaded.holdout.copy(), batch_size=train.batch_size, seed=train.seed
         )
         began = time.perf_counter()
-        stats = placed.measured.statistics.stats
+        stats = loaded.measured.statistics.stats
         members.train(
             job.job, stats, loader, SingleProcessGroup(), torch.device("cpu"), lambda *_: None
         )

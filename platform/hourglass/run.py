@@ -18,7 +18,7 @@ from hourglass.training.launch import Outcome
 from hourglass.training.state import Record
 
 if TYPE_CHECKING:
-    from hourglass.tuning.conclude import Concluded
+    from hourglass.tuning.sweep import Tuned
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ def tune(
     fresh: bool = False,
     stderr: bool = False,
     register: bool = True,
-) -> "Concluded":
+) -> "Tuned":
     """Run the trials of `sweep` on the connected cluster, rank and record them; shows progress.
 
     With `register`, the best one becomes a version of the model that the base registers.
 
     Raises: DataError, SpecError, ClusterError, ArtifactError.
     """
-    from hourglass.tuning import conclude  # Ray Tune takes a second, which no other run needs
+    from hourglass.tuning import sweep as tuning  # Ray Tune takes a second to import
 
-    return conclude.tune(sweep, settings, fresh, stderr, register)
+    return tuning.tune(sweep, settings, fresh, stderr, register)
 
 
 class _Recording:

@@ -1,4 +1,4 @@
-"""What tests of sweeps on a cluster share: a listener that remembers, and the call."""
+"""What tests of sweeps on a cluster share: a listener that records its events, and the call."""
 
 import sys
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from hourglass.settings import Settings
 from hourglass.training.state import Record
 from hourglass.tuning import sweep
 from hourglass.tuning.leaderboard import Entry, Leaderboard
-from hourglass.tuning.resources import Crew
 from hourglass.tuning.space import Point
+from hourglass.tuning.trial import Resources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from cluster_kit import in_process
@@ -23,11 +23,11 @@ from training_kit import Run, same_bits, timeless
 
 
 @dataclass
-class Heard:
-    """A listener that remembers."""
+class Events:
+    """A listener that records its events."""
 
     most: int = 0
-    crew: Crew | None = None
+    resources: Resources | None = None
     before: list[Entry] = field(default_factory=list)
     endings: list[Entry] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
@@ -36,13 +36,13 @@ class Heard:
     epochs: dict[str, int] = field(default_factory=dict)
     rows: int = 0
 
-    def sweeping(self, trials: int, crew: Crew, dataset: dict[str, Any]) -> None:
-        self.most, self.crew = trials, crew
+    def sweeping(self, trials: int, resources: Resources, dataset: dict[str, Any]) -> None:
+        self.most, self.resources = trials, resources
 
     def known(self, entry: Entry) -> None:
         self.before.append(entry)
 
-    def placed(self, dataset: dict[str, Any]) -> None:
+    def loaded(self, dataset: dict[str, Any]) -> None:
         self.rows = dataset["rows"]
 
     def note(self, text: str) -> None:
@@ -83,9 +83,9 @@ def job(shards: Path, space: dict[str, Any], **fields: Any) -> TuneJob:
     return made
 
 
-def tune(made: TuneJob, folder: Path, heard: Heard | None = None, **how: Any) -> Leaderboard:
+def tune(made: TuneJob, folder: Path, events: Events | None = None, **how: Any) -> Leaderboard:
     """Run the sweep below `folder`."""
-    return sweep.run(made, Settings(home=folder), heard or Heard(), **how).board
+    return sweep.run(made, Settings(home=folder), events or Events(), **how).board
 
 
 def untimed(board: Leaderboard) -> list[dict[str, Any]]:

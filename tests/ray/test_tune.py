@@ -17,43 +17,42 @@ from hourglass.report.referee import pca
 from hourglass.settings import Settings
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Leaderboard
-from hourglass.tuning.resources import Crew
 from hourglass.tuning.space import points
-from hourglass.tuning.trial import Share
+from hourglass.tuning.trial import Resources, Share
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from cluster_kit import ROWS, in_process, processes, write
-from sweep_kit import Heard, artifact_of, assert_like_in_process, fitted, job, least, tune, untimed
+from sweep_kit import Events, artifact_of, assert_like_in_process, fitted, job, least, tune, untimed
 
 WIDTHS = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 0], [6, 4]]}}
 
 
 @pytest.fixture(scope="module")
-def swept(home: Path, shards: Path) -> tuple[Path, Heard, Leaderboard]:
+def swept(home: Path, shards: Path) -> tuple[Path, Events, Leaderboard]:
     """Three trials and an invalid point, two at a time."""
-    heard = Heard()
-    return home / "swept", heard, tune(job(shards, WIDTHS), home / "swept", heard)
+    events = Events()
+    return home / "swept", events, tune(job(shards, WIDTHS), home / "swept", events)
 
 
 def test_a_sweep_ends_with_every_point_in_the_leaderboard(
-    swept: tuple[Path, Heard, Leaderboard], shards: Path
+    swept: tuple[Path, Events, Leaderboard], shards: Path
 ) -> None:
-    folder, heard, board = swept
-    assert (heard.most, heard.rows, heard.crew) == (
+    folder, events, board = swept
+    assert (events.most, events.rows, events.resources) == (
         4,
         400,
-        Crew(Share(1.0, 0.0, 1), room=2, at_once=2),
+        Resources(Share(1.0, 0.0, 1), fitting=2, at_once=2),
     )
-    assert [e.reason for e in heard.before] == [board.entries[3].reason]
+    assert [e.reason for e in events.before] == [board.entries[3].reason]
     assert [entry.status for entry in board.entries] == ["finished"] * 3 + ["failed"]
     failed = board.entries[-1]
     assert failed.values == {"model.network.widths": [6, 0]}
     assert failed.reason.startswith("model.network.widths.1: found 0; input should be greater")
     errors = [entry.holdout_mse for entry in board.entries[:3]]
     assert errors == sorted(errors)
-    assert sorted(entry.holdout_mse for entry in heard.endings) == errors
-    assert len(heard.artifacts) == len(heard.begun) == 3
+    assert sorted(entry.holdout_mse for entry in events.endings) == errors
+    assert len(events.artifacts) == len(events.begun) == 3
     trial_folder = folder / "runs" / "grid" / "trials"
     assert {path.name for path in trial_folder.iterdir()} == {e.trial for e in board.entries[:3]}
     assert {p.name for path in trial_folder.iterdir() for p in path.iterdir()} == {"artifact"}
@@ -65,7 +64,9 @@ def test_a_sweep_ends_with_every_point_in_the_leaderboard(
             assert_like_in_process(folder, point, shards)
 
 
-def test_pca_judges_on_the_same_rows(swept: tuple[Path, Heard, Leaderboard], shards: Path) -> None:
+def test_the_pca_baseline_uses_the_same_rows(
+    swept: tuple[Path, Events, Leaderboard], shards: Path
+) -> None:
     """Beside a PCA of the rows as a run without Ray scales and holds them out."""
     _, _, board = swept
     (point, *_) = points(job(shards, WIDTHS))
@@ -84,37 +85,37 @@ def test_pca_judges_on_the_same_rows(swept: tuple[Path, Heard, Leaderboard], sha
 
 
 def test_the_same_command_trains_nothing_again(
-    swept: tuple[Path, Heard, Leaderboard], shards: Path
+    swept: tuple[Path, Events, Leaderboard], shards: Path
 ) -> None:
     folder, _, board = swept
-    heard, started = Heard(), time.monotonic()
-    assert tune(job(shards, WIDTHS), folder, heard) == board
+    events, started = Events(), time.monotonic()
+    assert tune(job(shards, WIDTHS), folder, events) == board
     assert time.monotonic() - started < 5
-    assert {e.trial for e in heard.before} == {e.trial for e in board.entries}
-    assert (heard.endings, heard.rows) == ([], 0)
+    assert {e.trial for e in events.before} == {e.trial for e in board.entries}
+    assert (events.endings, events.rows) == ([], 0)
 
 
 def test_a_wider_space_trains_what_is_new(
-    swept: tuple[Path, Heard, Leaderboard], shards: Path
+    swept: tuple[Path, Events, Leaderboard], shards: Path
 ) -> None:
     folder, _, board = swept
-    heard = Heard()
+    events = Events()
     wider = {"model.network.widths": {"grid": [[6, 2], [6, 3], [6, 4], [6, 8]]}}
-    found = tune(job(shards, wider), folder, heard)
-    assert [entry.values for entry in heard.endings] == [{"model.network.widths": [6, 8]}]
+    found = tune(job(shards, wider), folder, events)
+    assert [entry.values for entry in events.endings] == [{"model.network.widths": [6, 8]}]
     assert {e.trial for e in board.entries if e.trial} < {e.trial for e in found.entries}
     (widest,) = [e for e in found.entries if e.values == {"model.network.widths": [6, 8]}]
     assert (widest.pca_mse, widest.worse_than_pca) == (None, False)  # as wide as the rows
 
 
 def test_concurrency_changes_no_bit(
-    swept: tuple[Path, Heard, Leaderboard], home: Path, shards: Path
+    swept: tuple[Path, Events, Leaderboard], home: Path, shards: Path
 ) -> None:
     _, _, board = swept
-    heard = Heard()
-    one = tune(job(shards, WIDTHS, concurrency=1), home / "one", heard)
-    assert heard.crew is not None
-    assert heard.crew.at_once == 1
+    events = Events()
+    one = tune(job(shards, WIDTHS, concurrency=1), home / "one", events)
+    assert events.resources is not None
+    assert events.resources.at_once == 1
     assert untimed(one) == untimed(board)
 
 
@@ -124,11 +125,11 @@ def test_other_shards_need_a_fresh_sweep(home: Path, shards: Path) -> None:
     one = {"model.network.widths": {"grid": [[2]]}}
     tune(job(rows, one, train={"epochs": 1}), home / "changed")
     write(rows / "part-1.parquet", ROWS[:200] + 1)
-    with pytest.raises(DataError, match="trained on other shards; begin the sweep anew with"):
+    with pytest.raises(DataError, match="trained on other shards; start the sweep again with"):
         tune(job(rows, one, train={"epochs": 1}), home / "changed")
-    heard = Heard()
-    tune(job(rows, one, train={"epochs": 1}), home / "changed", heard, fresh=True)
-    assert len(heard.endings) == 1
+    events = Events()
+    tune(job(rows, one, train={"epochs": 1}), home / "changed", events, fresh=True)
+    assert len(events.endings) == 1
 
 
 class KillingOnce(threading.Thread):
@@ -151,9 +152,9 @@ class KillingOnce(threading.Thread):
 def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: Path) -> None:
     space = {"train.optimizer": {"grid": [{"kind": "adam"}, {"kind": "sgd", "lr": 1e30}]}}
     made = job(shards, space, train={"epochs": 400})
-    killer, heard = KillingOnce(home / "killed" / "runs" / "grid" / "trials"), Heard()
+    killer, events = KillingOnce(home / "killed" / "runs" / "grid" / "trials"), Events()
     killer.start()
-    board = tune(made, home / "killed", heard)
+    board = tune(made, home / "killed", events)
     killer.join()
     assert killer.killed
     best, diverged = board.entries
@@ -167,10 +168,10 @@ def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: 
 def test_trials_that_differ_in_numbers_train_packed(home: Path, shards: Path) -> None:
     """As the trials alone, within 1e-5, and none of them twice."""
     rates = {"train.optimizer.lr": {"grid": [0.001 * n for n in range(1, 10)]}}
-    heard = Heard()
+    events = Events()
     made = job(shards, rates)
-    packed = tune(made, home / "packed", heard)
-    assert heard.notes == ["9 trials train packed, as 2 batched models"]
+    packed = tune(made, home / "packed", events)
+    assert events.notes == ["9 trials train packed, as 2 batched models"]
     errors = {}
     for point in points(made):
         found, alone = artifact_of(home / "packed", point), fitted(point, shards)
@@ -182,7 +183,7 @@ def test_trials_that_differ_in_numbers_train_packed(home: Path, shards: Path) ->
     assert [entry.trial for entry in packed.entries] == sorted(errors, key=errors.__getitem__)
     for entry in packed.entries:
         assert entry.holdout_mse == pytest.approx(errors[entry.trial], abs=1e-6)
-    again = Heard()
+    again = Events()
     assert tune(job(shards, rates), home / "packed", again) == packed
     assert again.endings == []
 

@@ -25,7 +25,7 @@ from hourglass.tuning.space import points
 sys.path.insert(0, str(Path(__file__).parent))
 from cluster_kit import Counting, processes
 from sweep_kit import (
-    Heard,
+    Events,
     assert_like_in_process,
     assert_ranked,
     fitted,
@@ -49,7 +49,7 @@ def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Pat
         train={"epochs": 16},
         scheduler={"kind": "asha", "grace_epochs": 2, "reduction_factor": 2},
     )
-    first, heard = Heard(), Heard()
+    first, events = Events(), Events()
     board = tune(made, home / "asha", first)
     stopped = [entry for entry in board.entries if entry.status == "stopped"]
     finished = [entry for entry in board.entries if entry.status == "finished"]
@@ -59,8 +59,8 @@ def test_asha_stops_the_worst_at_its_rungs_and_remembers(home: Path, shards: Pat
     assert {entry.epochs for entry in finished} == {16}
     assert all(entry.holdout_mse and entry.rank is None for entry in stopped)
     assert first.epochs == {entry.trial: entry.epochs for entry in board.entries}
-    assert untimed(tune(made, home / "asha", heard)) == untimed(board)
-    assert (heard.endings, len(heard.before)) == ([], 8)
+    assert untimed(tune(made, home / "asha", events)) == untimed(board)
+    assert (events.endings, len(events.before)) == ([], 8)
     alone = made.model_copy(update={"concurrency": 1})
     assert untimed(tune(alone, home / "asha-alone")) == untimed(board)
     every = made.model_dump(by_alias=True) | {"scheduler": {"kind": "none"}, "concurrency": 1}
@@ -133,22 +133,22 @@ def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> N
 
 def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) -> None:
     """One of them loses its process, and what its workers held is free for the next."""
-    heard, train = Heard(), {"epochs": 30}
+    events, train = Events(), {"epochs": 30}
     rates = {LR: {"grid": [1e-3, 2e-3, 3e-3, 4e-3]}}
     made = job(shards, rates, workers_per_trial=2, train=train)
     killer = Killing(home / "workers" / "runs" / "grid" / "trials")
     killer.start()
     with Counting("ray::ImplicitFunc") as seen:
-        board = tune(made, home / "workers", heard)
+        board = tune(made, home / "workers", events)
     killer.join()
     assert killer.killed == 1
     assert len(seen) == 2  # the lost one, and one that is used again
-    assert heard.crew is not None
-    assert (heard.crew.at_once, heard.crew.share.workers) == (1, 2)
+    assert events.resources is not None
+    assert (events.resources.at_once, events.resources.share.workers) == (1, 2)
     assert [entry.status for entry in board.entries] == ["finished"] * 4
-    assert len(heard.begun) == 5
+    assert len(events.begun) == 5
     assert ray.available_resources()["CPU"] == 2.0
-    found = artifact.load(heard.artifacts[0])
+    found = artifact.load(events.artifacts[0])
     assert found.manifest.job["scale"]["workers"] == 2
     (point,) = [point for point in points(made) if point.values == {LR: 4e-3}]
     (two,) = [entry for entry in board.entries if entry.values == {LR: 4e-3}]
@@ -166,10 +166,10 @@ def test_a_population_goes_on_from_its_best(home: Path, shards: Path) -> None:
         train={"epochs": 4},
         scheduler={"kind": "pbt", "every_epochs": 2},
     )
-    heard = Heard()
-    board = tune(made, home / "pbt", heard)
-    assert (heard.most, len(heard.endings), len(board.entries)) == (8, 8, 4)
-    first, second = heard.endings[:4], heard.endings[4:]
+    events = Events()
+    board = tune(made, home / "pbt", events)
+    assert (events.most, len(events.endings), len(board.entries)) == (8, 8, 4)
+    first, second = events.endings[:4], events.endings[4:]
     assert {(entry.status, entry.epochs) for entry in first} == {("stopped", 2)}
     assert {(entry.status, entry.epochs) for entry in second} == {("finished", 4)}
     worst = max(first, key=lambda entry: entry.holdout_mse or 0)
@@ -177,7 +177,7 @@ def test_a_population_goes_on_from_its_best(home: Path, shards: Path) -> None:
     best = min(entry.holdout_mse or 1 for entry in first)
     assert all((entry.holdout_mse or 1) < (worst.holdout_mse or 0) for entry in second)
     assert sum((entry.holdout_mse or 1) < best for entry in second) >= 2  # it and its child
-    again = Heard()
+    again = Events()
     assert untimed(tune(made, home / "pbt", again)) == untimed(board)
     assert again.endings == []
     assert not list((home / "pbt" / "runs" / "grid" / "trials").glob("*/checkpoints"))

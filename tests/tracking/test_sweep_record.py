@@ -22,11 +22,11 @@ from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 from hourglass.tracking import registry, tracker, trials
 from hourglass.tracking.outbox import Spool
-from hourglass.tuning import conclude, leaderboard, record
+from hourglass.tuning import leaderboard, record
+from hourglass.tuning import sweep as sweeps
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
-from hourglass.tuning.resources import Crew
 from hourglass.tuning.sweep import Swept
-from hourglass.tuning.trial import Share
+from hourglass.tuning.trial import Resources, Share
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tracking_kit import DATASET, at
@@ -136,7 +136,7 @@ CURVE = [(1, 0.75), (2, 0.5), (3, 0.25)]
 
 
 def test_counts_of_all_ends_are_said_also_those_of_none() -> None:
-    """A later sitting must not leave the failures of an earlier one."""
+    """A later session must not leave the failures of an earlier one."""
     done = record._summary(board("counts", finished("aaaa")))["metrics"]
     assert [done[f"trials/{how}"] for how in ("finished", "stopped", "failed")] == [1.0, 0.0, 0.0]
 
@@ -147,22 +147,22 @@ def test_a_sweep_is_recorded_whole(
     folder = tmp_path / "sweep"
     digest = trained("aaaa")
     trained("bbbb", seed=1, final=0.5)
-    heard = record.start(settings, sweep("whole", "whole", metric="holdout_mse"), DATASET)
+    recorder = record.start(settings, sweep("whole", "whole", metric="holdout_mse"), DATASET)
     before = time.time_ns() // 1_000_000
-    heard.ended(finished("aaaa"), str(folder / "trials/aaaa/artifact"))
-    heard.ended(finished("bbbb", 0.5), str(folder / "trials/bbbb/artifact"))
-    heard.ended(lost("cccc", reason="its process was lost 3 times; out of memory?"), None)
-    heard.ended(lost("dddd", "stopped", epochs=2, holdout_mse=0.7), "", epochs(0.25)[:2])
+    recorder.ended(finished("aaaa"), str(folder / "trials/aaaa/artifact"))
+    recorder.ended(finished("bbbb", 0.5), str(folder / "trials/bbbb/artifact"))
+    recorder.ended(lost("cccc", reason="its process died 3 times; did it run out of memory?"), None)
+    recorder.ended(lost("dddd", "stopped", epochs=2, holdout_mse=0.7), "", epochs(0.25)[:2])
     entries = [
         finished("aaaa", pca_mse=0.125),
         finished("bbbb", 0.5),
-        lost("cccc", reason="its process was lost 3 times; out of memory?"),
+        lost("cccc", reason="its process died 3 times; did it run out of memory?"),
         lost("dddd", "stopped", epochs=2, holdout_mse=0.7),
         lost("", values={"train.optimizer.lr": 9}, reason="no such thing"),
         lost("eeee", reason="max_time_s was over; the same command goes on with it"),
     ]
     (folder / "plots.html").write_text("<html></html>")
-    done = heard.finish(board("whole", *entries), "finished", str(folder), "whole")
+    done = recorder.finish(board("whole", *entries), "finished", str(folder), "whole")
 
     assert done.note == (
         f"recorded in MLflow (sqlite:///{settings.root}/mlflow.db) as run {done.parent_id}"
@@ -219,7 +219,10 @@ def test_a_sweep_is_recorded_whole(
     job = store.client(settings).download_artifacts(best.info.run_id, "job.json", str(tmp_path))
     assert json.loads(Path(job).read_text())["data"]["uri"] == "s3://***@bucket/digits"
     failed = one(below["cccc"])
-    assert failed.data.tags["hourglass.reason"] == "its process was lost 3 times; out of memory?"
+    assert (
+        failed.data.tags["hourglass.reason"]
+        == "its process died 3 times; did it run out of memory?"
+    )
     assert failed.data.params == {"train.optimizer.lr": "0.4"}
     assert history(settings, one(below["dddd"]).info.run_id) == CURVE[:2]
     assert not Spool.all(settings.root / "spool")
@@ -248,44 +251,44 @@ def test_a_second_sitting_goes_on_in_the_same_runs(
     settings: Settings, trained: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one loses a trial, the second finishes it, and it is the best; the third has nothing."""
-    folder, space = str(tmp_path / "sweep"), sweep("sittings", "sittings")
+    folder, space = str(tmp_path / "sweep"), sweep("session", "session")
     trained("aaaa", final=0.5)
-    heard = record.start(settings, space, DATASET)
-    heard.ended(lost("bbbb", reason="it did not end"), None)
-    first = heard.finish(
-        board("sittings", finished("aaaa", 0.5), lost("bbbb", reason="it did not end")),
+    recorder = record.start(settings, space, DATASET)
+    recorder.ended(lost("bbbb", reason="it did not end"), None)
+    first = recorder.finish(
+        board("session", finished("aaaa", 0.5), lost("bbbb", reason="it did not end")),
         "finished",
         folder,
-        "sittings",
+        "session",
     )
-    # Nobody heard that aaaa ended: it did when its artifact was written.
-    parents, below = runs(settings, "sittings")
+    # Nobody recorder that aaaa ended: it did when its artifact was written.
+    parents, below = runs(settings, "session")
     written = (tmp_path / "sweep/trials/aaaa/artifact/manifest.json").stat().st_mtime
     assert abs(one(below["aaaa"]).info.end_time - 1000 * written) < 2
     assert one(below["bbbb"]).info.status == "FAILED"
     assert first.version == "1"
 
     better = trained("bbbb", seed=1)
-    heard = record.start(settings, space, DATASET)
-    heard.ended(finished("bbbb"), f"{folder}/trials/bbbb/artifact")
-    last = board("sittings", finished("aaaa", 0.5), finished("bbbb"))
-    second = heard.finish(last, "finished", folder, "sittings")
+    recorder = record.start(settings, space, DATASET)
+    recorder.ended(finished("bbbb"), f"{folder}/trials/bbbb/artifact")
+    last = board("session", finished("aaaa", 0.5), finished("bbbb"))
+    second = recorder.finish(last, "finished", folder, "session")
     assert (second.parent_id, second.run_ids) == (first.parent_id, first.run_ids)
-    parents, below = runs(settings, "sittings")
+    parents, below = runs(settings, "session")
     assert one(parents).data.metrics["leaderboard/holdout_mse"] == 0.25
     assert one(parents).data.tags["hourglass.best"] == "bbbb"
     mended = one(below["bbbb"])
     assert (mended.info.status, mended.data.tags["hourglass.reason"]) == ("FINISHED", "")
     assert history(settings, mended.info.run_id) == CURVE
     assert second.version == "2"
-    found = {v.version: (v.digest, v.aliases) for v in registry.versions(settings, "sittings")}
+    found = {v.version: (v.digest, v.aliases) for v in registry.versions(settings, "session")}
     assert found["2"] == (better, ("challenger",))
     assert found["1"][1] == ()
 
     written_again: list[str] = []
     monkeypatch.setattr(trials.Trials, "_write", lambda _, child, *__: written_again.append(child))
-    heard = record.start(settings, space, DATASET)
-    third = heard.finish(last, "finished", folder, "sittings")
+    recorder = record.start(settings, space, DATASET)
+    third = recorder.finish(last, "finished", folder, "session")
     assert (third.run_ids, third.version) == (first.run_ids, "2")
     assert [child.run_id for child in written_again] == [first.parent_id]  # type: ignore[attr-defined]
 
@@ -298,7 +301,7 @@ def test_a_driver_killed_twice_leaves_one_ended_run_for_each_of_eight_trials(
     guard: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Killed between delivery and record of it, then before anything of a sitting was delivered."""
+    """Killed between delivery and record of it, then before anything of a session was delivered."""
     name = f"killed-{guard}"
     folder = str(tmp_path / "sweep")
     trained("t0")
@@ -321,10 +324,10 @@ def test_a_driver_killed_twice_leaves_one_ended_run_for_each_of_eight_trials(
 
     with monkeypatch.context() as patch:
         patch.setattr(record, "Outbox", Silent)
-        heard = record.start(settings, sweep(name), DATASET)
+        recorder = record.start(settings, sweep(name), DATASET)
         for trial in range(3):
-            heard.ended(finished(f"t{trial}"), uri[trial])
-        spool: Spool = heard._outbox.spool  # type: ignore[attr-defined]
+            recorder.ended(finished(f"t{trial}"), uri[trial])
+        spool: Spool = recorder._outbox.spool  # type: ignore[attr-defined]
         third = [position for position, _ in spool.pending()][2]
         child = os.fork()
         if child == 0:
@@ -334,18 +337,20 @@ def test_a_driver_killed_twice_leaves_one_ended_run_for_each_of_eight_trials(
             tracker.drain(spool, at(settings.root, f"sqlite:///{settings.root}/./mlflow.db"))
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-        heard = record.start(settings, sweep(name), DATASET)
-        for trial in (1, 3, 4):  # t1 is told a second time, as by a sitting that ran it again
-            heard.ended(finished(f"t{trial}"), uri[trial])
+        recorder = record.start(settings, sweep(name), DATASET)
+        for trial in (1, 3, 4):  # t1 is told a second time, as by a session that ran it again
+            recorder.ended(finished(f"t{trial}"), uri[trial])
 
     if not guard:  # negative control: without the look at the runs that exist, t1 has two
         monkeypatch.setattr(trials.Trials, "_below", lambda _: iter(()))
-    heard = record.start(settings, sweep(name), DATASET)
-    heard.ended(finished("t5"), uri[5])
-    heard.ended(lost("t7", reason="its process was lost 3 times; out of memory?"), None)
+    recorder = record.start(settings, sweep(name), DATASET)
+    recorder.ended(finished("t5"), uri[5])
+    recorder.ended(lost("t7", reason="its process died 3 times; did it run out of memory?"), None)
     every = [finished(f"t{trial}") for trial in range(7)]
-    last = board(name, *every, lost("t7", reason="its process was lost 3 times; out of memory?"))
-    done = heard.finish(last, "finished", folder, None)
+    last = board(
+        name, *every, lost("t7", reason="its process died 3 times; did it run out of memory?")
+    )
+    done = recorder.finish(last, "finished", folder, None)
     assert done.note.startswith("recorded in MLflow")
 
     parents, below = runs(settings, name)
@@ -380,10 +385,10 @@ def test_a_death_in_the_middle_of_a_trial_is_made_good(
 
     monkeypatch.setattr(store.client(settings).__class__, "log_batch", spy)
     monkeypatch.setattr(store.client(settings).__class__, "set_terminated", fail_once)
-    heard = record.start(settings, sweep("middle"), DATASET)
-    heard.ended(finished("aaaa"), f"{tmp_path}/sweep/trials/aaaa/artifact")
+    recorder = record.start(settings, sweep("middle"), DATASET)
+    recorder.ended(finished("aaaa"), f"{tmp_path}/sweep/trials/aaaa/artifact")
     last = board("middle", finished("aaaa"))
-    done = heard.finish(last, "finished", str(tmp_path / "sweep"), None)
+    done = recorder.finish(last, "finished", str(tmp_path / "sweep"), None)
     _, below = runs(settings, "middle")
     assert next(faults, None) is None
     assert sorted(written) == sorted(set(written))
@@ -408,10 +413,10 @@ def test_a_trial_trained_anew_has_its_new_numbers(
     points = []
     for seed, final in ((1, 0.25), (2, 0.25), (3, 0.5)):
         digest = trained("aaaa", seed, final)
-        heard = record.start(settings, sweep(name), DATASET)
+        recorder = record.start(settings, sweep(name), DATASET)
         entry = finished("aaaa", final, seconds=float(seed))
-        heard.ended(entry, f"{folder}/trials/aaaa/artifact")
-        done = heard.finish(board(name, entry), "finished", folder, None)
+        recorder.ended(entry, f"{folder}/trials/aaaa/artifact")
+        done = recorder.finish(board(name, entry), "finished", folder, None)
         points.append(history(settings, done.run_ids["aaaa"]))
     again = one(runs(settings, name)[1]["aaaa"])
     assert again.data.tags["hourglass.digest"] == digest
@@ -461,15 +466,15 @@ def test_a_sweep_that_ended_whole_is_left_as_it_is(
     folder, space = str(tmp_path / "sweep"), sweep("ended", "ended")
     trained("aaaa")
     last = board("ended", finished("aaaa"))
-    heard = record.start(settings, space, DATASET)
-    heard.ended(finished("aaaa"), f"{folder}/trials/aaaa/artifact")
-    first = heard.finish(last, "finished", folder, "ended")
+    recorder = record.start(settings, space, DATASET)
+    recorder.ended(finished("aaaa"), f"{folder}/trials/aaaa/artifact")
+    first = recorder.finish(last, "finished", folder, "ended")
     before = everything(settings, "ended")
     again = record.start(settings, space, DATASET, ended=True)
     second = again.finish(last, "finished", folder, "ended")
     assert second == first
     assert everything(settings, "ended") == before
-    # Negative control: as a sitting that trains, it is shown as running, and ends another time.
+    # Negative control: as a session that trains, it is shown as running, and ends another time.
     third = record.start(settings, space, DATASET).finish(last, "finished", folder, "ended")
     assert third == first
     assert everything(settings, "ended") != before
@@ -485,8 +490,8 @@ def test_the_challenger_is_the_best_of_the_latest_sitting(
     aliases = []
     for first, second in (("aaaa", "bbbb"), ("bbbb", "aaaa"), ("aaaa", "bbbb")):
         last = board("back", finished(first, 0.25), finished(second, 0.5))
-        heard = record.start(settings, space, DATASET)
-        done = heard.finish(last, "finished", folder, "back")
+        recorder = record.start(settings, space, DATASET)
+        done = recorder.finish(last, "finished", folder, "back")
         assert done.registered is not None
         aliases.append((done.registered.version, done.registered.challenger))
     assert aliases == [("1", "1"), ("2", "2"), ("1", "1")]
@@ -511,10 +516,10 @@ def test_a_trials_run_is_on_the_sweeps_rows_and_shows_its_kept_weights(
         tree = json.loads(manifest.read_text()) | {"metrics": kept}
         tree["provenance"]["history"][2]["loss"] = kept["loss"] if seed == 2 else 0.625
         manifest.write_text(json.dumps(tree))
-        heard = record.start(settings, sweep(name), DATASET)
+        recorder = record.start(settings, sweep(name), DATASET)
         entry = finished("aaaa", seconds=float(seed))
-        heard.ended(entry, f"{folder}/trials/aaaa/artifact")
-        heard.finish(board(name, entry), "finished", str(folder), None)
+        recorder.ended(entry, f"{folder}/trials/aaaa/artifact")
+        recorder.finish(board(name, entry), "finished", str(folder), None)
         run = one(runs(settings, name)[1]["aaaa"])
         shown.append((run.data.metrics["loss"], run.data.metrics.get("epoch")))
         (dataset,) = run.inputs.dataset_inputs
@@ -534,13 +539,13 @@ def concluded(
     ended = board(space.name or "", *entries)
 
     def found(made: TuneJob, at: Settings, listener: Any, fresh: bool) -> Swept:
-        crew = Crew(Share(1.0, 0.0, 1), 1, 1)
+        crew = Resources(Share(1.0, 0.0, 1), 1, 1)
         listener.sweeping(len(entries), crew, DATASET)
-        return Swept(ended, conclude.sweep.folder_of(made, at), {}, {}, None)  # type: ignore[arg-type]
+        return Swept(ended, sweeps.folder_of(made, at), {}, {}, None)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(conclude.sweep, "run", found)
-    monkeypatch.setattr(conclude.plots, "save", lambda *_: None)
-    return conclude.tune(space, settings, register=register).said[1:]
+    monkeypatch.setattr(sweeps, "run", found)
+    monkeypatch.setattr(sweeps.plots, "save", lambda *_: None)
+    return sweeps.tune(space, settings, register=register).messages[1:]
 
 
 def test_a_sweep_says_which_version_is_challenger_or_why_none(
@@ -554,13 +559,13 @@ def test_a_sweep_says_which_version_is_challenger_or_why_none(
     assert said == (f"words version 1 is challenger: {of}",)
     assert concluded(settings, monkeypatch, told, best) == said
     assert concluded(settings, monkeypatch, told, best, register=False) == (
-        "no trial is registered: --refit registers the run on all rows",
+        "no trial was registered: --refit registers the run on all rows",
     )
     assert concluded(settings, monkeypatch, sweep("words"), best) == (
-        "no trial is registered: base.track.register names no model",
+        "no trial was registered: base.track.register names no model",
     )
     assert concluded(settings, monkeypatch, told, lost("bbbb", reason="lost")) == (
-        "no trial is registered as words: none finished",
+        "no trial was registered as words: none finished",
     )
 
 
@@ -572,8 +577,8 @@ def test_a_sweep_that_mlflow_missed_is_registered_by_the_same_command(
     best, told = finished("aaaa"), sweep("missed", "missed")
     down = at(settings.root, f"http://127.0.0.1:{closed_port}")
     assert concluded(down, monkeypatch, told, best) == (
-        "no trial is registered as missed: MLflow has not taken the model of trial aaaa; the same "
-        "command registers it once it does",
+        "no trial was registered as missed: MLflow has not received the model of trial aaaa yet; run the "
+        "same command again to register it",
     )
     (settings.root / "spool" / f"missed@{'d' * 8}.jsonl").unlink()
     (said,) = concluded(settings, monkeypatch, told, best)
@@ -587,15 +592,15 @@ def test_a_sweep_that_mlflow_missed_is_registered_by_the_same_command(
     assert everything(settings, "missed") == before
 
     def interrupted(made: TuneJob, at: Settings, listener: Any, fresh: bool) -> None:
-        listener.sweeping(1, Crew(Share(1.0, 0.0, 1), 1, 1), DATASET)
+        listener.sweeping(1, Resources(Share(1.0, 0.0, 1), 1, 1), DATASET)
         if trains:
-            listener.placed(DATASET | COUNTED)
+            listener.loaded(DATASET | COUNTED)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conclude.sweep, "run", interrupted)
+    monkeypatch.setattr(sweeps, "run", interrupted)
     for trains in (False, True):
         with pytest.raises(KeyboardInterrupt):
-            conclude.tune(told, settings)
+            sweeps.tune(told, settings)
         assert (everything(settings, "missed") == before) is not trains
     assert one(runs(settings, "missed")[0]).info.status == "FAILED"
 
@@ -615,12 +620,12 @@ def test_nothing_is_asked_of_mlflow_while_trials_run(
     monkeypatch.setattr(store.Delivery, "__init__", slow)
     monkeypatch.setattr(tracker, "FINISH_S", 0.3)
     began = time.perf_counter()
-    heard = record.start(at(tmp_path), sweep("fast"), DATASET)
+    recorder = record.start(at(tmp_path), sweep("fast"), DATASET)
     for trial in range(50):
-        heard.ended(finished(f"t{trial}"), f"{tmp_path}/nowhere")
+        recorder.ended(finished(f"t{trial}"), f"{tmp_path}/nowhere")
     assert time.perf_counter() - began < 2.0
     began = time.perf_counter()
-    done = heard.finish(None, "finished", str(tmp_path), None)
+    done = recorder.finish(None, "finished", str(tmp_path), None)
     assert time.perf_counter() - began < 1.0  # both waits together
     assert "has not taken everything: it is too slow" in done.note
     assert (done.parent_id, done.run_ids, done.version) == (None, {}, None)
@@ -642,11 +647,11 @@ def test_down_then_delivered_by_sync(
     folder = str(tmp_path / "sweep")
     trained("aaaa")
     down = at(settings.root, f"http://user:secret@127.0.0.1:{closed_port}")
-    heard = record.start(down, sweep("down", "down-sweep"), DATASET)
-    heard.ended(finished("aaaa"), f"{folder}/trials/aaaa/artifact")
-    heard.ended(lost("bbbb", reason="lost"), None)
+    recorder = record.start(down, sweep("down", "down-sweep"), DATASET)
+    recorder.ended(finished("aaaa"), f"{folder}/trials/aaaa/artifact")
+    recorder.ended(lost("bbbb", reason="lost"), None)
     last = board("down", finished("aaaa"), lost("bbbb", reason="lost"))
-    done = heard.finish(last, "finished", folder, "down-sweep")
+    done = recorder.finish(last, "finished", folder, "down-sweep")
     spool = f"{settings.root}/spool/down@{'d' * 8}.jsonl"
     assert done.note == (
         f"MLflow (http://***@127.0.0.1:{closed_port}) has not taken everything: "
@@ -675,9 +680,9 @@ def test_down_then_delivered_by_sync(
 def test_what_is_gone_is_said_and_holds_nothing_up(settings: Settings, tmp_path: Path) -> None:
     """The artifact is removed before MLflow came to it: figures are there, epochs and model not."""
     folder = tmp_path / "sweep"
-    heard = record.start(settings, sweep("gone", "gone"), DATASET)
+    recorder = record.start(settings, sweep("gone", "gone"), DATASET)
     uri = f"{folder}/trials/aaaa/artifact"
-    done = heard.finish(board("gone", finished("aaaa")), "finished", str(folder), "gone")
+    done = recorder.finish(board("gone", finished("aaaa")), "finished", str(folder), "gone")
     assert f"trial aaaa: {uri} is gone, its epochs too" in done.note
     assert "artifact refused:" in done.note
     assert done.version is None

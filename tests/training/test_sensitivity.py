@@ -26,7 +26,7 @@ from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete
 from hourglass.training.measure import measure as measure_rows
 from hourglass.training.sensitivity import check_sensitivity
-from hourglass.tuning.on_disk import Rows
+from hourglass.tuning.store import SharedRows
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, generated, job, memory_loader
@@ -255,10 +255,10 @@ def test_early_stop_of_a_space_without_held_out_rows_is_refused(
     found = measured(job())
     manifest, schema = open_dataset([shard.path for shard in found.rows.shards])
     with pytest.raises(SpecError) as caught:
-        _ = Rows(of_sweep({path: {"grid": values}}), manifest, schema).placed
+        _ = SharedRows(of_sweep({path: {"grid": values}}), manifest, schema).loaded
     assert str(caught.value) == UNWATCHED.format(f"space.{path}")
     other = of_sweep({"train.optimizer.lr": {"grid": [0.1]}})
-    assert len(Rows(other, manifest, schema).placed.train) == 6
+    assert len(SharedRows(other, manifest, schema).loaded.train) == 6
 
 
 def table_job(**data: Any) -> TrainJob:

@@ -14,7 +14,7 @@ from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 from hourglass.tracking import model, registry
 from hourglass.tuning import champion
-from hourglass.tuning.champion import CHUNK, Verdict, better, promote_if_better
+from hourglass.tuning.champion import CHUNK, Comparison, compare, promote_if_better
 
 Save = Callable[..., str]
 
@@ -55,20 +55,20 @@ def standard(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return use
 
 
-def test_both_are_judged_in_the_challengers_space(
+def test_both_are_compared_in_the_challengers_space(
     predictor: Callable[..., Predictor], standard: Callable[[], None], rows: np.ndarray
 ) -> None:
     ours = predictor("ours", seed=1)
     standard()
     theirs = predictor("theirs", seed=2)
-    verdict = better(ours, theirs, rows)
-    assert verdict.challenger == pytest.approx(by_hand(ours, ours, rows), rel=1e-5)
-    assert verdict.champion == pytest.approx(by_hand(ours, theirs, rows), rel=1e-5)
-    assert verdict.challenger == pytest.approx(ours.anomaly(rows).mean(), rel=1e-5)
-    assert verdict.rows == 300
+    comparison = compare(ours, theirs, rows)
+    assert comparison.challenger == pytest.approx(by_hand(ours, ours, rows), rel=1e-5)
+    assert comparison.champion == pytest.approx(by_hand(ours, theirs, rows), rel=1e-5)
+    assert comparison.challenger == pytest.approx(ours.anomaly(rows).mean(), rel=1e-5)
+    assert comparison.rows == 300
     # Each by its own score, in units of its own, the order is the scalings', not the models'.
-    assert theirs.anomaly(rows).mean() > 3 * verdict.champion
-    other_way = better(theirs, ours, rows)
+    assert theirs.anomaly(rows).mean() > 3 * comparison.champion
+    other_way = compare(theirs, ours, rows)
     assert other_way.champion == pytest.approx(by_hand(theirs, ours, rows), rel=1e-5)
 
 
@@ -76,32 +76,32 @@ def test_a_model_against_itself_is_not_better(
     predictor: Callable[..., Predictor], rows: np.ndarray
 ) -> None:
     ours = predictor("ours")
-    verdict = better(ours, ours, rows)
-    assert verdict.challenger == verdict.champion
-    assert not verdict.better
-    assert verdict.sentence == (
-        f"the challenger's error on 300 held-out rows is {verdict.challenger:.4g}, 1 times the "
-        f"champion's {verdict.champion:.4g}: the champion stays"
+    comparison = compare(ours, ours, rows)
+    assert comparison.challenger == comparison.champion
+    assert not comparison.better
+    assert comparison.message == (
+        f"the challenger's error on 300 held-out rows is {comparison.challenger:.4g}, 1 times the "
+        f"champion's {comparison.champion:.4g}: the champion stays"
     )
 
 
-def test_the_verdict_says_both_errors() -> None:
-    verdict = Verdict(challenger=0.01, champion=0.04, rows=1234)
-    assert verdict.better
-    assert verdict.sentence == (
+def test_the_message_gives_both_errors() -> None:
+    comparison = Comparison(challenger=0.01, champion=0.04, rows=1234)
+    assert comparison.better
+    assert comparison.message == (
         "the challenger's error on 1,234 held-out rows is 0.01, 0.25 times the champion's 0.04: "
         "the challenger is better"
     )
-    assert not Verdict(float("inf"), float("inf"), 5).better
-    assert Verdict(0.1, float("inf"), 5).better
-    assert "is 0.1, against the champion's 0: the champion stays" in Verdict(0.1, 0, 5).sentence
+    assert not Comparison(float("inf"), float("inf"), 5).better
+    assert Comparison(0.1, float("inf"), 5).better
+    assert "is 0.1, against the champion's 0: the champion stays" in Comparison(0.1, 0, 5).message
 
 
 def test_parts_of_many_rows_add_up(predictor: Callable[..., Predictor], rows: np.ndarray) -> None:
     ours, theirs = predictor("ours", seed=1), predictor("theirs", seed=2)
     many = np.resize(rows, (CHUNK + 100, rows.shape[1]))
-    verdict = better(ours, theirs, many)
-    assert verdict.champion == pytest.approx(by_hand(ours, theirs, many), rel=1e-5)
+    comparison = compare(ours, theirs, many)
+    assert comparison.champion == pytest.approx(by_hand(ours, theirs, many), rel=1e-5)
 
 
 def test_missing_cells_are_left_out(predictor: Callable[..., Predictor], rows: np.ndarray) -> None:
@@ -111,12 +111,12 @@ def test_missing_cells_are_left_out(predictor: Callable[..., Predictor], rows: n
     holes = rows[:50].copy()
     holes[::3, 2] = np.nan
     known = np.isfinite(holes)
-    verdict = better(ours, theirs, holes)
-    for model_, found in ((ours, verdict.challenger), (theirs, verdict.champion)):
+    comparison = compare(ours, theirs, holes)
+    for model_, found in ((ours, comparison.challenger), (theirs, comparison.champion)):
         error = np.square(scaled(ours, model_.reconstruct(holes)) - scaled(ours, holes))
         assert found == pytest.approx(error[known].mean(), rel=1e-5)
     with pytest.raises(DataError, match="every cell of the held-out rows is missing"):
-        better(ours, theirs, np.full_like(holes, np.nan))
+        compare(ours, theirs, np.full_like(holes, np.nan))
 
 
 def test_columns_that_the_challenger_drops_do_not_count(
@@ -124,8 +124,8 @@ def test_columns_that_the_challenger_drops_do_not_count(
 ) -> None:
     ours = predictor("ours", drop_constant=True)  # column 5 is constant
     theirs = predictor("theirs", seed=2)
-    verdict = better(ours, theirs, rows)
-    assert verdict.champion == pytest.approx(by_hand(ours, theirs, rows), rel=1e-5)
+    comparison = compare(ours, theirs, rows)
+    assert comparison.champion == pytest.approx(by_hand(ours, theirs, rows), rel=1e-5)
 
 
 @pytest.mark.parametrize("missing", ["error", "mean"])
@@ -139,9 +139,9 @@ def test_a_model_whose_answers_are_not_finite_loses(
     ours = predictor("ours", features={"missing": missing})
     theirs = predictor("theirs", seed=2)
     monkeypatch.setattr(theirs, "reconstruct", lambda chunk: np.full_like(chunk, np.nan))
-    verdict = better(ours, theirs, rows)
-    assert (verdict.champion, verdict.better) == (float("inf"), True)
-    assert not better(theirs, ours, rows).better
+    comparison = compare(ours, theirs, rows)
+    assert (comparison.champion, comparison.better) == (float("inf"), True)
+    assert not compare(theirs, ours, rows).better
 
 
 def test_other_features_cannot_be_compared(
@@ -150,18 +150,18 @@ def test_other_features_cannot_be_compared(
     ours = predictor("ours")
     narrow = predictor("narrow", of=np.ascontiguousarray(rows[:, :2]))
     with pytest.raises(DataError) as caught:
-        better(ours, narrow, rows)
+        compare(ours, narrow, rows)
     assert str(caught.value) == (
         "the champion takes 2 features (image[0], image[1]), the challenger 12 features (image[0], "
-        "image[1], image[2], ...); no rows fit both, so neither can be better: promote by hand, or "
-        "register the challenger under another name"
+        "image[1], image[2], ...); no rows fit both, so they cannot be compared: promote a "
+        "version yourself, or register the challenger under another name"
     )
     names = tuple(f"x{i}" for i in range(12))
     columns = predictor("columns", features={"vector": None, "columns": names})
     with pytest.raises(DataError, match=r"the champion takes 12 features \(x0, x1, x2, ...\)"):
-        better(ours, columns, rows)
+        compare(ours, columns, rows)
     with pytest.raises(DataError, match="no held-out rows to compare the models on"):
-        better(ours, ours, rows[:0])
+        compare(ours, ours, rows[:0])
 
 
 # -- the alias --------------------------------------------------------------------------------
@@ -193,18 +193,18 @@ def test_the_alias_moves_to_the_better_one_only(
     version = register(settings, "digits", tmp_path / str(middle))
     assert registry.champion(settings, "digits") is None
     first = promote_if_better(settings, "digits", version, rows)
-    assert first.sentence == "digits version 1 is champion: there was none before"
+    assert first.message == "digits version 1 is champion: there was none before"
     assert first.promoted is not None
 
     again = promote_if_better(settings, "digits", version, rows)
-    assert (again.promoted, again.sentence) == (None, "digits version 1 is champion already")
+    assert (again.promoted, again.message) == (None, "digits version 1 is already champion")
 
     version = register(settings, "digits", tmp_path / str(worst))
     stays = promote_if_better(settings, "digits", version, rows)
     assert stays.promoted is None
-    assert stays.verdict is not None
-    assert stays.sentence == f"digits version 1 stays champion: {stays.verdict.sentence}"
-    assert "the champion stays" in stays.sentence
+    assert stays.comparison is not None
+    assert stays.message == f"digits version 1 stays champion: {stays.comparison.message}"
+    assert "the champion stays" in stays.message
     assert [v.aliases for v in registry.versions(settings, "digits")] == [
         ("challenger",),
         ("champion",),
@@ -214,7 +214,7 @@ def test_the_alias_moves_to_the_better_one_only(
     moved = promote_if_better(settings, "digits", version, rows)
     assert moved.promoted is not None
     assert (moved.promoted.version.version, moved.promoted.before) == ("3", "1")
-    assert moved.sentence.startswith("digits version 3 is champion: the challenger's error on 300")
+    assert moved.message.startswith("digits version 3 is champion: the challenger's error on 300")
     found = registry.champion(settings, "digits")
     assert found is not None
     assert found.version == "3"
@@ -222,8 +222,8 @@ def test_the_alias_moves_to_the_better_one_only(
     predictor("narrow", of=np.ascontiguousarray(rows[:, :2]))
     version = register(settings, "digits", tmp_path / "narrow")
     other = promote_if_better(settings, "digits", version, rows)
-    assert (other.promoted, other.verdict) == (None, None)
-    assert other.sentence.startswith(
+    assert (other.promoted, other.comparison) == (None, None)
+    assert other.message.startswith(
         "digits version 3 stays champion: the champion takes 12 features"
     )
 
@@ -243,5 +243,5 @@ def test_a_comparison_that_is_switched_off_promotes_anything(
     promote_if_better(settings, "off", register(settings, "off", tmp_path / str(good)), rows)
     version = register(settings, "off", tmp_path / str(bad))
     assert promote_if_better(settings, "off", version, rows).promoted is None
-    monkeypatch.setattr(champion, "better", lambda *_: Verdict(0.0, 1.0, 1))
+    monkeypatch.setattr(champion, "compare", lambda *_: Comparison(0.0, 1.0, 1))
     assert promote_if_better(settings, "off", version, rows).promoted is not None

@@ -10,9 +10,8 @@ import pytest
 from hourglass import storage
 from hourglass.errors import DataError, TrainingError, WriteError
 from hourglass.training import launch, measure
-from hourglass.tuning import trials
-from hourglass.tuning.resources import Crew
-from hourglass.tuning.trial import Share
+from hourglass.tuning import execution
+from hourglass.tuning.trial import Resources, Share
 
 TRACE = "Traceback (most recent call last):\n  File ...\n"
 
@@ -63,17 +62,17 @@ def test_a_folder_that_cannot_be_removed_hides_nothing(monkeypatch: pytest.Monke
     trainer, tune = MagicMock(), MagicMock()
     monkeypatch.setattr(storage, "remove", refuse)
     monkeypatch.setattr(launch, "Trainer", trainer)
-    monkeypatch.setattr(trials, "tune", tune)
+    monkeypatch.setattr(execution, "tune", tune)
     subscription = MagicMock(failure=None)
     task, room = MagicMock(), launch.Room(1.0, 0.0, 1.0)
     task.run.uri, task.run.job.scale = "/r", SimpleNamespace(workers=1, max_failures=0)
-    sweep, crew = MagicMock(stop=None, max_time_s=None), Crew(Share(1.0, 0.0, 1), 1, 1)
+    source = MagicMock(folder="/r", resources=Resources(Share(1.0, 0.0, 1), 1, 1), watched=False)
     launch._fit(task, room, subscription)
-    trials.train(sweep, MagicMock(), crew, "/r", MagicMock())
+    execution.train(source)
     trainer.return_value.fit.side_effect = tune.Tuner.return_value.fit.side_effect = (
         KeyboardInterrupt
     )
     with pytest.raises(KeyboardInterrupt):
         launch._fit(task, room, subscription)
     with pytest.raises(KeyboardInterrupt):
-        trials.train(sweep, MagicMock(), crew, "/r", MagicMock())
+        execution.train(source)

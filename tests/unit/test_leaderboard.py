@@ -15,8 +15,7 @@ from rich.console import Console
 from hourglass.cli import sweeps
 from hourglass.errors import DataError
 from hourglass.settings import Settings
-from hourglass.tuning.axes import point_in_words
-from hourglass.tuning.leaderboard import Entry, Leaderboard, load, named, ranked
+from hourglass.tuning.leaderboard import Entry, Leaderboard, format_values, load, named, ranked
 
 
 def entry(trial: str, mse: float | None, **fields: Any) -> Entry:
@@ -68,7 +67,7 @@ def test_a_sweep_is_found_by_its_name(board: Leaderboard, tmp_path: Path) -> Non
         named("gird", settings)
     board.save(str(tmp_path / "runs" / "grid"))
     assert named("grid", settings) == board
-    with pytest.raises(DataError, match=r"did you mean 'grid'\? Sweeps there: grid"):
+    with pytest.raises(DataError, match=r"did you mean 'grid'\? Existing sweeps: grid"):
         named("gird", settings)
     (tmp_path / "runs" / "grid" / "leaderboard.json").write_text("{}")
     with pytest.raises(DataError, match="not a leaderboard"):
@@ -154,5 +153,5 @@ def test_no_swept_value_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_date_among_the_values_is_said(tmp_path: Path) -> None:
     odd = Entry(trial="", status="failed", values={"train.epochs": datetime.date(2024, 1, 1)})
-    assert point_in_words(odd.values) == 'epochs "2024-01-01"'
+    assert format_values(odd.values) == 'epochs "2024-01-01"'
     ranked("grid", "holdout_mse", [odd]).save(str(tmp_path))

@@ -9,13 +9,12 @@ import pytest
 from hourglass.config.files import parse
 from hourglass.config.search import Pbt, Stop, Values
 from hourglass.config.tune import TuneJob
-from hourglass.tuning import resources
+from hourglass.tuning import trial
 from hourglass.tuning.population import Slot, children, ends, explored
-from hourglass.tuning.resources import Crew
 from hourglass.tuning.search import Searching, empty_places, search
 from hourglass.tuning.space import Point, points
 from hourglass.tuning.stopping import settled
-from hourglass.tuning.trial import Share
+from hourglass.tuning.trial import Resources, Share, resources
 
 BASE = {
     "kind": "train",
@@ -216,11 +215,11 @@ def test_patience_counts_trials_in_their_order(
 
 
 def test_what_a_trial_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crew(cpus: float, gpus: float, made: TuneJob, nodes: int = 1) -> Crew:
+    def available(cpus: float, gpus: float, made: TuneJob, nodes: int = 1) -> Resources:
         one = {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}}
         dead = {"Alive": False, "Resources": {"CPU": 99.0}}
-        monkeypatch.setattr(resources.ray, "nodes", lambda: [*[one] * nodes, dead])
-        return resources.crew(made)
+        monkeypatch.setattr(trial.ray, "nodes", lambda: [*[one] * nodes, dead])
+        return resources(made)
 
     def asking(scale: dict[str, Any], **fields: Any) -> TuneJob:
         made = parse(
@@ -231,19 +230,23 @@ def test_what_a_trial_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
         return made
 
     cpu = {"accelerator": "cpu"}
-    assert crew(8, 0, asking(cpu)) == Crew(Share(1.0, 0.0, 1), 8, 8)
-    assert crew(8, 0, asking(cpu, workers_per_trial=3)) == Crew(Share(1.0, 0.0, 3), 2, 2)
-    assert crew(8, 0, asking(cpu, concurrency=4)) == Crew(Share(1.0, 0.0, 1), 8, 4)
-    assert crew(8, 0, asking(cpu | {"cpus_per_worker": 0.5})).at_once == 16
+    assert available(8, 0, asking(cpu)) == Resources(Share(1.0, 0.0, 1), 8, 8)
+    assert available(8, 0, asking(cpu, workers_per_trial=3)) == Resources(Share(1.0, 0.0, 3), 2, 2)
+    assert available(8, 0, asking(cpu, concurrency=4)) == Resources(Share(1.0, 0.0, 1), 8, 4)
+    assert available(8, 0, asking(cpu | {"cpus_per_worker": 0.5})).at_once == 16
     auto = {"accelerator": "auto"}
-    assert crew(16, 2, asking(auto)) == Crew(Share(1.0, 1.0, 1), 2, 2)
-    assert crew(16, 2, asking(auto, gpus_per_worker=0.25)) == Crew(Share(1.0, 0.25, 1), 8, 8)
-    assert crew(16, 2, asking(auto, gpus_per_worker=0.1)).at_once == 16  # CPUs are the limit
-    assert crew(16, 2, asking(auto, workers_per_trial=2)) == Crew(Share(1.0, 1.0, 2), 1, 1)
+    assert available(16, 2, asking(auto)) == Resources(Share(1.0, 1.0, 1), 2, 2)
+    assert available(16, 2, asking(auto, gpus_per_worker=0.25)) == Resources(
+        Share(1.0, 0.25, 1), 8, 8
+    )
+    assert available(16, 2, asking(auto, gpus_per_worker=0.1)).at_once == 16  # CPUs are the limit
+    assert available(16, 2, asking(auto, workers_per_trial=2)) == Resources(
+        Share(1.0, 1.0, 2), 1, 1
+    )
     with pytest.raises(
         Exception, match="a trial of 3 workers with 1 CPUs each does not fit the"
     ) as e:
-        crew(2, 0, asking(cpu, workers_per_trial=3))
+        available(2, 0, asking(cpu, workers_per_trial=3))
     assert str(e.value).endswith(
         "2 CPUs and 0 GPUs on 1 nodes; change workers_per_trial or base.scale"
     )

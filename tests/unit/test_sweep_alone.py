@@ -1,4 +1,4 @@
-"""One command at a time runs a sweep: a second is refused, until the first has ended or died."""
+"""One command at a time runs a sweep; a second one is refused until the first has ended or died."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from hourglass.config.files import parse
 from hourglass.config.tune import TuneJob
 from hourglass.errors import DataError
 from hourglass.settings import Settings
-from hourglass.tuning import conclude, leaderboard, sweep
+from hourglass.tuning import leaderboard, sweep
 from hourglass.tuning.leaderboard import Entry, Leaderboard
 
 WHO = rf"pid {os.getpid()} on {re.escape(socket.gethostname())}, since [0-9-]+T[0-9:]+Z"
@@ -31,7 +31,7 @@ time.sleep(60)
 
 
 def refusal(folder: str, who: str = "") -> str:
-    """The sentence, as a pattern."""
+    """The message, as a pattern."""
     return (
         f"^{re.escape(folder)}: another process runs this sweep{who}; run this one when that has ended, "
         r"or under another name \(--set name=NAME\)$"
@@ -66,17 +66,17 @@ def test_a_second_command_is_refused_while_the_first_runs(
         if len(ran) == 1:
             storage.remove(folder)  # as --fresh does
             with pytest.raises(DataError) as caught:
-                conclude.tune(named("grid"), settings)
+                sweep.tune(named("grid"), settings)
             assert re.fullmatch(refusal(folder, rf" \({WHO}\)"), str(caught.value))
             assert caught.value.exit_code == 2
             with pytest.raises(Ended):  # another sweep
-                conclude.tune(named("other"), settings)
+                sweep.tune(named("other"), settings)
         raise Ended
 
     monkeypatch.setattr(sweep, "run", run)
     for _ in range(2):  # after the first has ended, the second runs
         with pytest.raises(Ended):
-            conclude.tune(named("grid"), settings)
+            sweep.tune(named("grid"), settings)
     assert ran == ["grid", "other", "grid"]
     assert storage.names(settings.runs_uri) == []
 
@@ -87,11 +87,11 @@ def test_the_lock_of_a_killed_command_is_free(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(DataError) as caught, sweep.alone(f"file://{folder}"):
+        with pytest.raises(DataError) as caught, sweep.lock(f"file://{folder}"):
             pass
-        assert re.fullmatch(refusal(f"file://{folder}"), str(caught.value))  # it does not say who
+        assert re.fullmatch(refusal(f"file://{folder}"), str(caught.value))  # the holder is unknown
         holder.kill()
-    with sweep.alone(folder):
+    with sweep.lock(folder):
         assert storage.names(str(tmp_path)) == [".grid.lock"]
     assert storage.names(str(tmp_path)) == []
 
@@ -119,43 +119,40 @@ def test_a_fresh_sweep_that_finishes_nothing_keeps_the_leaderboard_of_before(
     storage.write(f"{folder}/trials/old/artifact/{artifact.MANIFEST}", b"{}")
     ranked("old").save(str(folder))
     (folder / "plots.html").write_text("old")
-    sitting = SimpleNamespace(
+    session = SimpleNamespace(
         advance=lambda: True, close=lambda: ranked("new"), widths={}, histories={}
     )
     listener = SimpleNamespace(sweeping=lambda *_: None, note=lambda _: None)
     monkeypatch.setattr(sweep, "open_dataset", lambda *_: (None, None))
     monkeypatch.setattr(sweep, "locate", lambda _: {})
     monkeypatch.setattr(sweep, "describe", lambda _: {})
-    monkeypatch.setattr(sweep, "Rows", lambda *_: SimpleNamespace(placed=True))
-    monkeypatch.setattr(sweep, "Sitting", lambda *_: sitting)
-    monkeypatch.setattr(sweep.resources, "crew", lambda _: SimpleNamespace(at_once=1))
-    monkeypatch.setattr(sweep.trials, "train", interrupted)
+    monkeypatch.setattr(sweep, "SharedRows", lambda *_: SimpleNamespace(loaded=True))
+    monkeypatch.setattr(sweep, "Session", lambda *_: session)
+    monkeypatch.setattr(sweep, "resources", lambda _: SimpleNamespace(at_once=1))
+    monkeypatch.setattr(sweep.execution, "train", interrupted)
     with pytest.raises(KeyboardInterrupt) as stop:
         sweep.run(made, settings, listener, fresh=True)  # type: ignore[arg-type]
     assert getattr(stop.value, "__notes__", []) == (
-        [] if finished else ["no new trial had finished, and those of before are back"]
+        [] if finished else ["no new trial had finished, so the earlier trials were restored"]
     )
-    monkeypatch.setattr(sweep.trials, "train", train)
+    monkeypatch.setattr(sweep.execution, "train", train)
     swept = sweep.run(made, settings, listener, fresh=True)  # type: ignore[arg-type]
     there = "new" if finished else "old"
     assert storage.names(f"{folder}/trials") == [there]
     assert [entry.trial for entry in leaderboard.load(str(folder)).entries] == [there]
     assert swept.stands is finished
     monkeypatch.setattr(sweep, "run", lambda *_: swept)
-    monkeypatch.setattr(conclude, "shown", lambda *_: nullcontext())
-    monkeypatch.setattr(
-        conclude.plots, "save", lambda *_: (folder / "plots.html").write_text("new")
-    )
-    monkeypatch.setattr(conclude, "_Recording", Recorded)
-    conclude.tune(made, settings, register=False)
+    monkeypatch.setattr(sweep, "shown", lambda *_: nullcontext())
+    monkeypatch.setattr(sweep.plots, "save", lambda *_: (folder / "plots.html").write_text("new"))
+    monkeypatch.setattr(sweep, "RecordingListener", Unrecorded)
+    sweep.tune(made, settings, register=False)
     assert (folder / "plots.html").read_text() == there
 
 
-class Recorded:
-    """Tells MLflow nothing."""
+class Unrecorded:
+    """Reports nothing to MLflow."""
 
     def __init__(self, *_: Any) -> None: ...
 
-    def recorder(self, ended: bool) -> Any:
-        said = SimpleNamespace(note="", registered=None, board=None, version=None)
-        return SimpleNamespace(finish=lambda *_: said)
+    def finish(self, *_: Any) -> Any:
+        return SimpleNamespace(board=None, version=None), []

@@ -1,4 +1,4 @@
-"""The page of a sweep: the axes, lines and sentences of its figures, and a page that is closed."""
+"""The page of a sweep: the axes, lines and captions of its figures; it loads nothing from outside."""
 
 import json
 import re
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from hourglass.report.charts import even_ticks, is_log, log_ticks
 from hourglass.tuning import plots
-from hourglass.tuning.axes import axis, even_ticks, is_log, log_ticks, short
-from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
+from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked, short_names
+from hourglass.tuning.plots import axis
 
 HOSTILE = '"><script>alert(1)</script><a href="http://evil.example/x">'
 
@@ -123,7 +124,7 @@ def test_a_log_axis_is_for_values_spread_so(values: list[float], log: bool) -> N
     ],
 )
 def test_ticks_of_a_log_axis(low: float, high: float, ticks: list[str]) -> None:
-    assert log_ticks(low, high)["ticktext"] == ticks
+    assert [f"{tick:g}" for tick in log_ticks(low, high)] == ticks
 
 
 def test_ticks_of_an_even_axis() -> None:
@@ -148,7 +149,7 @@ def test_dark_lines_are_the_best_either_way() -> None:
 def test_what_is_left_out_is_counted(mixed: Leaderboard) -> None:
     section = plots._swept(mixed)
     assert section is not None
-    assert section.sentence.endswith("Left out: 2 that did not finish.")
+    assert section.sentence.endswith("2 trials that did not finish are not shown.")
     assert plots._leaders(mixed).sentence == (
         "8 trials: 6 finished, 1 stopped, 1 failed. Ranked by holdout_mse, lowest first."
     )
@@ -156,7 +157,7 @@ def test_what_is_left_out_is_counted(mixed: Leaderboard) -> None:
 
 def test_names_are_short_where_they_can_be() -> None:
     paths = ["train.optimizer.lr", "model.loss.kind", "model.code.kind", "train.epochs"]
-    assert list(short(paths).values()) == [
+    assert list(short_names(paths).values()) == [
         "optimizer.lr",
         "model.loss.kind",
         "model.code.kind",
@@ -217,22 +218,22 @@ def test_the_width_error_curve_stands_beside_pca() -> None:
     assert list(traces["best trial of a width"]["x"]) == [2, 4, 8]
     assert list(traces["best trial of a width"]["y"]) == [0.10, 0.09, 0.01]
     assert (list(traces["PCA"]["x"]), list(traces["PCA"]["y"])) == ([2, 4], [0.20, 0.08])
-    assert section.sentence.endswith("The best trial beats PCA at 2 units, and not at the others.")
+    assert section.sentence.endswith("The best trial beats PCA at 2 units, but not at the others.")
     assert plots._widths(board(*entries), {}) is None
 
 
 @pytest.mark.parametrize(
-    ("mse", "pca", "says"),
+    ("mse", "pca", "ends"),
     [
         (0.1, 0.2, "beats PCA at every width."),
-        (0.3, 0.2, "PCA beats the trials at every width: a linear map would serve better."),
-        (0.3, None, "No code is narrower than a row, so PCA proves nothing here."),
+        (0.3, 0.2, "PCA beats the trials at every width: a linear map would do better."),
+        (0.3, None, "Every code is as wide as a row, so PCA is no baseline here."),
     ],
 )
-def test_the_sentence_about_pca(mse: float, pca: float | None, says: str) -> None:
+def test_the_caption_about_pca(mse: float, pca: float | None, ends: str) -> None:
     section = plots._widths(board(entry("a", mse, pca_mse=pca)), {"a": 2})
     assert section is not None
-    assert section.sentence.endswith(says)
+    assert section.sentence.endswith(ends)
 
 
 # -- the page ---------------------------------------------------------------------------------

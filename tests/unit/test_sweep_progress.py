@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: lines in a log, a table on a terminal; and errors of who listens."""
+"""The progress of a sweep: lines in a log, a table on a terminal; and errors of the trial source."""
 
 import io
 from types import SimpleNamespace
@@ -10,11 +10,11 @@ from rich.console import Console
 
 from hourglass.config.files import parse
 from hourglass.config.tune import TuneJob
-from hourglass.tuning import progress, trials
+from hourglass.tuning import execution, progress
+from hourglass.tuning.execution import GONE_S
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.progress import SweepProgress
-from hourglass.tuning.resources import GONE_S, Crew
-from hourglass.tuning.trial import FAILED, RECORDS, TRIAL, TRIALS, Share
+from hourglass.tuning.trial import FAILED, RECORDS, TRIAL, TRIALS, Resources, Share
 
 LR = "train.optimizer.lr"
 
@@ -53,14 +53,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def told(clock: list[float], terminal: bool) -> tuple[SweepProgress, io.StringIO]:
+def reported(clock: list[float], terminal: bool) -> tuple[SweepProgress, io.StringIO]:
     """A sweep of 6: one known, one failed, two ended in 20 s each, one running."""
     text = io.StringIO()
     screen = Console(file=text, force_terminal=terminal, width=150, highlight=False, soft_wrap=True)
     shown = SweepProgress(sweep(), screen)
-    shown.sweeping(6, Crew(Share(1.0, 0.5, 1), 4, 2), {})
+    shown.sweeping(6, Resources(Share(1.0, 0.5, 1), 4, 2), {})
     shown.known(entry(0.1, 0.3))
-    shown.placed(
+    shown.loaded(
         {"rows": 9, "train_rows": 7, "holdout_rows": 1, "dropped_rows": 1, "imputed_cells": 2}
     )
     shown.started([{LR: 0.2}, {LR: 0.3}])
@@ -73,11 +73,11 @@ def told(clock: list[float], terminal: bool) -> tuple[SweepProgress, io.StringIO
 
 
 def test_lines_of_a_log(clock: list[float]) -> None:
-    _, text = told(clock, terminal=False)
+    _, text = reported(clock, terminal=False)
     assert text.getvalue().splitlines() == [
-        "at most 6 trials, 2 at a time, each on 1 worker of 1 CPUs and 0.5 GPUs",
-        "optimizer.lr 0.1: 0.300000, before this sitting",
-        "9 rows placed in memory: 7 to train on, 1 held out, 1 dropped, 2 cells imputed",
+        "at most 6 trials, 2 at a time, each on 1 worker with 1 CPUs and 0.5 GPUs",
+        "optimizer.lr 0.1: 0.300000, from an earlier session",
+        "9 rows loaded into memory: 7 for training, 1 held out, 1 dropped, 2 cells imputed",
         "optimizer.lr 0.2: 0.123456  (1 running, 2/6 done, 0 failed, best 0.123456, 01:20 left)",
         "optimizer.lr 0.3: failed: it diverged  "
         "(0 running, 2/6 done, 1 failed, best 0.123456, 01:00 left)",
@@ -85,7 +85,7 @@ def test_lines_of_a_log(clock: list[float]) -> None:
 
 
 def test_the_table_of_a_terminal(clock: list[float]) -> None:
-    shown, text = told(clock, terminal=True)
+    shown, text = reported(clock, terminal=True)
     clock[0] += 7
     screen = Console(file=io.StringIO(), width=150)
     screen.print(shown.table())
@@ -99,13 +99,13 @@ def test_the_table_of_a_terminal(clock: list[float]) -> None:
 
 
 def test_a_trial_that_starts_again_runs_once(clock: list[float]) -> None:
-    shown, _ = told(clock, terminal=False)
+    shown, _ = reported(clock, terminal=False)
     shown.started([{LR: 0.4}])
     assert shown.summary().startswith("1 running, ")
 
 
 class Broken:
-    """A desk that cannot go on."""
+    """A source that raises an error."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -123,33 +123,33 @@ class Broken:
     def epochs(self, trial: str, records: Any) -> None:
         self.asked.append(trial)
 
-    def to_stop(self, trial: str) -> bool:
+    def should_stop(self, trial: str) -> bool:
         return False
 
 
 class Trial:
-    """As much of Tune's as is heard."""
+    """As much of Ray Tune's as the source receives."""
 
     trial_id = "0"
     config = {TRIALS: '[{"trial": "a"}]'}
     last_result = {FAILED: {"a": ""}}
 
 
-def test_an_error_of_who_listens_ends_the_sweep_and_is_no_trials() -> None:
-    desk = Broken()
-    heard = trials._Heard(desk)  # type: ignore[arg-type]
-    ends = trials._Ends(desk, heard)  # type: ignore[arg-type]
-    assert not ends.stop_all()
-    heard.on_trial_start(0, [], Trial())
-    assert isinstance(heard.error, OSError)
-    assert ends.stop_all()
-    heard.on_trial_complete(0, [], Trial())
-    assert not ends("0", {TRIAL: "a", RECORDS: [{"epoch": 1.0}]})
-    assert desk.asked == [["a"]]  # nothing more is told
+def test_an_error_of_the_source_ends_the_sweep_and_fails_no_trial() -> None:
+    source = Broken()
+    events = execution._Events(source)  # type: ignore[arg-type]
+    stopper = execution._SourceStopper(source, events)  # type: ignore[arg-type]
+    assert not stopper.stop_all()
+    events.on_trial_start(0, [], Trial())
+    assert isinstance(events.error, OSError)
+    assert stopper.stop_all()
+    events.on_trial_complete(0, [], Trial())
+    assert not stopper("0", {TRIAL: "a", RECORDS: [{"epoch": 1.0}]})
+    assert source.asked == [["a"]]  # nothing more is reported
 
 
 class Quiet(Broken):
-    """A desk that goes on."""
+    """A source that ignores events."""
 
     def started(self, names: list[str]) -> None: ...
 
@@ -159,7 +159,7 @@ class Quiet(Broken):
 def test_an_interrupted_sweep_ends_the_processes_of_trials_that_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And waits for what several workers hold; not those of trials that ended or were lost."""
+    """And waits for trials of several workers; not of trials that ended or were lost."""
 
     def trial(name: str) -> Any:
         made = Trial()
@@ -169,13 +169,13 @@ def test_an_interrupted_sweep_ends_the_processes_of_trials_that_run(
 
     killed: list[Any] = []
     monkeypatch.setattr(ray, "kill", killed.append)
-    monkeypatch.setattr(trials.time, "sleep", killed.append)
-    heard = trials._Heard(Quiet())  # type: ignore[arg-type]
+    monkeypatch.setattr(execution.time, "sleep", killed.append)
+    events = execution._Events(Quiet())  # type: ignore[arg-type]
     for name in "abc":
-        heard.on_trial_start(0, [], trial(name))
-    heard.on_trial_complete(0, [], trial("a"))
-    heard.on_trial_error(0, [], trial("b"))
-    heard.end_trials(workers=1)
+        events.on_trial_start(0, [], trial(name))
+    events.on_trial_complete(0, [], trial("a"))
+    events.on_trial_error(0, [], trial("b"))
+    events.end_trials(workers=1)
     assert killed == ["process of c"]
-    heard.end_trials(workers=2)
+    events.end_trials(workers=2)
     assert killed == ["process of c", "process of c", GONE_S]

@@ -1,4 +1,4 @@
-"""What a trial's process reports of what ended it: as its last words, and never as its own loss."""
+"""A trial's process reports the error that ended it as a result, never as its own loss."""
 
 import json
 from types import SimpleNamespace
@@ -17,8 +17,8 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("error", "reason"), ENDS, ids=["ours", "other", "wordless"])
-def test_whatever_ends_a_trial_is_its_reason(
+@pytest.mark.parametrize(("error", "reason"), ENDS, ids=["own", "other", "without a message"])
+def test_any_error_that_ends_a_trial_is_its_reason(
     monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     reported: list[dict[str, Any]] = []
@@ -26,10 +26,10 @@ def test_whatever_ends_a_trial_is_its_reason(
     def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(trial, "_run", lambda any_run, said: SimpleNamespace(until=None))
+    monkeypatch.setattr(trial, "_run", lambda template, described: SimpleNamespace(until=None))
     monkeypatch.setattr(trial, "_complete", fail)
     monkeypatch.setattr(tune, "report", reported.append)
     config = {trial.TRIALS: json.dumps([{"trial": "a"}, {"trial": "b"}])}
-    any_run: Any = None
-    trial.train_trials(config, any_run=any_run, placed=any_run, share=any_run, watched=False)
+    nothing: Any = None
+    trial.train_trials(config, template=nothing, rows=nothing, share=nothing, watched=False)
     assert reported == [{trial.FAILED: {"a": reason, "b": reason}}]

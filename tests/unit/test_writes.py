@@ -44,7 +44,7 @@ from hourglass.tracking.outbox import Spool
 from hourglass.tracking.registry import Version
 from hourglass.tuning import leaderboard, plots, sweep
 from hourglass.tuning.leaderboard import Entry
-from hourglass.tuning.on_disk import Stopped
+from hourglass.tuning.store import Stopped
 
 Tree = dict[str, bytes]
 CHANGES = ("fsync", "replace", "rename", "link", "mkdir", "unlink", "remove", "rmdir", "write")

@@ -132,6 +132,8 @@ BLUE, RED, FILL = "#2f6db3", "#b3261e", "rgba(47,109,179,0.25)"
 PALETTE = ("#2f6db3", "#e08214", "#3a9a5b", "#b3261e", "#7d5ba6", "#8c6d31", "#d36fa8", "#1fa3b5",
            "#a8a220", "#3b4650")  # fmt: skip
 MOST_TICKS = 12
+MAX_RATIO, SKEW = 10.0, 0.3
+"""Values over more than `MAX_RATIO`, half of them in the lowest `SKEW` of their range: a log axis."""
 AXIS = {"showline": True, "linecolor": "#aab2bb", "gridcolor": "#e8ebee", "zeroline": False}
 LAYOUT = {
     "template": "plotly_white",
@@ -190,18 +192,48 @@ def histogram(found: Bins, what: str, of: str, mark: tuple[str, float] | None = 
     return made.update_yaxes(title=of, rangemode="tozero")
 
 
-def _log(values: Sequence[float] | Array) -> dict[str, Any]:
-    """A log axis with ticks at 1, 2 and 5, or only at powers of ten if those would be crowded.
+def is_log(values: Sequence[float]) -> bool:
+    """True for positive values as on a log scale: over a wide range, most of them low."""
+    if not values or min(values) <= 0.0 or max(values) / min(values) < MAX_RATIO:
+        return False
+    middle = sorted(values)[len(values) // 2]
+    return (middle - min(values)) / (max(values) - min(values)) <= SKEW
 
-    On a short axis, which would have hardly any, plotly chooses them.
-    """
-    low, high = (np.log10([min(values), max(values)]) if len(values) else np.zeros(2)).tolist()
-    if high - low < 0.8:
+
+def log_ticks(low: float, high: float, decades: float = 3.0) -> list[float]:
+    """Ticks at 1, 2 and 5 in every decade, or only at powers of ten from so many decades on."""
+    steps = (1, 2, 5) if math.log10(high / low) < decades else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = [step * 10.0**power for power in powers for step in steps]
+    return [tick for tick in every if low * 0.98 <= tick <= high * 1.02]
+
+
+def even_ticks(low: float, high: float) -> list[float]:
+    """About six round numbers from `low` to `high`."""
+    rough = (high - low) / 6 or 1.0
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    first = math.ceil(low / step)
+    return [round(step * n, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def set_scale(update: Any, values: Sequence[float], title: str, always: bool = False) -> None:
+    """A log axis with readable ticks for values over a wide range; else a linear one."""
+    if min(values) > 0 and (always or max(values) / min(values) >= MAX_RATIO / 2):
+        ticks = log_ticks(min(values) / 1.3, max(values) * 1.3)
+        labels = [f"{tick:g}" for tick in ticks]
+        update(type="log", title=f"{text(title)}, log axis", tickvals=ticks, ticktext=labels)
+    else:
+        update(title=text(title), exponentformat="none")
+
+
+def _log(values: Sequence[float] | Array) -> dict[str, Any]:
+    """A log axis with `log_ticks`; on a short one, where there would be few, plotly chooses them."""
+    low, high = (min(values), max(values)) if len(values) else (1.0, 1.0)
+    if math.log10(high / low) < 0.8:
         return {"type": "log", "exponentformat": "none"}
-    steps = (1, 2, 5) if high - low < 4 else (1,)
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    return {"type": "log", "tickvals": [s * 10.0**p for p in powers for s in steps],
-            "tickformat": "~g"}  # fmt: skip
+    ticks = log_ticks(low / 1.3, high * 1.3, decades=4.0 + 2 * math.log10(1.3))
+    return {"type": "log", "tickvals": ticks, "tickformat": "~g"}
 
 
 def bars(

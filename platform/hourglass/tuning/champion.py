@@ -1,8 +1,8 @@
-"""What a sweep's best is compared with: PCA on the same rows, and the champion before.
+"""What the trials of a sweep are compared with: PCA on the same rows, and the current champion.
 
-Challenger and champion are compared on the same held-out rows, in one model space.
-Each model's own score is in units of its own scaling, so two of them say nothing about each other.
-Here both reconstruct raw rows, and both reconstructions are scaled as the challenger scales rows.
+Challenger and champion are compared on the same held-out rows, in one model space. The scores of two
+models are in units of their own scalings and cannot be compared. So both reconstruct raw rows, and both
+reconstructions are scaled as the challenger scales rows.
 Shapes: B rows, C raw columns, F features of the challenger's model space.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hourglass.config.train import TrainJob
 from hourglass.data.loader import Features
 from hourglass.data.stats import Stats
-from hourglass.errors import DataError
+from hourglass.errors import DataError, HourglassError
 from hourglass.inference.predictor import TILE, Predictor
 from hourglass.report.baseline import pca_at
 from hourglass.settings import Settings
@@ -28,29 +28,29 @@ from hourglass.tracking.registry import CHALLENGER, CHAMPION, Promoted
 from hourglass.training.build import fit_preprocessing
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Entry
-from hourglass.tuning.on_disk import Rows
+from hourglass.tuning.store import SharedRows
 
-MOST_CELLS = 2**26
-"""Most numbers that PCA learns from (half a GiB); of more rows every second, third, ... is taken."""
+MAX_CELLS = 2**26
+"""Maximum numbers to fit PCA on (half a GiB); with more rows, every second, third, ... is used."""
 
 
-class Judge:
-    """Puts PCA beside the finished trials of the sweep in `folder`, and judges each of them once."""
+class Baseline:
+    """The PCA baseline of the finished trials of the sweep in `folder`, computed once per trial."""
 
     def __init__(self, folder: str) -> None:
         self._known = _known(folder)
 
-    def beside(
-        self, entries: Sequence[Entry], jobs: Mapping[str, TrainJob], rows: Rows
+    def compared(
+        self, entries: Sequence[Entry], jobs: Mapping[str, TrainJob], rows: SharedRows
     ) -> list[Entry]:
-        """The entries, each of a finished trial beside PCA with as many units."""
+        """The entries, those of finished trials with the error of PCA with as many units."""
         finished = [entry.trial for entry in entries if entry.status == "finished"]
         new = {trial: jobs[trial] for trial in finished if trial not in self._known}
         if new:
-            placed = rows.placed
+            loaded = rows.loaded
             self._known |= dict.fromkeys(new)
             self._known |= pca_errors(
-                new, placed.measured.statistics.stats, placed.train, placed.holdout
+                new, loaded.measured.statistics.stats, loaded.train, loaded.holdout
             )
         return [
             entry.having(pca_mse=self._known[entry.trial]) if entry.trial in finished else entry
@@ -59,11 +59,11 @@ class Judge:
 
 
 def _known(folder: str) -> dict[str, float | None]:
-    """What the leaderboard of an ended sitting says of PCA, for each finished trial."""
+    """The PCA errors of finished trials in the leaderboard of an ended session."""
     try:
         earlier = leaderboard.load(folder)
     except DataError:
-        return {}  # it is written anew
+        return {}  # a new one will replace it
     entries = earlier.entries if earlier and earlier.ended else ()
     return {entry.trial: entry.pca_mse for entry in entries if entry.status == "finished"}
 
@@ -71,9 +71,9 @@ def _known(folder: str) -> dict[str, float | None]:
 def pca_errors(
     jobs: Mapping[str, TrainJob], stats: Stats, train: Features, holdout: Features
 ) -> dict[str, float]:
-    """For each trial, the MSE in model space of PCA with its code's units, on the held-out rows.
+    """For each trial, the MSE in model space of PCA with as many units, on the held-out rows.
 
-    One PCA serves all trials of the same scaling. Left out: a code as wide as a row.
+    One PCA serves all trials with the same scaling. Trials whose code is as wide as a row are left out.
     """
     if not len(holdout):
         return {}
@@ -89,27 +89,27 @@ def pca_errors(
         widths = sorted({width for width in units.values() if width < features})
         if not widths:
             continue
-        every = -(-train.size // MOST_CELLS)
-        fitted, judged = (
+        every = -(-train.size // MAX_CELLS)
+        fitted, heldout = (
             scale(torch.from_numpy(rows.copy())).double().numpy()
             for rows in (train[::every], holdout)
         )
         mean = scale.mean_F.double().numpy()
-        verdicts = pca_at(fitted, judged, mean, widths)
-        error = {width: verdict.mse for width, verdict in zip(widths, verdicts, strict=True)}
+        results = pca_at(fitted, heldout, mean, widths)
+        error = {width: result.mse for width, result in zip(widths, results, strict=True)}
         found |= {t: error[width] for t, width in units.items() if width in error}
     return found
 
 
 Array = NDArray[Any]
 CHUNK = 64 * TILE
-"""Rows of which both reconstructions are in memory at a time."""
+"""Rows whose two reconstructions are in memory at a time."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Mean squared errors of both on `rows` rows, in the challenger's model space; infinite where a
-    reconstruction is not finite. Equal ones leave the champion where it is."""
+class Comparison:
+    """Mean squared errors of both models on `rows` rows, in the challenger's model space; infinite
+    where a reconstruction is not finite. Equal errors leave the champion in place."""
 
     challenger: float
     champion: float
@@ -117,36 +117,36 @@ class Verdict:
 
     @property
     def better(self) -> bool:
-        """True when the challenger's error is the lower one."""
+        """True when the challenger's error is lower."""
         return self.challenger < self.champion
 
     @property
-    def sentence(self) -> str:
-        """Both errors and what follows from them."""
+    def message(self) -> str:
+        """Both errors and the result."""
         times = self.challenger / self.champion if self.champion else math.inf
-        how = f"{times:.4g} times" if math.isfinite(times) else "against"
-        says = "the challenger is better" if self.better else "the champion stays"
+        ratio = f"{times:.4g} times" if math.isfinite(times) else "against"
+        result = "the challenger is better" if self.better else "the champion stays"
         return (
-            f"the challenger's error on {self.rows:,} held-out rows is {self.challenger:.4g}, {how} "
-            f"the champion's {self.champion:.4g}: {says}"
+            f"the challenger's error on {self.rows:,} held-out rows is {self.challenger:.4g}, {ratio} "
+            f"the champion's {self.champion:.4g}: {result}"
         )
 
 
 @dataclass(frozen=True)
-class Ruling:
-    """What became of a challenger: `promoted` is None when the champion stays, `verdict` when
-    nothing was compared; `sentence` says why."""
+class Decision:
+    """What became of a challenger: `promoted` is None when the champion stays, `comparison` when
+    nothing was compared; `message` gives the reason."""
 
     promoted: Promoted | None
-    verdict: Verdict | None
-    sentence: str
+    comparison: Comparison | None
+    message: str
 
 
-def better(challenger: Predictor, champion: Predictor, rows: Array) -> Verdict:
-    """Compare both on raw held-out rows (B, C), missing cells left out.
+def compare(challenger: Predictor, champion: Predictor, rows: Array) -> Comparison:
+    """Compare both models on raw held-out rows (B, C), without missing cells.
 
-    An ensemble reconstructs by its lead. Raises: DataError when the champion takes other features,
-    when there are no rows, or when a model does not take them.
+    An ensemble reconstructs with its primary member. Raises: DataError when the champion takes other
+    features, when there are no rows, or when a model rejects them.
     """
     if difference := _difference(challenger, champion):
         raise DataError(difference)
@@ -167,41 +167,50 @@ def better(challenger: Predictor, champion: Predictor, rows: Array) -> Verdict:
             sums[index] += np.square(_scaled(challenger, made) - truth)[known].sum()
     if not cells:
         raise DataError("every cell of the held-out rows is missing: there is nothing to compare")
-    return Verdict(float(sums[0] / cells), float(sums[1] / cells), len(rows))
+    return Comparison(float(sums[0] / cells), float(sums[1] / cells), len(rows))
 
 
-def promote_if_better(settings: Settings, name: str, version: str, rows: Array) -> Ruling:
+def promote_if_better(settings: Settings, name: str, version: str, rows: Array) -> Decision:
     """Move `champion` of the registered model `name` to `version` if it is better on `rows` (B, C).
 
-    The first one becomes champion as it is. Where the two cannot be compared the champion stays, and
-    the sentence says why. Raises: RegistryError, ArtifactError.
+    The first version becomes champion without a comparison. Where two versions cannot be compared, the
+    champion stays, and the message gives the reason. Raises: RegistryError, ArtifactError.
     """
     before = registry.champion(settings, name)
-    if before is None:
-        return _promoted(settings, name, version, None)
-    if before.version == version:
-        return Ruling(None, None, f"{name} version {version} is {CHAMPION} already")
-    models = [
-        Predictor.load(found.path, found.digest)
-        for found in (
-            registry.resolve(f"models:/{name}/{number}", settings)
-            for number in (version, before.version)
-        )
-    ]
-    stays = f"{name} version {before.version} stays {CHAMPION}"
-    try:
-        verdict = better(models[0], models[1], rows)
-    except DataError as error:  # it cannot be told, which is no reason for a sweep to fail
-        return Ruling(None, None, f"{stays}: {error}")
-    if verdict.better:
-        return _promoted(settings, name, version, verdict)
-    return Ruling(None, verdict, f"{stays}: {verdict.sentence}")
-
-
-def _promoted(settings: Settings, name: str, version: str, verdict: Verdict | None) -> Ruling:
+    comparison = None
+    if before is not None:
+        if before.version == version:
+            return Decision(None, None, f"{name} version {version} is already {CHAMPION}")
+        stays = f"{name} version {before.version} stays {CHAMPION}"
+        models = [
+            registry.resolve(f"models:/{name}/{v}", settings) for v in (version, before.version)
+        ]
+        challenger, champion = (Predictor.load(found.path, found.digest) for found in models)
+        try:
+            comparison = compare(challenger, champion, rows)
+        except DataError as error:  # not comparable, which must not fail the sweep
+            return Decision(None, None, f"{stays}: {error}")
+        if not comparison.better:
+            return Decision(None, comparison, f"{stays}: {comparison.message}")
     promoted = registry.promote(settings, name, version)
-    why = verdict.sentence if verdict else "there was none before"
-    return Ruling(promoted, verdict, f"{name} version {version} is {CHAMPION}: {why}")
+    why = comparison.message if comparison else "there was none before"
+    return Decision(promoted, comparison, f"{name} version {version} is {CHAMPION}: {why}")
+
+
+def promote_best(settings: Settings, name: str, version: str | None, rows: SharedRows) -> str:
+    """Promote the registered version of a sweep's best trial if it is better; the message about it."""
+    if version is None:
+        return (
+            f"promote_if: MLflow has not assigned a version of {name} yet; once it has, decide with "
+            f"`hourglass models promote {name} VERSION`"
+        )
+    try:
+        return promote_if_better(settings, name, version, rows.loaded.holdout).message
+    except HourglassError as error:
+        return (
+            f"promote_if: nothing was decided: {error}; decide with "
+            f"`hourglass models promote {name} {version}`"
+        )
 
 
 def _scaled(model: Predictor, rows: Array) -> NDArray[np.float64]:
@@ -212,17 +221,17 @@ def _scaled(model: Predictor, rows: Array) -> NDArray[np.float64]:
 
 
 def _difference(challenger: Predictor, champion: Predictor) -> str:
-    """What differs in the features, and what to do; empty when both take the same ones.
+    """How the features differ, and what to do; empty when both take the same.
 
-    The type of the cells may differ: the same numbers mean the same rows.
+    The data types of the cells may differ: equal numbers are equal rows.
     """
     ours, theirs = challenger.features, champion.features
     if ours.feature_names == theirs.feature_names:
         return ""
     what = f"the {CHAMPION} takes {_few(theirs.feature_names)}, the {CHALLENGER} {_few(ours.feature_names)}"
     return (
-        f"{what}; no rows fit both, so neither can be better: promote by hand, or register the "
-        f"{CHALLENGER} under another name"
+        f"{what}; no rows fit both, so they cannot be compared: promote a version yourself, or register "
+        f"the {CHALLENGER} under another name"
     )
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -20,16 +20,16 @@ from hourglass.strict import Strict
 NAME = "leaderboard"
 JSON = f"{NAME}.json"
 METRICS = get_args(Metric)
-FIGURES = (*METRICS, "pca_mse", "parameters", "seconds", "epochs")
-WHOLE = ("parameters", "epochs")
+INTEGERS = ("parameters", "epochs")
+NUMBERS = (*METRICS, "pca_mse", "parameters", "seconds", "epochs")
 
 
 class Entry(Strict):
-    """One trial: the values swept, by path, and what came of it; a failed one has its reason.
+    """One trial: its swept values, by path, and its result; a failed trial has a reason instead.
 
-    One that a scheduler stopped has the figures of its last epoch. `epochs` are those that count,
-    `seconds` those of the sitting that ended it. `pca_mse` is the error of PCA with as
-    many components as the code has units, on the same held-out rows in model space; none where the code
+    A trial that a scheduler stopped has the metrics of its last epoch. `epochs` are those that count,
+    `seconds` the training time of the session in which it ended. `pca_mse` is the error of PCA with as
+    many components as the code has units, on the same held-out rows in model space; None where the code
     is as wide as the rows, or no rows are held out.
     """
 
@@ -49,7 +49,7 @@ class Entry(Strict):
     run_id: str | None = None
 
     def having(self, **fields: Any) -> "Entry":
-        """The same with these fields."""
+        """A copy with these fields."""
         return Entry.model_validate({**dict(self), **fields})
 
     @computed_field  # type: ignore[prop-decorator]
@@ -61,9 +61,9 @@ class Entry(Strict):
 
 
 class Leaderboard(Strict):
-    """The trials of a sweep, best first; then those stopped, longest first; then those failed.
+    """The trials of a sweep: finished ones, best first; stopped ones, longest first; failed ones.
 
-    `ended` is false while the sweep runs, or when it was killed.
+    `ended` is false while the sweep runs, and stays false when it is killed.
     """
 
     sweep: str
@@ -79,12 +79,17 @@ class Leaderboard(Strict):
 
     @property
     def paths(self) -> list[str]:
-        """The swept paths, in the order of the space: first those of the entry that has most."""
+        """The swept paths in the order of the space: first those of the entry that has most."""
         every = sorted(self.entries, key=lambda entry: -len(entry.values))
         return list(dict.fromkeys(path for entry in every for path in entry.values))
 
+    @property
+    def names(self) -> dict[str, str]:
+        """A short name for each swept path."""
+        return short_names(self.paths)
+
     def table(self) -> pa.Table:
-        """One row for each trial; lists, mappings and mixed values as JSON text."""
+        """One row per trial; lists, mappings and mixed values as JSON text."""
         columns = {
             "rank": pa.array([entry.rank for entry in self.entries], pa.int64()),
             "trial": pa.array([entry.trial for entry in self.entries]),
@@ -92,20 +97,20 @@ class Leaderboard(Strict):
         }
         for path in self.paths:
             columns[path] = _column([entry.values.get(path) for entry in self.entries])
-        for figure in FIGURES:
-            kind = pa.int64() if figure in WHOLE else pa.float64()
-            columns[figure] = pa.array([getattr(entry, figure) for entry in self.entries], kind)
+        for name in NUMBERS:
+            kind = pa.int64() if name in INTEGERS else pa.float64()
+            columns[name] = pa.array([getattr(entry, name) for entry in self.entries], kind)
         columns["worse_than_pca"] = pa.array([entry.worse_than_pca for entry in self.entries])
         columns["run_id"] = pa.array([entry.run_id for entry in self.entries], pa.string())
         columns["reason"] = pa.array([entry.reason for entry in self.entries])
         return pa.table(columns)
 
     def to_json(self) -> str:
-        """Everything, as JSON text."""
+        """The whole leaderboard as JSON text."""
         return json.dumps(self.model_dump(mode="json"), indent=1)
 
     def save(self, folder: str) -> None:
-        """Write it into the sweep's folder; the JSON file is the one that `load` reads."""
+        """Write it into the sweep's folder; `load` reads the JSON file."""
         table = self.table()
         for suffix, write in WRITERS.items():
             content = io.BytesIO()
@@ -123,7 +128,7 @@ WRITERS: dict[str, Callable[[pa.Table, Any], None]] = {
 def ranked(
     sweep: str, metric: Metric, entries: Sequence[Entry], mode: Mode = "min", ended: bool = True
 ) -> Leaderboard:
-    """The entries by their metric, best first; equal ones stay in the order given."""
+    """The entries by their metric, best first; ties keep the given order."""
     sign = 1.0 if mode == "min" else -1.0
 
     def error(entry: Entry) -> float:
@@ -153,24 +158,55 @@ def load(folder: str) -> Leaderboard | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, ValidationError):
-        raise DataError(f"{path}: not a leaderboard; the sweep's command writes it anew") from None
+        raise DataError(
+            f"{path}: not a leaderboard; the sweep's command writes a new one"
+        ) from None
 
 
 def named(name: str, settings: Settings) -> Leaderboard:
-    """The leaderboard of a sweep that ran before. Raises DataError naming the sweeps there are."""
+    """The leaderboard of the sweep `name`. Raises DataError that lists the existing sweeps."""
     found = load(storage.join(settings.runs_uri, name))
     if found is None:
         names = storage.names(settings.runs_uri)
         sweeps = [n for n in names if storage.exists(storage.join(settings.runs_uri, n, JSON))]
-        known = f" Sweeps there: {', '.join(sweeps)}" if sweeps else " There are none yet"
+        known = f" Existing sweeps: {', '.join(sweeps)}" if sweeps else " There are none yet"
         raise DataError(f"no sweep '{name}' in {settings.runs_uri}{nearest(name, sweeps)}{known}")
     return found
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Numbers, texts or truths as they are when all of them are of one kind, else JSON text."""
+    """Numbers, strings or booleans when all values are of one type, else JSON text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} or kinds in ({str}, {bool}):
         return pa.array(values)
     texts = [None if value is None else json.dumps(value, default=str) for value in values]
     return pa.array(texts, pa.string())
+
+
+def format_value(value: Any) -> str:
+    """A value in a few characters: a mapping by its kind and the rest, numbers to four digits."""
+    if isinstance(value, dict):
+        kind = value.get("kind")
+        rest = ", ".join(f"{k} {format_value(item)}" for k, item in value.items() if k != "kind")
+        return " ".join(part for part in (str(kind) if kind else "", rest) if part)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(format_value(item) for item in value) + "]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def format_values(values: Mapping[str, Any]) -> str:
+    """The values of one point on one line."""
+    names = short_names(list(values))
+    return ", ".join(f"{names[path]} {format_value(value)}" for path, value in values.items())
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """A name for each path: its last step; the last two if that is short; the path if ambiguous."""
+    names = {}
+    for path in paths:
+        *above, last = path.split(".")
+        names[path] = ".".join([*above[-1:], last]) if len(last) < 3 else last
+    taken = list(names.values())
+    return {path: path if taken.count(name) > 1 else name for path, name in names.items()}

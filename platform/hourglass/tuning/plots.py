@@ -1,22 +1,37 @@
-"""A sweep as one HTML page: what was swept, what it took, and what a wider code buys."""
+"""A sweep as one HTML page: the swept values, training time, epochs, and the width of the code."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from plotly import graph_objects as go
 
 from hourglass import storage
-from hourglass.report.charts import BLUE, MOST_TICKS, PALETTE, RED, figure, text
+from hourglass.report.charts import (
+    BLUE,
+    MOST_TICKS,
+    PALETTE,
+    RED,
+    even_ticks,
+    figure,
+    is_log,
+    log_ticks,
+    set_scale,
+    text,
+)
 from hourglass.report.page import Section, note, render, table
-from hourglass.tuning.axes import axis, cut, in_words, is_log, log_ticks, set_scale, short
-from hourglass.tuning.leaderboard import Entry, Leaderboard
+from hourglass.tuning.leaderboard import Entry, Leaderboard, format_value
 
 PAGE = "plots.html"
 LOWEST_FIRST = "Viridis"
 GREY = "#9aa4ae"
 SHOWN = 20
 """Trials in the table; the leaderboard has all of them."""
+MAX_NAMES, MAX_CHARS = 12, 28
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 History = Sequence[Mapping[str, float]]
 
@@ -27,9 +42,10 @@ def save(
     widths: Mapping[str, int],
     histories: Mapping[str, History] | None = None,
 ) -> str:
-    """Write the page into the sweep's folder; its URI."""
+    """Write the page into the sweep's folder; returns its URI."""
+    content = page(board, widths, histories).encode()
     uri = storage.join(folder, PAGE)
-    storage.write(uri, page(board, widths, histories).encode())
+    storage.write(uri, content)
     return uri
 
 
@@ -38,63 +54,60 @@ def page(
     widths: Mapping[str, int],
     histories: Mapping[str, History] | None = None,
 ) -> str:
-    """The page; `widths` are the units of each trial's code, `histories` the records of its epochs."""
-    every = [
+    """The page, from the code width and the records of the epochs of each trial."""
+    sections = [
         _leaders(board),
         _swept(board),
         _time(board),
         _curves(board, histories or {}),
         _widths(board, widths),
     ]
-    return render(f"Sweep {board.sweep}", [section for section in every if section is not None])
+    return render(f"Sweep {board.sweep}", [section for section in sections if section is not None])
 
 
 def _leaders(board: Leaderboard) -> Section:
-    """What came of the trials, and the first of them."""
-    ends = {entry.status: 0 for entry in board.entries}
-    for entry in board.entries:
-        ends[entry.status] += 1
-    said = ", ".join(f"{count} {status}" for status, count in ends.items())
+    """How the trials ended, and a table of the best."""
+    ends = Counter(entry.status for entry in board.entries)
     count = len(board.entries)
-    trials = "1 trial" if count == 1 else f"{count} trials"
-    order = "lowest" if board.mode == "min" else "highest"
-    sentence = f"{trials}: {said}. Ranked by {board.metric}, {order} first."
+    summary = (
+        f"{'1 trial' if count == 1 else f'{count} trials'}: "
+        f"{', '.join(f'{number} {status}' for status, number in ends.items())}. "
+        f"Ranked by {board.metric}, {_best(board)} first."
+    )
     first = [entry for entry in board.entries if entry.rank is not None][:SHOWN]
     if not first:
-        return Section("Trials", sentence, (note(_why_none(board)),))
-    names = short(board.paths)
+        finished = f"No trial has a {board.metric}" if ends["finished"] else "No trial finished"
+        return Section("Trials", summary, (note(f"{finished}, so nothing is ranked."),))
+    names = board.names
     head = ("rank", *names.values(), board.metric, "PCA's MSE", "seconds", "trial")
     lines = [
         (
             entry.rank,
-            *(in_words(entry.values[path]) if path in entry.values else "" for path in names),
-            *(_figure(number) for number in (_metric(board, entry), entry.pca_mse, entry.seconds)),
+            *(format_value(entry.values[path]) if path in entry.values else "" for path in names),
+            *(_number(value) for value in (_metric(board, entry), entry.pca_mse, entry.seconds)),
             entry.trial,
         )
         for entry in first
     ]
-    return Section("Trials", sentence, (table(head, lines),))
-
-
-# -- parallel coordinates ---------------------------------------------------------------------
+    return Section("Trials", summary, (table(head, lines),))
 
 
 def _swept(board: Leaderboard) -> Section | None:
-    """One line for each finished trial through the values that make it, to its metric."""
-    drawn = [entry for entry in board.entries if _is_drawn(board, entry)]
+    """Parallel coordinates: a line per finished trial through its values to its metric."""
+    drawn = [e for e in board.entries if e.status == "finished" and _metric(board, e) is not None]
     paths = [path for path in board.paths if any(path in entry.values for entry in drawn)]
     if not paths:
         return None
     metric = [float(_metric(board, entry) or 0.0) for entry in drawn]
-    names = short(paths)
-    axes = [axis(names[path], [entry.values.get(path) for entry in drawn]) for path in names]
+    names = board.names
+    axes = [axis(names[path], [entry.values.get(path) for entry in drawn]) for path in paths]
     axes.append(axis(board.metric, metric))
     colour, ticks = metric, {}
     if is_log(metric):
         colour = [math.log10(value) for value in metric]
-        ticks = log_ticks(min(metric), max(metric))
+        ticks = _log10_ticks(min(metric), max(metric))
     made = figure(470)
-    first = max((len(word) for word in axes[0]["ticktext"]), default=0)
+    first = max((len(name) for name in axes[0]["ticktext"]), default=0)
     made.update_layout(margin={"l": 40 + 7 * first, "r": 60, "t": 70, "b": 30})
     made.add_trace(
         go.Parcoords(
@@ -111,28 +124,22 @@ def _swept(board: Leaderboard) -> Section | None:
             rangefont={"size": 1, "color": "rgba(0,0,0,0)"},  # the axes have ticks of their own
         )
     )
-    left = len(board.entries) - len(drawn)
-    sentence = (
-        "Each line is a trial: it goes through the values that make it to its metric; dark lines "
-        f"are the {'lowest' if board.mode == 'min' else 'highest'}. Drag along an axis to see some of "
-        "them only, drag a name to move its axis."
+    caption = (
+        "Each line is a trial: it runs through the trial's values to its metric; dark lines are the "
+        f"{_best(board)}. Drag along an axis to select lines, drag a name to move its axis."
     )
-    if left:
-        sentence += f" Left out: {left} that did not finish."
-    return Section("Values and metric", sentence, (made,))
-
-
-# -- metric against time ----------------------------------------------------------------------
+    if left := len(board.entries) - len(drawn):
+        caption += f" {left} trials that did not finish are not shown."
+    return Section("Values and metric", caption, (made,))
 
 
 def _time(board: Leaderboard) -> Section | None:
-    """What each trial's seconds of training brought, and the best of those that took no longer."""
+    """The metric of each trial over its training time, and the best up to each time."""
     known = [e for e in board.entries if e.seconds is not None and _metric(board, e) is not None]
     if not known:
         return None
     made = figure(400)
-    kinds = {"finished": (BLUE, "circle"), "stopped": (GREY, "x")}
-    for status, (colour, symbol) in kinds.items():
+    for status, colour, symbol in (("finished", BLUE, "circle"), ("stopped", GREY, "x")):
         some = [entry for entry in known if entry.status == status]
         if some:
             made.add_scatter(
@@ -141,7 +148,7 @@ def _time(board: Leaderboard) -> Section | None:
                 mode="markers",
                 name=f"{status} trials",
                 marker={"color": colour, "symbol": symbol, "size": 9, "opacity": 0.75},
-                hovertext=[_story(board, entry) for entry in some],
+                hovertext=_descriptions(board, some),
                 hovertemplate="%{hovertext}<extra></extra>",
             )
     finished = [entry for entry in known if entry.status == "finished"]
@@ -152,40 +159,37 @@ def _time(board: Leaderboard) -> Section | None:
     made.update_xaxes(title="seconds of training", rangemode="tozero")
     set_scale(made.update_xaxes, [float(e.seconds or 0.0) for e in known], "seconds of training")
     set_scale(made.update_yaxes, [float(_metric(board, e) or 0.0) for e in known], board.metric)
-    better = "lowest" if board.mode == "min" else "highest"
-    sentence = (
-        f"Each point is a trial. The line is the {better} {board.metric} of the trials that took no "
-        "longer: how much training buys how much. Seconds are those of the sitting that ended the "
-        "trial."
+    caption = (
+        f"Each point is a trial. The line is the {_best(board)} {board.metric} of all trials that took "
+        "no longer. The seconds are the training time of the session in which a trial ended."
     )
-    return Section("Metric and time", sentence, (made,))
+    return Section("Metric and time", caption, (made,))
 
 
 def _running_best(board: Leaderboard, finished: Sequence[Entry]) -> dict[str, list[float]]:
-    """The best metric among the trials of at most so many seconds; on to the longest."""
-    x: list[float] = []
-    y: list[float] = []
-    choose = min if board.mode == "min" else max
-    for entry in sorted(finished, key=lambda entry: float(entry.seconds or 0.0)):
-        value = float(_metric(board, entry) or 0.0)
-        x.append(float(entry.seconds or 0.0))
-        y.append(choose([value, *y[-1:]]))
-    return {"x": x, "y": y}
+    """The best metric among the trials up to each number of seconds."""
+    points = sorted((float(e.seconds or 0.0), float(_metric(board, e) or 0.0)) for e in finished)
+    best = accumulate((value for _, value in points), min if board.mode == "min" else max)
+    return {"x": [seconds for seconds, _ in points], "y": [*best]}
 
 
 def _curves(board: Leaderboard, histories: Mapping[str, History]) -> Section | None:
     """The metric of each trial over its epochs, the best in colour."""
-    told = [
-        (entry, [(r["epoch"], r[board.metric]) for r in histories.get(entry.trial, ())
-                 if "epoch" in r and "member" not in r and board.metric in r])
-        for entry in board.entries if entry.trial
-    ]  # fmt: skip
-    told = [(entry, points) for entry, points in told if points]
-    if not told:
+    curves = []
+    for entry in board.entries:
+        records = (
+            [r for r in histories.get(entry.trial, ()) if "member" not in r] if entry.trial else []
+        )
+        points = [(r["epoch"], r[board.metric]) for r in records if {"epoch", board.metric} <= {*r}]
+        if points:
+            curves.append((entry, points))
+    if not curves:
         return None
     made = figure(400)
-    best = [entry.trial for entry, _ in told if entry.rank is not None][: len(PALETTE) // 2]
-    for entry, points in reversed(told):  # the best are drawn last, above the others
+    best = [entry.trial for entry, _ in curves if entry.rank is not None][: len(PALETTE) // 2]
+    descriptions = _descriptions(board, [entry for entry, _ in curves])
+    # The best are drawn last, above the others.
+    for (entry, points), description in reversed([*zip(curves, descriptions, strict=True)]):
         chosen = entry.trial in best
         made.add_scatter(
             x=[epoch for epoch, _ in points],
@@ -199,25 +203,23 @@ def _curves(board: Leaderboard, histories: Mapping[str, History]) -> Section | N
                 "dash": "dot" if entry.status == "stopped" else "solid",
             },
             opacity=1.0 if chosen else 0.6,
-            hovertext=_story(board, entry),
+            hovertext=description,
             hovertemplate="epoch %{x}: %{y:.4g}<br>%{hovertext}<extra></extra>",
         )
     made.update_layout(legend={"traceorder": "reversed"})
     made.update_xaxes(title="epoch")
-    drawn = [value for _, points in told for _, value in points]
-    set_scale(made.update_yaxes, drawn, board.metric)
-    sentence = (
-        f"The {board.metric} of each trial over its epochs; in colour the first {len(best)} of the "
-        "leaderboard, dotted those that a scheduler stopped."
+    set_scale(
+        made.update_yaxes, [value for _, points in curves for _, value in points], board.metric
     )
-    return Section("Metric and epochs", sentence, (made,))
-
-
-# -- width and error --------------------------------------------------------------------------
+    caption = (
+        f"The {board.metric} of each trial over its epochs: the {len(best)} best trials in colour, trials "
+        "that a scheduler stopped as dotted lines."
+    )
+    return Section("Metric and epochs", caption, (made,))
 
 
 def _widths(board: Leaderboard, widths: Mapping[str, int]) -> Section | None:
-    """What a wider code buys, beside what it buys PCA."""
+    """The error over the width of the code, beside that of PCA with as many components."""
     known = [
         (widths[entry.trial], entry)
         for entry in board.entries
@@ -232,82 +234,138 @@ def _widths(board: Leaderboard, widths: Mapping[str, int]) -> Section | None:
         mode="markers",
         name="trials",
         marker={"color": BLUE, "size": 9, "opacity": 0.55},
-        hovertext=[_story(board, entry) for _, entry in known],
+        hovertext=_descriptions(board, [entry for _, entry in known]),
         hovertemplate="%{x} units: MSE %{y:.4g}<br>%{hovertext}<extra></extra>",
     )
     ours = _lowest([(width, float(entry.holdout_mse or 0.0)) for width, entry in known])
     pca = _lowest([(width, e.pca_mse) for width, e in known if e.pca_mse is not None])
-    _line(made, "best trial of a width", ours, PALETTE[0])
-    _line(made, "PCA", pca, PALETTE[1], dash="dash")
-    every = sorted(ours)
-    set_scale(
-        made.update_xaxes, [float(width) for width in every], "units of the code", always=True
-    )
-    if len(every) <= MOST_TICKS:
-        made.update_xaxes(tickvals=every, ticktext=[str(width) for width in every])
+    for name, errors, colour, dash in (
+        ("best trial of a width", ours, PALETTE[0], "solid"),
+        ("PCA", pca, PALETTE[1], "dash"),
+    ):
+        if errors:
+            made.add_scatter(
+                x=list(errors), y=list(errors.values()), name=name, mode="lines+markers",
+                line={"color": colour, "width": 2, "dash": dash}, marker={"size": 6},
+                hovertemplate=f"%{{x}} units: {name} %{{y:.4g}}<extra></extra>",
+            )  # fmt: skip
+    set_scale(made.update_xaxes, [float(width) for width in ours], "units of the code", always=True)
+    if len(ours) <= MOST_TICKS:
+        made.update_xaxes(tickvals=[*ours], ticktext=[str(width) for width in ours])
     drawn = [float(entry.holdout_mse or 0.0) for _, entry in known] + list(pca.values())
     set_scale(made.update_yaxes, drawn, "MSE of held-out rows")
-    wins = [str(width) for width in every if width in pca and ours[width] <= pca[width]]
-    sentence = (
-        "The error of the held-out rows in model space over the units of the code, and that of as "
-        "many principal components. "
-    )
+    wins = [str(width) for width in ours if width in pca and ours[width] <= pca[width]]
     if not pca:
-        sentence += "No code is narrower than a row, so PCA proves nothing here."
+        result = "Every code is as wide as a row, so PCA is no baseline here."
     elif len(wins) == len(pca):
-        sentence += "The best trial beats PCA at every width."
+        result = "The best trial beats PCA at every width."
     elif wins:
-        sentence += f"The best trial beats PCA at {', '.join(wins)} units, and not at the others."
+        result = f"The best trial beats PCA at {', '.join(wins)} units, but not at the others."
     else:
-        sentence += "PCA beats the trials at every width: a linear map would serve better."
-    return Section("Width and error", sentence, (made,))
+        result = "PCA beats the trials at every width: a linear map would do better."
+    caption = (
+        "The error of the held-out rows in model space over the units of the code, beside that of as many "
+        f"principal components. {result}"
+    )
+    return Section("Width and error", caption, (made,))
 
 
 def _lowest(points: Sequence[tuple[int, float]]) -> dict[int, float]:
     """The lowest error of each width, in order of width."""
-    found: dict[int, float] = {}
-    for width, error in sorted(points):
-        found[width] = min(error, found.get(width, math.inf))
-    return found
+    widths = sorted({width for width, _ in points})
+    return {width: min(error for other, error in points if other == width) for width in widths}
 
 
-def _line(
-    made: Any, name: str, points: Mapping[int, float], colour: str, dash: str = "solid"
-) -> None:
-    if points:
-        made.add_scatter(
-            x=list(points), y=list(points.values()), name=name, mode="lines+markers",
-            line={"color": colour, "width": 2, "dash": dash}, marker={"size": 6},
-            hovertemplate=f"%{{x}} units: {name} %{{y:.4g}}<extra></extra>",
-        )  # fmt: skip
+# -- axes -------------------------------------------------------------------------------------
 
 
-# -- words and numbers ------------------------------------------------------------------------
+def axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """An axis of parallel coordinates: numeric for numbers, else one position per distinct value.
+
+    Values that a condition left out have a position of their own, below the others.
+    """
+    given = [value for value in values if value is not None]
+    if given and all(isinstance(v, int | float) and not isinstance(v, bool) for v in given):
+        return _numeric(name, [None if value is None else float(value) for value in values])
+    order = sorted({format_value(value) for value in given}, key=_natural)
+    names = ["not set", *order] if len(given) < len(values) else order
+    shown = list(range(0, len(names), -(-len(names) // MAX_NAMES)))
+    return {
+        "label": text(name),
+        "values": [names.index("not set" if v is None else format_value(v)) for v in values],
+        "range": [-0.15, max(len(names) - 0.85, 0.15)],
+        "tickvals": shown,
+        "ticktext": [text(shortened(names[position])) for position in shown],
+    }
+
+
+def _numeric(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+    """An axis of numbers, logarithmic where `is_log`."""
+    given = [value for value in values if value is not None]
+    log = is_log(given)
+    scaled = [None if v is None else math.log10(v) if log else v for v in values]
+    low = min(v for v in scaled if v is not None)
+    high = max(v for v in scaled if v is not None)
+    if len(set(given)) <= MAX_NAMES // 2:
+        ticks = sorted(set(given))
+    else:
+        ticks = log_ticks(min(given), max(given)) if log else even_ticks(low, high)
+    at = [math.log10(tick) if log else tick for tick in ticks]
+    labels = [f"{tick:.4g}" for tick in ticks]
+    span = (high - low) or 1.0
+    bottom = low - 0.02 * span
+    if len(given) < len(values):
+        below = low - 0.12 * span
+        scaled = [below if value is None else value for value in scaled]
+        at, labels, bottom = [below, *at], ["not set", *labels], below - 0.02 * span
+    return {
+        "label": text(name) + (", log" if log else ""),
+        "values": scaled,
+        "range": [bottom, high + 0.02 * span],
+        "tickvals": at,
+        "ticktext": labels,
+    }
+
+
+def _log10_ticks(low: float, high: float) -> dict[str, Any]:
+    """The ticks of a log axis where plotly draws the logarithms of the values."""
+    ticks = log_ticks(low, high)
+    return {"tickvals": [*map(math.log10, ticks)], "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+# -- text -------------------------------------------------------------------------------------
+
+
+def _best(board: Leaderboard) -> str:
+    return "lowest" if board.mode == "min" else "highest"
 
 
 def _metric(board: Leaderboard, entry: Entry) -> float | None:
-    """The metric that the sweep ranks by, where the trial has a finite one."""
+    """The metric that ranks the sweep, if the trial has a finite one."""
     value: float | None = getattr(entry, board.metric)
     return value if value is not None and math.isfinite(value) else None
 
 
-def _is_drawn(board: Leaderboard, entry: Entry) -> bool:
-    return entry.status == "finished" and _metric(board, entry) is not None
+def _descriptions(board: Leaderboard, entries: Sequence[Entry]) -> list[str]:
+    """Each trial in a few lines, for plotly."""
+    names, made = board.names, []
+    for entry in entries:
+        lines = [f"{board.metric} {_number(_metric(board, entry))}, trial {entry.trial}"]
+        lines += [f"{names[path]}: {format_value(value)}" for path, value in entry.values.items()]
+        made.append("<br>".join(text(shortened(line, 80)) for line in lines))
+    return made
 
 
-def _story(board: Leaderboard, entry: Entry) -> str:
-    """A trial in a few lines, as plotly shows them."""
-    names = short(board.paths)
-    lines = [f"{board.metric} {_figure(_metric(board, entry))}, trial {entry.trial}"]
-    lines += [f"{names[path]}: {in_words(value)}" for path, value in entry.values.items()]
-    return "<br>".join(text(cut(line, 80)) for line in lines)
+def _natural(name: str) -> tuple[int, list[float], str]:
+    """A key that sorts lists by their numbers, so that [64] comes before [128], then other names."""
+    numbers = [float(number) for number in NUMBER.findall(name)]
+    return (0, numbers, name) if name.startswith("[") else (1, [], name)
 
 
-def _why_none(board: Leaderboard) -> str:
-    if any(entry.status == "finished" for entry in board.entries):
-        return f"No trial has a {board.metric}, so nothing is ranked."
-    return "No trial finished, so nothing is ranked."
+def shortened(line: str, limit: int = MAX_CHARS) -> str:
+    """A line with at most `limit` characters."""
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"

@@ -1,7 +1,8 @@
-"""A sweep in MLflow: its own run, and one below it for each trial that has ended.
+"""A sweep in MLflow: a run of its own, and a child run for each trial that has ended.
 
-The driver says what happened and goes on; what it says waits on its disk until MLflow has it (see
-tracking/tracker.py). A trial is said whole when it has ended, so no killed driver leaves a half one.
+The driver reports events and continues; they wait in its outbox until MLflow has them (see
+tracking/tracker.py). A trial is reported whole once it has ended, so a killed driver leaves no partial
+run.
 """
 
 import hashlib
@@ -17,21 +18,25 @@ from hourglass.config.files import dump
 from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.tracking import Outbox, Registered
+from hourglass.training.state import Record
 from hourglass.tuning.leaderboard import JSON, NAME, WRITERS, Entry, Leaderboard
 from hourglass.tuning.plots import PAGE
-from hourglass.tuning.trial import artifact_of, trial_folder
+from hourglass.tuning.progress import Listener
+from hourglass.tuning.store import artifact_uri
+from hourglass.tuning.trial import Resources
 
 FILES = (JSON, *(f"{NAME}.{suffix}" for suffix in WRITERS), PAGE)
-PLACE = "leaderboard"
-"""Before the names of a trial's final figures: those of its epochs have the plain names."""
-SAID_APART = ("rank", "trial", "status", "values", "run_id")
+PREFIX = "leaderboard"
+"""Prefix of a trial's final metrics; the metrics of its epochs have plain names."""
+SEPARATE = ("rank", "trial", "status", "values", "run_id")
+"""Fields of an entry that are neither metrics nor tags of the trial's run."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Where a sweep is recorded: runs by trial, and the leaderboard with them in it.
+    """Where a sweep is recorded: the runs by trial, and the leaderboard that names them.
 
-    `registered` is the version of the best trial's model; `note` the sentence for the user.
+    `registered` is the version of the best trial's model, `note` a message for the user.
     """
 
     parent_id: str | None
@@ -42,22 +47,22 @@ class Recorded:
 
     @property
     def version(self) -> str | None:
-        """The version that was registered."""
+        """The registered version."""
         return self.registered.version if self.registered else None
 
 
 def start(
     settings: Settings, sweep: TuneJob, dataset: dict[str, Any], ended: bool = False
 ) -> "Recorder":
-    """Begin, or go on with, recording `sweep`; returns at once and never raises.
+    """Start or continue recording `sweep`; returns at once and never raises.
 
-    A sweep is known by its name and its rows: on other shards it is another one. One that has `ended`
-    before is not shown as running again.
+    A sweep is identified by its name and its rows: on other shards it is another sweep. One that has
+    already `ended` is not shown as running again.
     """
     name = sweep.name or "sweep"
-    known = f"{name}@{str(dataset.get('digest') or '')[:8] or 'rows'}"
+    run = f"{name}@{str(dataset.get('digest') or '')[:8] or 'rows'}"
     begin = {
-        "run": known,
+        "run": run,
         "shown": name,
         "tags": {"hourglass.sweep": name},
         "experiment": sweep.job.track.experiment,
@@ -66,26 +71,24 @@ def start(
         "dataset": dataset,
         "ended": ended,
     }
-    return Recorder(Outbox(settings, known, begin))
+    return Recorder(Outbox(settings, run, begin))
 
 
 class Recorder:
-    """Hears what became of each trial. `ended` returns at once; only `finish` waits, bounded."""
+    """Reports each trial to MLflow. `ended` returns at once; only `finish` waits, for a bounded time."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._told: dict[str, dict[str, Any]] = {}
+        self._reported: dict[str, dict[str, Any]] = {}
 
     def ended(
-        self, entry: Entry, artifact_uri: str | None, history: Sequence[Mapping[str, float]] = ()
+        self, entry: Entry, uri: str | None, history: Sequence[Mapping[str, float]] = ()
     ) -> None:
-        """A trial ended just now; `history` are the epochs of one that left no artifact."""
-        apart = (
-            [] if artifact_uri else [dict(record) for record in history]
-        )  # the artifact has them
-        told = _told(entry, artifact_uri or None, apart, _now_ms())
-        self._told[told["trial"]] = told
-        self._outbox.put("trials", trials=[told])
+        """A trial ended just now; `history` is used only if it has no artifact, which records it."""
+        epochs = [] if uri else [dict(record) for record in history]
+        report = _report(entry, uri or None, epochs, _now_ms())
+        self._reported[report["trial"]] = report
+        self._outbox.put("trials", trials=[report])
 
     def finish(
         self,
@@ -94,15 +97,15 @@ class Recorder:
         folder: str,
         register: str | None,
     ) -> Recorded:
-        """Record the leaderboard and the files in `folder`, register the best trial's artifact, end.
+        """Record the leaderboard and the files in `folder`, register the best trial, end the run.
 
-        Trials that ended while nobody listened, or of which more is known now, are told again. The
-        leaderboard is saved anew with the runs in it as soon as MLflow has said them. Waits for
-        MLflow as long as a single run does. `board` is None when there is none: the sweep failed.
+        Trials that were not reported yet, or have changed, are reported too. The leaderboard is saved
+        again with the ids of the runs that MLflow created. Waits for MLflow as long as a training run
+        does. `board` is None when the sweep failed.
         Raises: OSError when the leaderboard cannot be written.
         """
         if board is not None:
-            self._tell_the_rest(board, folder)
+            self._report_changed(board, folder)
             self._outbox.settle()
             board = with_runs(board, self._run_ids(board))
             board.save(folder)
@@ -110,9 +113,8 @@ class Recorder:
             self._outbox.put("board", folder=folder, files=files, **_summary(board))
             best = board.best
             if register is not None and best is not None:
-                uri = artifact_of(trial_folder(folder, best.trial))
-                trial = known_as(best)
-                self._outbox.put("artifact", uri=uri, register_as=register, trial=trial)
+                uri = artifact_uri(folder, best.trial)
+                self._outbox.put("artifact", uri=uri, register_as=register, trial=run_name(best))
         self._outbox.put("end", status=status)
         note = self._outbox.close()
         delivery = self._outbox.delivery
@@ -124,41 +126,36 @@ class Recorder:
             board,
         )
 
-    def _tell_the_rest(self, board: Leaderboard, folder: str) -> None:
-        """Everything that `ended` did not say, or said otherwise, as one event.
+    def _report_changed(self, board: Leaderboard, folder: str) -> None:
+        """Report every trial that `ended` did not report as it is now, as one event.
 
-        Not those that ran out of time before they ended: whoever failed in this sitting was heard.
+        Without trials that are not known to have ended: failures of this session were reported.
         """
-        rest = []
+        changed = []
         for entry in board.entries:
-            before = self._told.get(known_as(entry))
+            before = self._reported.get(run_name(entry))
             if before is None and entry.status == "failed" and entry.trial:
                 continue
-            uri = (
-                artifact_of(trial_folder(folder, entry.trial))
-                if entry.status == "finished"
-                else None
-            )
-            if before is not None:
-                told = _told(
-                    entry, uri or before["artifact"], before["history"], before["ended_ms"]
-                )
+            uri = artifact_uri(folder, entry.trial) if entry.status == "finished" else None
+            if before is None:
+                report = _report(entry, uri, [], None)
             else:
-                told = _told(entry, uri, [], None)
-            if told != before:
-                rest.append(told)
-        if rest:
-            self._outbox.put("trials", trials=rest)
+                uri = uri or before["artifact"]
+                report = _report(entry, uri, before["history"], before["ended_ms"])
+            if report != before:
+                changed.append(report)
+        if changed:
+            self._outbox.put("trials", trials=changed)
 
     def _run_ids(self, board: Leaderboard) -> dict[str, str]:
-        """The runs of the trials of this leaderboard: MLflow may know of more."""
+        """The runs of the trials of this leaderboard; MLflow may have runs of others."""
         known = self._outbox.delivery.run_ids if self._outbox.delivery else {}
-        trials = [known_as(entry) for entry in board.entries]
+        trials = [run_name(entry) for entry in board.entries]
         return {trial: known[trial] for trial in trials if trial in known}
 
 
-def known_as(entry: Entry) -> str:
-    """The trial's name; of a point that makes no job, a hash of its values."""
+def run_name(entry: Entry) -> str:
+    """The name of the entry's run: the trial's, or for a point that makes no job a hash of its values."""
     if entry.trial:
         return entry.trial
     values = json.dumps(entry.values, sort_keys=True, default=str)
@@ -166,26 +163,26 @@ def known_as(entry: Entry) -> str:
 
 
 def with_runs(board: Leaderboard, run_ids: Mapping[str, str]) -> Leaderboard:
-    """The same leaderboard with the MLflow runs that are known now."""
+    """The leaderboard with the ids of the MLflow runs known so far."""
     entries = [
-        entry.having(run_id=run_ids.get(known_as(entry), entry.run_id)) for entry in board.entries
+        entry.having(run_id=run_ids.get(run_name(entry), entry.run_id)) for entry in board.entries
     ]
     return Leaderboard.model_validate({**dict(board), "entries": tuple(entries)})
 
 
-def _told(
+def _report(
     entry: Entry, uri: str | None, history: list[dict[str, float]], ended_ms: int | None
 ) -> dict[str, Any]:
-    """What MLflow is to hold of a trial: numbers as metrics, all else as tags."""
-    more = {k: v for k, v in entry.model_dump(mode="json").items() if k not in SAID_APART}
-    numbers = {k: v for k, v in more.items() if type(v) in (int, float)}  # a truth is an int, too
-    words = {k: v for k, v in more.items() if k not in numbers and v is not None}
+    """What MLflow records of a trial: numbers as metrics, everything else as tags."""
+    fields = {k: v for k, v in entry.model_dump(mode="json").items() if k not in SEPARATE}
+    numbers = {k: v for k, v in fields.items() if type(v) in (int, float)}  # bool is an int, too
+    others = {k: v for k, v in fields.items() if k not in numbers and v is not None}
     return {
-        "trial": known_as(entry),
+        "trial": run_name(entry),
         "status": entry.status,
         "values": entry.values,
-        "metrics": {f"{PLACE}/{name}": float(value) for name, value in numbers.items()},
-        "tags": {f"hourglass.{name}": _text(word) for name, word in words.items()},
+        "metrics": {f"{PREFIX}/{name}": float(value) for name, value in numbers.items()},
+        "tags": {f"hourglass.{name}": _text(value) for name, value in others.items()},
         "seconds": entry.seconds,
         "artifact": uri,
         "history": history,
@@ -194,19 +191,84 @@ def _told(
 
 
 def _summary(board: Leaderboard) -> dict[str, Any]:
-    """The best trial's figures and how the trials ended."""
+    """The metrics of the best trial, and how many trials finished, stopped and failed."""
     best = board.best
     ends = Counter(entry.status for entry in board.entries)
     metrics = {f"trials/{how}": float(ends[how]) for how in ("finished", "stopped", "failed")}
     if best is None:
         return {"metrics": metrics, "tags": {"hourglass.best": "none"}}
-    told = _told(best, None, [], None)
-    return {"metrics": metrics | told["metrics"], "tags": {"hourglass.best": told["trial"]}}
+    report = _report(best, None, [], None)
+    return {"metrics": metrics | report["metrics"], "tags": {"hourglass.best": report["trial"]}}
 
 
-def _text(word: Any) -> str:
-    return word if isinstance(word, str) else json.dumps(word)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+class RecordingListener:
+    """A listener that shows progress and records the sweep in MLflow."""
+
+    def __init__(self, progress: Listener, job: TuneJob, settings: Settings) -> None:
+        self._progress, self._job, self._settings = progress, job, settings
+        self._recorder: Recorder | None = None
+        self._dataset: dict[str, Any] | None = None
+
+    def recorder(self, ended: bool = False) -> Recorder:
+        """The recorder of the sweep; `ended` if there was nothing left to train when it began."""
+        assert self._dataset is not None
+        if self._recorder is None:
+            self._recorder = start(self._settings, self._job, self._dataset, ended)
+        return self._recorder
+
+    def finish(self, board: Leaderboard, folder: str, register: bool) -> tuple[Recorded, list[str]]:
+        """Record the leaderboard, register the best trial if asked to; messages for the user."""
+        best, model, none = board.best, self._job.job.track.register_as, "no trial was registered"
+        recorder = self.recorder(ended=True)
+        recorded = recorder.finish(board, "finished", folder, model if register and best else None)
+        if recorded.registered is not None and best is not None:
+            message = (
+                f"{recorded.registered.sentence}: trial {best.trial}, the best by {board.metric}"
+            )
+        elif not register:
+            message = f"{none}: --refit registers the run on all rows"
+        elif model is None:
+            message = f"{none}: base.track.register names no model"
+        elif best is None:
+            message = f"{none} as {model}: none finished"
+        else:
+            message = (
+                f"{none} as {model}: MLflow has not received the model of trial {best.trial} yet; run "
+                "the same command again to register it"
+            )
+        return recorded, [recorded.note, message]
+
+    def finish_failed(self, folder: str) -> None:
+        """The sweep was interrupted or failed; nothing is recorded of one that trained nothing."""
+        if self._recorder is not None:
+            self._recorder.finish(None, "failed", folder, None)
+
+    def sweeping(self, trials: int, resources: Resources, dataset: dict[str, Any]) -> None:
+        self._dataset = dataset
+        self._progress.sweeping(trials, resources, dataset)
+
+    def known(self, entry: Entry) -> None:
+        self._progress.known(entry)
+
+    def loaded(self, dataset: dict[str, Any]) -> None:
+        self.recorder()
+        self._progress.loaded(dataset)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+    def started(self, values: Sequence[dict[str, Any]]) -> None:
+        self._progress.started(values)
+
+    def ended(self, entry: Entry, uri: str, history: Sequence[Record]) -> None:
+        if entry.status != "stopped" or not self._job.scheduler.population:  # one generation only
+            self.recorder().ended(entry, uri or None, history)
+        self._progress.ended(entry, uri, history)

@@ -1,50 +1,46 @@
-"""What a trial's process runs: the run of one point, or of several packed, on rows that lie in the object
-store."""
+"""One trial: what it may use of the cluster, and what its process runs.
+
+A process trains one point, or several that are packed, on rows that lie in the object store.
+"""
 
 import contextlib
 import json
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
 from hourglass import artifact, storage
 from hourglass.config import files
 from hourglass.config.train import TrainJob
-from hourglass.data.loader import Features, MemoryLoader
-from hourglass.errors import HourglassError
+from hourglass.config.tune import TuneJob
+from hourglass.data.loader import MemoryLoader
+from hourglass.errors import ClusterError, HourglassError
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete, complete_packed
 from hourglass.training.launch import Room, distribute
-from hourglass.training.measure import Measured
 from hourglass.training.members import Tell
 from hourglass.training.state import Record
 from hourglass.tuning.space import Point, one_line
+from hourglass.tuning.store import LoadedRows, checkpoints_uri, trial_uri
 
 TRIALS = "trials"
 FAILED = "failed"
-"""Where a report has the reasons of the trials that failed: their last words."""
+"""Key of the reasons why trials failed, in the last report of their process."""
 GROUP = "placement_group"
-"""Where a report has the id of what the workers of a trial reserved."""
+"""Key of the id of the placement group that the workers of a trial reserved."""
 TRIAL, RECORDS = "trial", "records"
-"""Where a report has records of a trial's epochs."""
-
-
-@dataclass(frozen=True)
-class Placed:
-    """The rows of a sweep: measured, and parted into training and held-out rows."""
-
-    measured: Measured
-    train: Features
-    holdout: Features
+"""Keys of a report of a trial's epochs."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one trial may use of the cluster: workers, and the CPUs and the GPU, or part, of each."""
+    """What one trial may use of the cluster: its workers, and the CPUs and GPUs of each."""
 
     cpus: float
     gpus: float
@@ -52,116 +48,62 @@ class Share:
 
     @property
     def room(self) -> Room:
-        """What each worker owns; the rows are in memory, so none of it is left to read."""
+        """What each worker owns; the rows are in memory, so no CPUs are reserved to read them."""
         return Room(self.cpus, self.gpus, 0.0)
 
 
-def train_trials(
-    config: dict[str, Any], *, any_run: Run, placed: Placed, share: Share, watched: bool
-) -> None:
-    """Complete the runs that `config` describes and report the reasons of those that failed.
+@dataclass(frozen=True)
+class Resources:
+    """What all trials may use: the share of each, how many fit, and how many run at a time."""
 
-    Of `watched` trials epochs are reported as well, for whoever may stop the trial. The rows are views of
-    the object store, which nobody may write to. What would fail again is a result; only the loss of
-    this process is for Tune to mend.
+    share: Share
+    fitting: int
+    at_once: int
+
+
+def resources(sweep: TuneJob) -> Resources:
+    """What the connected cluster has for trials. Raises ClusterError when not even one fits.
+
+    A trial's CPUs do not depend on how many trials run at a time: with another number of threads, sums
+    would round differently and the leaderboard would depend on the concurrency.
     """
-    mine = {said["trial"]: _run(any_run, said) for said in json.loads(config[TRIALS])}
-    tell = _Epochs(*next(iter(mine.items()))) if watched else _quiet
-    try:
-        ended = _complete(list(mine.values()), placed, share, tell)
-    except HourglassError as error:
-        ended = [error] * len(mine)
-    except Exception as error:  # a trial that fails in a way of its own must not end the sweep
-        traceback.print_exc()
-        ended = [error] * len(mine)
-    report: dict[str, Any] = {FAILED: {}}
-    for (name, run), end in zip(mine.items(), ended, strict=True):
-        report[FAILED][name] = _reason(end) if isinstance(end, Exception) else ""
-        if isinstance(end, Exception):
-            continue
-        if run.until is not None:
-            report |= {TRIAL: name, RECORDS: [end]}
-        else:
-            with contextlib.suppress(OSError):  # nothing resumes from them: the artifact is there
-                storage.remove(run.checkpoints.uri)
-    tune.report(report)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    scale, workers = sweep.job.scale, sweep.workers_per_trial
+    cpus_each = 1.0 if scale.cpus_per_worker == "auto" else scale.cpus_per_worker
+    on_gpu = scale.accelerator == "gpu" or (scale.accelerator == "auto" and gpus >= workers)
+    gpus_each = sweep.gpus_per_worker if on_gpu else 0.0
+    fitting = sum(_workers_on(node, cpus_each, gpus_each) for node in nodes) // workers
+    if fitting < 1:
+        raise ClusterError(
+            f"a trial of {workers} workers with {cpus_each:g} CPUs"
+            f"{f' and {gpus_each:g} GPUs' if on_gpu else ''} each does not fit the cluster's {cpus:g} "
+            f"CPUs and {gpus:g} GPUs on {len(nodes)} nodes; change workers_per_trial or base.scale"
+        )
+    at_once = fitting if sweep.concurrency == "auto" else min(sweep.concurrency, fitting)
+    return Resources(Share(cpus_each, gpus_each, workers), fitting, at_once)
 
 
-def _complete(
-    runs: list[Run], placed: Placed, share: Share, tell: Tell
-) -> Sequence[Record | Exception]:
-    """Train them to their end; of each the last record, or the error that ended it."""
-    if share.workers > 1:
-        (run,) = runs
-        distribute(run, placed.measured, share.room, _Quiet(), _reserved)
-        return [{}]
-    torch.set_num_threads(share.room.threads)
-    device = torch.device("cuda" if share.gpus else "cpu")
-    train = runs[0].job.train
-    loader = MemoryLoader.parted(
-        placed.train, placed.holdout.copy(), batch_size=train.batch_size, seed=train.seed
-    )
-    if len(runs) == 1:
-        if storage.exists(storage.join(runs[0].artifact_uri, artifact.MANIFEST)):
-            return [{}]  # its process was lost between saving it and saying so
-        return [complete(runs[0], loader, SingleProcessGroup(), device, tell)]
-    return complete_packed(runs, loader, device, [_quiet] * len(runs))
+def _workers_on(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many workers with so many CPUs and GPUs fit on one node."""
+    fitting = node.get("CPU", 0.0) / cpus
+    if gpus:
+        fitting = min(fitting, node.get("GPU", 0.0) / gpus)
+    return math.floor(fitting + 1e-9)
 
 
-def _reason(error: Exception) -> str:
-    """Why a trial failed; what is no error of ours says what it is."""
-    said = one_line(error)
-    return said if isinstance(error, HourglassError) else f"{type(error).__name__}: {said}"
+def describe(points: Sequence[Point], folder: str) -> dict[str, Any]:
+    """The config of a process that trains these points, all of them jobs: one JSON text.
 
-
-class _Epochs:
-    """Reports the records of a trial's epochs, once it resumed those of earlier sittings as well."""
-
-    def __init__(self, trial: str, run: Run) -> None:
-        self._trial, self._epochs = trial, run.job.train.epochs
-
-    def __call__(self, kind: str, payload: Any) -> None:
-        if kind == "resumed" and payload["history"]:
-            self._report(payload["history"])
-        # After the last one it has still to save its artifact.
-        if kind == "epoch" and payload["epoch"] < self._epochs:
-            self._report([payload])
-
-    def _report(self, records: list[Record]) -> None:
-        tune.report({TRIAL: self._trial, RECORDS: records})
-
-
-class _Quiet:
-    """A listener of a trial's own workers: a trial says nothing before its end."""
-
-    def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def epoch(self, record: Record) -> None: ...
-
-
-def _reserved(group: str) -> None:
-    """Say what is to be given back when this process cannot."""
-    tune.report({GROUP: group})
-
-
-def _quiet(kind: str, payload: Any) -> None:
-    """A trial says nothing before its end."""
-
-
-def described(points: Sequence[Point], folder: str) -> dict[str, Any]:
-    """What Tune tells a process of the points to train, all of them jobs: one JSON text.
-
-    As a tree, Tune would look for values to draw in it.
+    In a tree, Ray Tune would look for values to sample.
     """
     trials = [
         {
             "trial": point.trial,
             "job": files.dump(point.job),
-            "uri": trial_folder(folder, point.trial),
+            "folder": folder,
             "until": point.until,
-            "parent": trial_folder(folder, point.parent) if point.parent else None,
+            "parent": point.parent,
         }
         for point in points
         if point.job
@@ -170,38 +112,112 @@ def described(points: Sequence[Point], folder: str) -> dict[str, Any]:
 
 
 def names(config: dict[str, Any]) -> list[str]:
-    """The trials that `described` named."""
-    return [said["trial"] for said in json.loads(config[TRIALS])]
+    """The names of the trials in such a config."""
+    return [trial["trial"] for trial in json.loads(config[TRIALS])]
 
 
-def _run(any_run: Run, said: dict[str, Any]) -> Run:
-    """The run of one point, which differs from any other of the sweep in this."""
-    job = files.parse(said["job"])
+def _run(template: Run, trial: dict[str, Any]) -> Run:
+    """The run of one trial: the template with the job, folder and parent of the trial."""
+    job = files.parse(trial["job"])
     assert isinstance(job, TrainJob)  # a trial's job is
-    run = replace(any_run, job=job, uri=said["uri"], until=said["until"])
-    if said["parent"] is None:
+    folder, parent = trial["folder"], trial["parent"]
+    run = replace(template, job=job, uri=trial_uri(folder, trial["trial"]), until=trial["until"])
+    if not parent:
         return run
-    # The checkpoints that it goes on from are of a run with other numbers.
-    parent = replace(run.checkpoints, uri=checkpoints_of(said["parent"]), run=None)
-    came = {"goes_on_from": said["parent"].rpartition("/")[2]}
-    return replace(run, parent=parent, provenance=run.provenance | came)
+    # The parent's checkpoints belong to a run with other hyperparameters.
+    resumed = replace(run.checkpoints, uri=checkpoints_uri(folder, parent), run=None)
+    return replace(run, parent=resumed, provenance=run.provenance | {"goes_on_from": parent})
 
 
-def trials_of(folder: str) -> str:
-    """Where the sweep in `folder` keeps its trials."""
-    return storage.join(folder, "trials")
+def train_trials(
+    config: dict[str, Any], *, template: Run, rows: LoadedRows, share: Share, watched: bool
+) -> None:
+    """Complete the runs that `config` describes and report why those that failed did.
+
+    `watched` trials report each epoch as well, so that the scheduler can stop them. The rows are
+    read-only views of the object store. An error that would occur again is reported as a result; Ray
+    Tune only handles the loss of this process.
+    """
+    runs = {trial["trial"]: _run(template, trial) for trial in json.loads(config[TRIALS])}
+    on_event = _EpochReporter(*next(iter(runs.items()))) if watched else _ignore
+    try:
+        results = _complete(list(runs.values()), rows, share, on_event)
+    except HourglassError as error:
+        results = [error] * len(runs)
+    except Exception as error:  # an unexpected error of one trial must not end the sweep
+        traceback.print_exc()
+        results = [error] * len(runs)
+    report: dict[str, Any] = {FAILED: {}}
+    for (name, run), result in zip(runs.items(), results, strict=True):
+        report[FAILED][name] = _reason(result) if isinstance(result, Exception) else ""
+        if isinstance(result, Exception):
+            continue
+        if run.until is not None:
+            report |= {TRIAL: name, RECORDS: [result]}
+        else:
+            with contextlib.suppress(OSError):  # nothing resumes from them: the artifact exists
+                storage.remove(run.checkpoints.uri)
+    tune.report(report)
 
 
-def trial_folder(folder: str, trial: str) -> str:
-    """Where a trial of the sweep in `folder` keeps its checkpoints and its artifact."""
-    return storage.join(trials_of(folder), trial)
+def _complete(
+    runs: list[Run], rows: LoadedRows, share: Share, on_event: Tell
+) -> Sequence[Record | Exception]:
+    """Train the runs to their end; of each the last record, or the error that ended it."""
+    if share.workers > 1:
+        (run,) = runs
+        distribute(run, rows.measured, share.room, _IgnoringListener(), _report_group)
+        return [{}]
+    torch.set_num_threads(share.room.threads)
+    device = torch.device("cuda" if share.gpus else "cpu")
+    train = runs[0].job.train
+    loader = MemoryLoader.parted(
+        rows.train, rows.holdout.copy(), batch_size=train.batch_size, seed=train.seed
+    )
+    if len(runs) == 1:
+        if storage.exists(storage.join(runs[0].artifact_uri, artifact.MANIFEST)):
+            return [{}]  # an earlier process was lost between saving the artifact and reporting it
+        return [complete(runs[0], loader, SingleProcessGroup(), device, on_event)]
+    return complete_packed(runs, loader, device, [_ignore] * len(runs))
 
 
-def artifact_of(trial_uri: str) -> str:
-    """Where a trial's artifact is once it is finished."""
-    return storage.join(trial_uri, "artifact")
+def _reason(error: Exception) -> str:
+    """Why a trial failed; an error that is not hourglass's own is shown with its type."""
+    message = one_line(error)
+    return message if isinstance(error, HourglassError) else f"{type(error).__name__}: {message}"
 
 
-def checkpoints_of(trial_uri: str) -> str:
-    """Where a trial keeps what it goes on from."""
-    return storage.join(trial_uri, "checkpoints")
+class _EpochReporter:
+    """Reports the records of a trial's epochs, and after a resume those of earlier sessions too."""
+
+    def __init__(self, trial: str, run: Run) -> None:
+        self._trial, self._epochs = trial, run.job.train.epochs
+
+    def __call__(self, kind: str, payload: Any) -> None:
+        if kind == "resumed" and payload["history"]:
+            self._report(payload["history"])
+        # After its last epoch a trial still has to save its artifact.
+        if kind == "epoch" and payload["epoch"] < self._epochs:
+            self._report([payload])
+
+    def _report(self, records: list[Record]) -> None:
+        tune.report({TRIAL: self._trial, RECORDS: records})
+
+
+def _report_group(group: str) -> None:
+    """Report the placement group to free when this process cannot."""
+    tune.report({GROUP: group})
+
+
+class _IgnoringListener:
+    """The listener of a trial's own workers: nothing is shown before a trial ends."""
+
+    def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def epoch(self, record: Record) -> None: ...
+
+
+def _ignore(kind: str, payload: Any) -> None:
+    """Drop an event of training."""

@@ -1,37 +1,37 @@
-"""Placement groups of trials that are gone are given back, each once, and not before."""
+"""Placement groups of trials whose processes are gone are freed, each once, and not before."""
 
 import pytest
 import ray
 from ray.util.placement_group import PlacementGroup
 
 from hourglass.training import launch
-from hourglass.tuning import resources
-from hourglass.tuning.resources import GONE_S, Groups
+from hourglass.tuning import execution
+from hourglass.tuning.execution import GONE_S, PlacementGroups
 
 
-def test_what_lost_trials_held_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_groups_of_lost_trials_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     now, freed = [100.0], []
-    monkeypatch.setattr(resources.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(resources, "free", freed.extend)
+    monkeypatch.setattr(execution.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(execution, "free", freed.extend)
     ids = [character * 36 for character in "abc"]
-    held = Groups()
+    held = PlacementGroups()
     for trial, group in zip("123", ids, strict=True):
         held.reserved(trial, group)
     held.ended("1")
     held.ended("none")
-    held.give_back()
-    assert freed == []  # its controller may still live
+    held.free_ended()
+    assert freed == []  # its controller may still be alive
     now[0] += GONE_S
     held.ended("2")
-    held.give_back()
-    held.give_back()
+    held.free_ended()
+    held.free_ended()
     assert freed == ids[:1]
-    held.give_back_all()
+    held.free_all()
     assert sorted(freed) == ids
 
 
-def test_what_a_lost_cluster_held_is_not_asked_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every group is tried; an error that is not Ray's is told."""
+def test_the_groups_of_a_lost_cluster_raise_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every group is tried; an error that is not Ray's is raised."""
     asked: list[str] = []
     failure: Exception = ray.exceptions.RaySystemError("the cluster is gone")
 
