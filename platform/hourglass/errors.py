@@ -1,7 +1,7 @@
 """Errors say where, what was found beside what is allowed, and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class HourglassError(Exception):
@@ -70,6 +70,27 @@ class NotDurableError(WriteError):
             f"{self.filename}: what was written is there, but may not outlast a power cut "
             f"({self.strerror}); look at the disk, and run the command again"
         )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or its type without one."""
+    return _lines(error)[0][:1000]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of the error's message, which is the cause in a traceback, or its type."""
+    return _lines(error)[-1][:1000]
+
+
+def _lines(error: BaseException) -> list[str]:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return [line for line in lines if line] or [type(error).__name__]
+
+
+def few(names: Sequence[str], most: int = 12) -> str:
+    """The first `most` names, and the number of the others."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, and {len(names) - most} more"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from hourglass.errors import DataError, NotDurableError, ReadError, WriteError
+from hourglass.errors import DataError, NotDurableError, ReadError, WriteError, first_line
 from hourglass.settings import Settings
 
 S3FS_TRIES = 2
@@ -108,11 +108,6 @@ def reading(uri: str) -> Iterator[None]:
                 "credentials and the region"
             )
         raise ReadError(getattr(error, "errno", None) or errno.EIO, sentence, uri) from None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:1000]
 
 
 def is_local(uri: str) -> bool:

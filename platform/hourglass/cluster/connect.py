@@ -16,7 +16,7 @@ from typing import Any
 
 from hourglass.cluster import tokens
 from hourglass.cluster.probe import LOOPBACK, check_head, is_loopback
-from hourglass.errors import ClusterError
+from hourglass.errors import ClusterError, first_line
 from hourglass.process import deferred
 from hourglass.settings import Settings
 
@@ -196,7 +196,7 @@ def _start(settings: Settings, cpus: int | None) -> None:
         )
     except Exception as error:
         raise ClusterError(
-            f"Ray did not start on this machine: {_sentence(error)}; its logs are below "
+            f"Ray did not start on this machine: {first_line(error).rstrip('.')}; its logs are below "
             f"{folder}/session_latest/logs"
         ) from error
 
@@ -211,15 +211,9 @@ def _join(address: str) -> None:
         ray.init(address=address, logging_level=logging.WARNING)
     except Exception as error:
         raise ClusterError(
-            f"address {address}: {_sentence(error)}; connect from a machine of the cluster, or "
+            f"address {address}: {first_line(error).rstrip('.')}; connect from a machine of the cluster, or "
             "send the job there with `hourglass submit FILE --address URL`"
         ) from error
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of Ray's message, or its type when there is none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _plain_worker_lines() -> None:

@@ -16,7 +16,7 @@ from hourglass import storage
 from hourglass.cluster import tokens
 from hourglass.cluster.connect import ray_environment, temp_dir
 from hourglass.cluster.probe import LOOPBACK, check_dashboard
-from hourglass.errors import ClusterError
+from hourglass.errors import ClusterError, first_line
 from hourglass.process import deferred
 from hourglass.settings import Settings
 from hourglass.strict import Strict
@@ -142,7 +142,7 @@ def find(settings: Settings) -> Head | None:
         return None
     except (OSError, ValidationError) as error:
         raise ClusterError(
-            f"{_record(settings)}: not a record of a cluster ({str(error).splitlines()[0]}); "
+            f"{_record(settings)}: not a record of a cluster ({first_line(error)}); "
             "end the head's processes by hand and remove the file"
         ) from None
 

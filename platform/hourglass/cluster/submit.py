@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from hourglass.cluster import start
 from hourglass.cluster.connect import ray_environment, refresh_ray
 from hourglass.cluster.probe import check_dashboard, is_loopback
-from hourglass.errors import ClusterError, nearest
+from hourglass.errors import ClusterError, last_line, nearest
 from hourglass.settings import Settings
 
 DETACHED = 130
@@ -62,7 +62,7 @@ def send(client: Any, plan: Plan) -> str:
             return plan.job
         except RuntimeError as error:
             if "already exists" not in str(error):
-                raise ClusterError(f"job {plan.job} was not taken: {_sentence(error)}") from error
+                raise ClusterError(f"job {plan.job} was not taken: {last_line(error)}") from error
     if (info(client, plan.job).metadata or {}).get(SHA256) != plan.digest:
         raise ClusterError(f"--id {plan.job}: another job has this name; choose another one")
     return plan.job
@@ -127,7 +127,7 @@ def info(client: Any, job: str) -> Any:
         ) from error
     except RuntimeError as error:
         if "does not exist" not in str(error):
-            raise ClusterError(f"job {job}: {_sentence(error)}") from error
+            raise ClusterError(f"job {job}: {last_line(error)}") from error
         names = [str(details.submission_id) for details in jobs(client)]
         raise ClusterError(
             f"job {job}: not on this cluster{nearest(job, names)}; "
@@ -204,9 +204,3 @@ def _default_address(settings: Settings) -> str:
             "or start one on this machine with `hourglass cluster start`"
         )
     return head.dashboard
-
-
-def _sentence(error: Exception) -> str:
-    """The line of Ray's answer that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -21,8 +21,7 @@ from hourglass.data.schema import (
     feature_dtype,
     is_list,
 )
-from hourglass.errors import DataError
-from hourglass.storage import first_line
+from hourglass.errors import DataError, first_line
 
 Matrix = NDArray[Any]
 FLOAT32_MAX = float(np.finfo(np.float32).max)

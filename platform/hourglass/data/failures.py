@@ -9,8 +9,7 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass.data.manifest import Shard
-from hourglass.errors import DataError
-from hourglass.storage import first_line
+from hourglass.errors import DataError, first_line
 
 _THREADS = ("StreamingExecutor", "iter_threaded")
 """Names of threads that Ray Data starts to read, and may leave behind when reading ends early."""

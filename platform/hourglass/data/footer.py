@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hourglass import storage
-from hourglass.errors import DataError, ReadError
-from hourglass.storage import first_line
+from hourglass.errors import DataError, ReadError, first_line
 
 MAGIC = b"PAR1"
 TAIL_BYTES = 2**16

@@ -8,8 +8,7 @@ import pyarrow as pa
 from hourglass.data.footer import open_shard
 from hourglass.data.manifest import Manifest, load_manifest, require_pinned, scan, unchecked
 from hourglass.data.schema import Features, FeatureSchema, Missing, is_list, resolve
-from hourglass.errors import DataError
-from hourglass.storage import first_line
+from hourglass.errors import DataError, first_line
 
 
 def open_dataset(

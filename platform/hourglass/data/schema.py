@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from hourglass.errors import DataError, nearest
+from hourglass.errors import DataError, few, nearest
 from hourglass.strict import Strict
 
 Missing = Literal["error", "drop_row", "mean"]
@@ -104,7 +104,7 @@ def check_column(path: str, schema: pa.Schema, name: str) -> pa.DataType:
     found = schema.get_all_field_indices(name)
     if not found:
         raise DataError(
-            f"{path}: no column '{name}'{nearest(name, schema.names)} Columns: {_few(schema.names)}"
+            f"{path}: no column '{name}'{nearest(name, schema.names)} Columns: {few(schema.names)}"
         )
     if len(found) > 1:
         raise DataError(
@@ -194,7 +194,7 @@ def require_columns(
 def _match(features: Features, path: str, schema: pa.Schema) -> list[str]:
     lost = [
         f"{path}: features.{field}: '{pattern}' matches no column"
-        f"{nearest(pattern, schema.names)} Columns: {_few(schema.names)}"
+        f"{nearest(pattern, schema.names)} Columns: {few(schema.names)}"
         for field in ("columns", "exclude")
         for pattern in getattr(features, field)
         if not _any(schema.names, (pattern,))
@@ -204,7 +204,7 @@ def _match(features: Features, path: str, schema: pa.Schema) -> list[str]:
     left_out = set(_any(schema.names, features.exclude))
     chosen = [name for name in _any(schema.names, features.columns) if name not in left_out]
     if not chosen:
-        raise DataError(f"{path}: features.exclude leaves no column; Columns: {_few(schema.names)}")
+        raise DataError(f"{path}: features.exclude leaves no column; Columns: {few(schema.names)}")
     return chosen
 
 
@@ -243,8 +243,3 @@ def schema_hash(schema: pa.Schema) -> str:
     """SHA-256 of names and types, in order; metadata and nullability do not count."""
     lines = "\n".join(f"{field.name}\t{kind_name(field.type)}" for field in schema)
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _few(names: list[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, and {len(names) - most} more"

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from hourglass.config.serve import Limits
 from hourglass.data.schema import FEATURE_TYPES, FeatureSchema, is_list
+from hourglass.errors import first_line
 from hourglass.inference.endpoints import ModelMetadata
 from hourglass.serving.json_body import Matrix, check_columns, check_count, fit
 from hourglass.serving.limits import RequestError
@@ -34,7 +35,7 @@ def decode_arrow(body: bytes, metadata: ModelMetadata, limits: Limits) -> Matrix
                 batch.validate(full=True)
                 batches.append(batch)
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
-        detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        detail = first_line(error)[:120]
         raise RequestError("Malformed", f"not a valid Arrow IPC stream ({detail})") from None
     check_count(rows, limits.max_rows)
     table = pa.Table.from_batches(batches)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hourglass.config.serve import Limits
 from hourglass.data.decode import FLOAT32_MAX, bounded
 from hourglass.data.schema import FeatureSchema
-from hourglass.errors import nearest
+from hourglass.errors import few, nearest
 from hourglass.inference.endpoints import ModelMetadata
 from hourglass.serving.limits import RequestError, check_shape
 
@@ -177,12 +177,12 @@ def check_columns(names: Iterable[str], features: FeatureSchema, where: str = ""
         raise RequestError(
             "Invalid",
             f"{where}unknown column {_shown(unknown)}{nearest(unknown[:100], needed)} "
-            f"Columns: {_few(list(needed))}",
+            f"Columns: {few(list(needed))}",
         )
     absent = next((name for name in needed if name not in given), None)
     if absent is not None:
         raise RequestError(
-            "Invalid", f"{where}column '{absent}' is missing; the model needs {_few(list(needed))}"
+            "Invalid", f"{where}column '{absent}' is missing; the model needs {few(list(needed))}"
         )
 
 
@@ -230,8 +230,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, str) and len(value) > 40:
         return json.dumps(value[:40]) + "..."
     return json.dumps(value)
-
-
-def _few(names: list[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, and {len(names) - most} more"

@@ -14,7 +14,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions
 
 from hourglass.config.serve import ServeFile
-from hourglass.errors import ClusterError
+from hourglass.errors import ClusterError, last_line
 from hourglass.process import deferred
 from hourglass.serving.app import build
 from hourglass.settings import Settings
@@ -45,7 +45,7 @@ def deployed(file: ServeFile, settings: Settings) -> Iterator[str]:
         try:
             serve.run(target, name=application.name, route_prefix=application.route_prefix)
         except RuntimeError as error:
-            raise ClusterError(f"the endpoints did not start: {_last_line(error)}") from error
+            raise ClusterError(f"the endpoints did not start: {last_line(error)}") from error
         yield file.url
     finally:
         with deferred():  # endpoints on a cluster of others would go on without us
@@ -105,8 +105,3 @@ def _check_port(host: str, port: int) -> None:
                 f"http_options: cannot listen on {host}:{port} ({error.strerror}); stop what uses "
                 "it, or choose another with --set http_options.port=..."
             ) from None
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

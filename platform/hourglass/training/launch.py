@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from hourglass import artifact, storage
 from hourglass.config.train import TrainJob
 from hourglass.data.prepare import open_dataset
-from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError
+from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError, last_line
 from hourglass.process import deferred
 from hourglass.settings import Settings
 from hourglass.training.calibrate import other_quantile
@@ -214,7 +214,7 @@ def _fit(task: Task, room: Room, subscription: Subscription) -> None:
 def _told(lost: Exception) -> HourglassError | None:
     """The error of ours that a worker raised, of which Ray Train has the traceback in words."""
     for error in (getattr(lost, "worker_failures", None) or {}).values():
-        kind, _, words = _last_line(error).partition(": ")
+        kind, _, words = last_line(error).partition(": ")
         package, _, name = kind.rpartition(".")
         if package == HourglassError.__module__:
             return error_of((name, words))
@@ -225,13 +225,8 @@ def _cause(lost: Exception) -> str:
     if isinstance(lost, ray.exceptions.RayActorError):
         return "the process of Ray Train's controller was lost; out of memory?"
     failures = getattr(lost, "worker_failures", None) or {}
-    causes = [f"worker {rank}: {_last_line(error)[:300]}" for rank, error in failures.items()]
-    return f"{'; '.join(causes) or _last_line(lost)[:300]}."
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    causes = [f"worker {rank}: {last_line(error)[:300]}" for rank, error in failures.items()]
+    return f"{'; '.join(causes) or last_line(lost)[:300]}."
 
 
 def _finished(job: TrainJob, uri: str, data: str) -> Outcome:
