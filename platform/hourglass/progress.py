@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # they bring PyTorch, and looking at shards shows progress too
     from hourglass.config.train import TrainJob
@@ -18,6 +20,19 @@ if TYPE_CHECKING:  # they bring PyTorch, and looking at shards shows progress to
 def console(stderr: bool = False) -> Console:
     """Standard output or error; without a terminal, lines are as long as they are."""
     return Console(soft_wrap=True, highlight=False, stderr=stderr)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under headings; without a terminal, each row is one line of full length."""
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = 10_000
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # text from data is no markup
+    screen.print(table)
 
 
 class _Stream:

@@ -83,10 +83,10 @@ def submit(
 def list_jobs(address: Address = None) -> None:
     """List the jobs of a cluster, the newest last."""
     from hourglass.cluster import submit as jobs
+    from hourglass.progress import print_table
     from hourglass.settings import Settings
 
-    for row in jobs.table(jobs.open_client(address, Settings())):
-        typer.echo(row)
+    print_table(jobs.COLUMNS, jobs.table(jobs.open_client(address, Settings())))
 
 
 def logs(

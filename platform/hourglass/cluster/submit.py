@@ -141,9 +141,12 @@ def jobs(client: Any) -> list[Any]:
     return sorted(found, key=lambda details: details.start_time or 0)
 
 
-def table(client: Any) -> list[str]:
-    """A line for each job: id, status, exit code, start, the run's name, its file and command."""
-    rows = [("JOB", "STATUS", "EXIT", "STARTED", "NAME", "FILE", "COMMAND")]
+COLUMNS = ("JOB", "STATUS", "EXIT", "STARTED", "NAME", "FILE", "COMMAND")
+
+
+def table(client: Any) -> list[tuple[str, ...]]:
+    """The cells of `COLUMNS` for each job, the newest last."""
+    rows: list[tuple[str, ...]] = []
     for details in jobs(client):
         status = str(details.status.value).lower()
         code = str(exit_code(details)) if details.status in _ENDED else "-"
@@ -151,11 +154,7 @@ def table(client: Any) -> list[str]:
         kept = details.metadata or {}  # None unless hourglass submitted the job
         name, file = kept.get(NAME) or "-", kept.get(FILE) or "-"
         rows.append((details.submission_id, status, code, when, name, file, details.entrypoint))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return rows
 
 
 def stop_job(client: Any, job: str) -> Any:
