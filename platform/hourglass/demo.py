@@ -1,7 +1,6 @@
 """The whole way in one command: shards, training, registry, scoring, endpoints, on real data."""
 
 import json
-import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from hourglass import recipes, run
+from hourglass.addresses import free_port
 from hourglass.cluster import tokens
 from hourglass.cluster.connect import connection
 from hourglass.config import serve
@@ -112,7 +112,7 @@ def _call_endpoints(
     file: Path, settings: Settings, rows: NDArray[np.uint8], say: Callable[..., None]
 ) -> NDArray[np.float64]:
     """Start the endpoints, ask for the anomaly scores of `rows` over HTTP, stop them."""
-    served = serve.load(file, [f"http_options.port={_free_port()}"])
+    served = serve.load(file, [f"http_options.port={free_port()}"])
     path = settings.root / tokens.SERVE_TOKEN
     token = tokens.ensure_token(path)
     if settings.serve_token is not None:
@@ -128,12 +128,6 @@ def _call_endpoints(
         model = f"version {body['version']}, digest {body['digest'][:12]}"
         say(f"            POST {url}/models/digits/anomaly -> {answer.status}, {model}")
     return np.asarray(body["scores"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _pca_mse(job: TrainJob, predictor: Predictor) -> float:

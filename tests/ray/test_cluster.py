@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from hourglass.addresses import free_port
 from hourglass.cluster import start, submit
 from hourglass.errors import ClusterError
 from hourglass.settings import Settings
@@ -45,7 +46,7 @@ class Project:
         )
 
     def start_head(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        ports = ("--port", str(start._free_port()), "--dashboard-port", str(start._free_port()))
+        ports = ("--port", str(free_port()), "--dashboard-port", str(free_port()))
         return self.run("cluster", "start", "--cpus", "2", *ports, *arguments, **variables)
 
     @property
@@ -205,7 +206,7 @@ def test_nobody_there(empty: Project) -> None:
     (empty.home / "ray_token").touch(0o600)
     (empty.home / "ray_token").write_text("0" * 64)
     began = time.monotonic()
-    done = empty.run("jobs", "list", "--address", f"http://127.0.0.1:{start._free_port()}")
+    done = empty.run("jobs", "list", "--address", f"http://127.0.0.1:{free_port()}")
     assert "nobody answers" in done.stderr
     assert "is the cluster up" in done.stderr
     done = empty.run("jobs", "list", "--address", "127.0.0.1:8265")
@@ -357,7 +358,7 @@ def test_ports_are_checked(empty: Project) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = empty.run("cluster", "start", "--dashboard-port", str(port))
-    assert f"--dashboard-port {port}: taken by another process" in done.stderr
+    assert f"--dashboard-port {port}: cannot listen on 127.0.0.1:{port} (" in done.stderr
 
 
 def test_insecure_must_be_said_and_stop_ends_one_head_only(

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from hourglass.addresses import free_port
 from hourglass.cluster import start
 from hourglass.cluster.start import Daemon
 from hourglass.settings import Settings
@@ -60,7 +61,7 @@ def test_a_head_that_does_not_come_to_be_leaves_no_process_and_no_record(
     monkeypatch.setattr(start, where, fail)
     settings = Settings(home=tmp_path / "home")
     with pytest.raises(type(stop)):
-        start.start(settings, port=start._free_port(), dashboard_port=start._free_port())
+        start.start(settings, port=free_port(), dashboard_port=free_port())
     started[0].wait()
     assert start._session(started[0].pid) == []
     assert start.find(settings) is None

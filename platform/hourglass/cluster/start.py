@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,9 +12,10 @@ import psutil  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from hourglass import storage
+from hourglass.addresses import LOOPBACK, free_port, require_free
 from hourglass.cluster import tokens
 from hourglass.cluster.connect import ray_environment, temp_dir
-from hourglass.cluster.probe import LOOPBACK, check_dashboard
+from hourglass.cluster.probe import check_dashboard
 from hourglass.errors import ClusterError, first_line
 from hourglass.process import deferred
 from hourglass.settings import Settings
@@ -83,8 +83,8 @@ def start(
     command += [f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
     command += ["--include-dashboard=true", "--disable-usage-stats"]
     # Ray's fixed defaults for these two would stop a second head on this machine.
-    command += [f"--ray-client-server-port={_free_port()}"]
-    command += [f"--dashboard-agent-listen-port={_free_port()}"]
+    command += [f"--ray-client-server-port={free_port(_WORKER_PORTS)}"]
+    command += [f"--dashboard-agent-listen-port={free_port(_WORKER_PORTS)}"]
     command += [f"--num-cpus={cpus}"] if cpus is not None else []
     command += [f"--num-gpus={gpus}"] if gpus is not None else []
     head = Head(
@@ -260,22 +260,4 @@ def _check_port(option: str, port: int) -> None:
             f"{option} {port}: allowed are 1024 to 10001 and 20000 to 65535 "
             "(Ray keeps 10002 to 19999 for its workers)"
         )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise ClusterError(
-                f"{option} {port}: taken by another process ({error.strerror}); "
-                f"choose another one with {option}"
-            ) from None
-
-
-def _free_port() -> int:
-    """A port that is free on loopback now, outside the workers' range."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind((LOOPBACK, 0))
-            port = int(probe.getsockname()[1])
-        if port not in _WORKER_PORTS:
-            return port
+    require_free(LOOPBACK, port, option, f"choose another port with {option}")

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions
 
+from hourglass.addresses import require_free
 from hourglass.config.serve import ServeFile
 from hourglass.errors import ClusterError, last_line
 from hourglass.process import deferred
@@ -33,7 +33,9 @@ def deployed(file: ServeFile, settings: Settings) -> Iterator[str]:
     target = build(application.args)
     if settings.address is None:
         _check_cpus(file)
-        _check_port(file.http_options.host, file.http_options.port)
+        http = file.http_options
+        advice = "stop the process that uses it, or choose another with --set http_options.port=..."
+        require_free(http.host, http.port, "http_options", advice)
     options = HTTPOptions(**file.http_options.model_dump(exclude_none=True))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -92,16 +94,3 @@ def _check_cpus(file: ServeFile) -> None:
             f"models x replicas x num_cpus = {len(spec.models)} x {spec.least_replicas} x "
             f"{spec.num_cpus:g} = {need:g} CPUs, found {have:g}; lower one of them"
         )
-
-
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ClusterError(
-                f"http_options: cannot listen on {host}:{port} ({error.strerror}); stop what uses "
-                "it, or choose another with --set http_options.port=..."
-            ) from None

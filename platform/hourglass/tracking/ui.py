@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hourglass.addresses import LOOPBACK, require_free
 from hourglass.errors import HourglassError
 from hourglass.settings import Settings
 from hourglass.tracking.shown import redact
 
-HOST = "127.0.0.1"
 START_S = 120.0
 STOP_S = 10.0
 
@@ -29,29 +28,18 @@ def serve(settings: Settings, port: int, say: Callable[[str], None]) -> None:
     if settings.mlflow_uri.startswith(("http://", "https://")):
         say(f"MLflow is a server already: {redact(settings.mlflow_uri)}")
         return
-    _require_free(port)
+    require_free(LOOPBACK, port, "--port", "choose another port")
     log = settings.root / "mlflow-ui.log"
     with _interruptible():
         with _server(settings, port, log) as server:
             try:
                 _wait(server, port, log)
-                say(f"MLflow  http://{HOST}:{port}\nlog     {log}\nready; Ctrl-C stops")
+                say(f"MLflow  http://{LOOPBACK}:{port}\nlog     {log}\nready; Ctrl-C stops")
                 code = server.wait()
             except KeyboardInterrupt:
                 say("stopped")
                 return
         raise HourglassError(f"the MLflow server ended with exit code {code}; see {log}")
-
-
-def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise HourglassError(
-                f"port {port}: {error.strerror}; choose another with --port"
-            ) from None
 
 
 @contextmanager
@@ -71,9 +59,9 @@ def _interruptible() -> Iterator[None]:
 @contextmanager
 def _server(settings: Settings, port: int, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     settings.root.mkdir(parents=True, exist_ok=True)
-    hosts = [f"{HOST}:{port}", f"localhost:{port}"]
+    hosts = [f"{LOOPBACK}:{port}", f"localhost:{port}"]
     command = [
-        sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port),
+        sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port),
         "--workers", "1", "--no-serve-artifacts",
         "--default-artifact-root", (settings.root / "mlartifacts").as_uri(),
         "--allowed-hosts", ",".join(hosts),  # the default takes every private address
@@ -117,7 +105,7 @@ def _wait(server: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2):
+            with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/health", timeout=2):
                 return
         except OSError:
             time.sleep(0.2)
