@@ -13,7 +13,7 @@ import torch
 from hourglass.config.files import load_kind
 from hourglass.config.tune import TuneJob
 from hourglass.errors import DataError
-from hourglass.report.referee import pca
+from hourglass.report.baseline import pca
 from hourglass.settings import Settings
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Leaderboard
