@@ -75,7 +75,7 @@ def command_page() -> str:
         "# Command line",
         "Every command prints this information with `--help`. Exit codes: 0 for success, 1 for a "
         "failure, 2 for something you can correct (a wrong option, field or file), and 128 + N for "
-        "signal N (130 after Ctrl-C).",
+        "signal N (130 after Ctrl-C). `hourglass --install-completion` adds completion to your shell.",
     ]
     parts += command_sections(typer.main.get_command(app), "hourglass")
     return "\n\n".join(parts) + "\n"
@@ -127,8 +127,8 @@ class Fields:
         """The page: one section for each mapping, one table for each kind of it."""
         self.parts = [
             f"# {title}",
-            f"{self.schema.get('description', '')} For completion in your editor, start the file with "
-            f"`# yaml-language-server: $schema=` and the path of `docs/schema/{kind}.json`; "
+            f"{self.schema.get('description', '')} `hourglass init {kind}` writes a commented "
+            "file with a JSON Schema next to it, so that your editor completes and validates it. "
             "`hourglass check FILE` validates the file and prints every field.",
         ]
         self.sections(self.fields("", self.schema))

@@ -31,7 +31,7 @@ REPLACED = {
     "board": "event channel",
     "desk": "trial source",
     "crew": "resources",
-    "feeds?": "data loader",
+    "feed": "data loader",
     "census": "dataset statistics",
     "knobs?": "hyperparameter",
     "certificates?": "sensitivity check",
