@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from hourglass.config.train import TrainSpec
 from hourglass.strict import Strict
+
+if TYPE_CHECKING:  # a leaderboard is read without PyTorch
+    from hourglass.config.train import TrainSpec
 
 MOST_TRIALS = 10_000
 CHANGING = ("train.optimizer.", "train.clip_norm", "model.penalties.", "model.corruption.")
@@ -151,7 +153,7 @@ class SchedulerSpec(Strict):
         return False
 
     def contradictions(
-        self, train: TrainSpec, search: "Search", max_trials: int | None, ends: bool
+        self, train: "TrainSpec", search: "Search", max_trials: int | None, ends: bool
     ) -> Iterator[str]:
         """Messages about settings of the sweep that do not fit; `ends` is true of one with `stop`."""
         yield from ()
@@ -200,7 +202,7 @@ class Asha(SchedulerSpec):
         )
 
     def contradictions(
-        self, train: TrainSpec, search: "Search", max_trials: int | None, ends: bool
+        self, train: "TrainSpec", search: "Search", max_trials: int | None, ends: bool
     ) -> Iterator[str]:
         """Grace may not cover all epochs."""
         yield from _about_grace(self.kind, self.grace_epochs, train.epochs)
@@ -234,7 +236,7 @@ class Median(SchedulerSpec):
         return min(_finite(own.errors[:epoch]), default=math.inf) > float(np.median(means))
 
     def contradictions(
-        self, train: TrainSpec, search: "Search", max_trials: int | None, ends: bool
+        self, train: "TrainSpec", search: "Search", max_trials: int | None, ends: bool
     ) -> Iterator[str]:
         """Grace may not cover all epochs."""
         yield from _about_grace(self.kind, self.grace_epochs, train.epochs)
@@ -255,7 +257,7 @@ class Pbt(SchedulerSpec):
     seed: int = Field(0, ge=0, lt=2**31, description="The same seed makes the same changes.")
 
     def contradictions(
-        self, train: TrainSpec, search: "Search", max_trials: int | None, ends: bool
+        self, train: "TrainSpec", search: "Search", max_trials: int | None, ends: bool
     ) -> Iterator[str]:
         """A population starts at random, and all of it trains to the end."""
         if search.exhaustive or search.learns:
