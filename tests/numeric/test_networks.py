@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from hourglass.model.networks import Network
+from hourglass.model.spec import Network
 
 NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
 

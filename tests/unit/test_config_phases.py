@@ -92,8 +92,8 @@ MISTAKES: dict[str, tuple[tuple, str]] = {
     ),
     "another network": (
         ([GREEDY], {"kind": "lstm", "shape": [2, 3], "code": 2}),
-        "train.phases train one layer and its mirror at a time, which needs network dense, "
-        "found 'lstm'; remove train.phases",
+        "train.phases train one layer and its mirror at a time, which network lstm cannot; "
+        "use network dense, or remove train.phases",
     ),
     "another decoder": (
         ([GREEDY], {"widths": [8, 3], "decoder": [5]}),
@@ -107,7 +107,7 @@ MISTAKES: dict[str, tuple[tuple, str]] = {
     ),
     "dropout": (
         ([GREEDY], {"widths": [8, 3], "dropout": 0.25}),
-        "train.phases train each layer on all that the layers below say, found dropout: 0.25; "
+        "train.phases train each layer on the whole output of the layers below, found dropout: 0.25; "
         "use dropout: 0",
     ),
     "a posterior": (

@@ -232,12 +232,12 @@ MISTAKES = {
         TRAIN.replace("dense, widths: [4]", "lstm, shape: [2, 3], code: 2")
         + "  penalties: [{kind: contractive, weight: 1}]\n",
         "job.yaml:6: model: penalty contractive needs second derivatives, which the LSTM of a GPU "
-        "has not; use network dense or conv",
+        "does not have; use network dense or conv",
     ),
     "batch norm on workers": (
         TRAIN.replace("widths: [4]", "widths: [5, 4], norm: batch") + "scale: {workers: 2}\n",
-        "job.yaml:1: network norm: batch takes the figures of one worker's rows, so 2 workers would "
-        "train another model than one: use norm: layer, or scale.workers: 1",
+        "job.yaml:1: network dense: norm: batch takes the statistics of one worker's rows, so 2 "
+        "workers would train another model than one; use norm: layer, or scale.workers: 1",
     ),
     "columns dropped from a shape": (
         TRAIN.replace("dense, widths: [4]", "lstm, shape: [2, 3], code: 2").replace(

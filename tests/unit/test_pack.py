@@ -91,19 +91,19 @@ OBSTACLES: dict[str, dict[str, Any]] = {
     "scale.workers: 2": {"scale": {"workers": 2}},
     "train.phases": {"train.phases": [{"kind": "greedy"}]},
     "train.seeds: 3": {"train.seeds": 3},
-    "network lstm": {
+    "network lstm: it does not declare that it can be packed": {
         "model.network": {"kind": "lstm", "shape": [4, 3], "hidden": 3, "code": 2},
         "model.penalties": [],
     },
-    "network norm batch: it keeps figures of the batches": {"model.network.norm": "batch"},
-    "network norm layer: it magnifies rounding where the units of a row are nearly equal": {
+    "network dense: norm batch keeps statistics of the batches": {"model.network.norm": "batch"},
+    "network dense: norm layer magnifies rounding where the units of a row are nearly equal": {
         "model.network.norm": "layer"
     },
-    "network dropout: it draws inside the pass": {"model.network.dropout": 0.1},
-    "code gaussian_noise: it draws, or looks at all rows, inside the pass": {
+    "network dense: dropout draws inside the forward pass": {"model.network.dropout": 0.1},
+    "code gaussian_noise: it draws noise inside the forward pass": {
         "model.code": {"kind": "gaussian_noise", "sd": 1.0}
     },
-    "code batch_top_k: it draws, or looks at all rows, inside the pass": {
+    "code batch_top_k: it looks at all rows of a batch": {
         "model.code": {"kind": "batch_top_k", "k": 1}
     },
     "loss mae: where an error is near 0 its slope jumps, so rounding would decide": {
@@ -167,7 +167,7 @@ def test_a_pack_pays_with_several_small_models(
 
 
 def test_what_trains_by_itself_never_pays() -> None:
-    made = job(OBSTACLES["network lstm"])
+    made = job(OBSTACLES["network lstm: it does not declare that it can be packed"])
     assert not pays(made, 12, 64, CPU)
     assert not pays(made, 12, 64, GPU)
 

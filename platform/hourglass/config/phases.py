@@ -1,11 +1,12 @@
 """Phases of pretraining, which run before the ordinary training, and the rules about them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
 
-from hourglass.model.dense import Dense
+from hourglass.model.network import LayerStack
+from hourglass.model.preprocessing import ScalingPart
 from hourglass.model.spec import ModelSpec
 from hourglass.strict import Strict
 
@@ -22,6 +23,7 @@ class Greedy(Strict):
     """
 
     kind: Literal["greedy"] = "greedy"
+    unit_rows: ClassVar[bool] = False
     epochs: PositiveInt = Field(5, description="Passes over the training rows, for each layer.")
     lr: PositiveFloat = Field(1e-3, description="Learning rate of Adam.")
 
@@ -49,6 +51,11 @@ class Rbm(Strict):
     )
     code_lr: PositiveFloat = Field(1e-3, description="Learning rate of a linear code's layer.")
 
+    @property
+    def unit_rows(self) -> bool:
+        """True where features must lie in [0, 1]."""
+        return self.visible == "logistic"
+
     def momentum_at(self, epoch: int) -> float:
         """Momentum in `epoch` (from 0)."""
         return self.momentum if epoch < SLOW_EPOCHS else self.final_momentum
@@ -67,19 +74,24 @@ Phase = Annotated[Greedy | Rbm, Field(discriminator="kind")]
 
 
 def contradictions(
-    phases: Sequence[Greedy | Rbm], model: ModelSpec, scaling: str, unit_data: bool
+    phases: Sequence[Greedy | Rbm], model: ModelSpec, scaling: ScalingPart, unit_data: bool
 ) -> Iterator[str]:
-    """Sentences about phases that do not fit the model or its rows."""
+    """Messages about phases that do not fit the model or its rows."""
     if not phases:
         return
-    network = model.network
-    if not isinstance(network, Dense):
+    layers = model.network.layer_stack
+    if layers is None:
         yield (
-            "train.phases train one layer and its mirror at a time, which needs network dense, "
-            f"found '{network.kind}'; remove train.phases"
+            "train.phases train one layer and its mirror at a time, which network "
+            f"{model.network.kind} cannot; use network dense, or remove train.phases"
         )
         return
-    yield from _about_the_layers(network, model)
+    yield from layers.obstacles
+    if model.code.posterior:
+        yield (
+            "train.phases train each layer with its mirror, and the layer that ends in the means and "
+            f"variances of code {model.code.kind} has none; remove train.phases"
+        )
     for number, phase in enumerate(phases):
         if phase.kind == "rbm":
             if number:
@@ -87,36 +99,13 @@ def contradictions(
                     f"train.phases.{number}: rbm starts from weights of its own and would undo the "
                     f"phase before it, '{phases[number - 1].kind}'; keep one rbm, as the first phase"
                 )
-            yield from _about_the_units(phase, network, model)
-            yield from _about_the_rows(phase, network, model, scaling, unit_data)
+            yield from _about_the_units(phase, layers, model)
+            yield from _about_the_rows(phase, model, scaling, unit_data)
 
 
-def _about_the_layers(network: Dense, model: ModelSpec) -> Iterator[str]:
-    if not network.mirrored:
-        yield (
-            "train.phases train each layer with its mirror, found decoder layers "
-            f"{list(network.hidden)} after {list(network.widths)}: remove `decoder`"
-        )
-    if network.norm != "none":
-        yield (
-            f"train.phases train each layer by itself, without the norm that would follow it, found "
-            f"norm: {network.norm}; use norm: none"
-        )
-    if network.dropout:
-        yield (
-            "train.phases train each layer on all that the layers below say, found "
-            f"dropout: {network.dropout:g}; use dropout: 0"
-        )
-    if model.code.kind == "gaussian_posterior":
-        yield (
-            "train.phases train each layer with its mirror, and the layer that ends in the means and "
-            "variances of code gaussian_posterior has none; remove train.phases"
-        )
-
-
-def _about_the_units(phase: Rbm, network: Dense, model: ModelSpec) -> Iterator[str]:
+def _about_the_units(phase: Rbm, layers: LayerStack, model: ModelSpec) -> Iterator[str]:
     """What a layer of units is in the machines it must be in the network; each rate has its layer."""
-    for activation in network.activations[0]:
+    for activation in layers.activations:
         if activation != "sigmoid":
             yield (
                 "phase rbm has logistic hidden units, which needs hidden layers of activation "
@@ -134,12 +123,12 @@ def _about_the_units(phase: Rbm, network: Dense, model: ModelSpec) -> Iterator[s
         yield "phase rbm: visible_lr acts on gaussian visible units, found 'logistic'; set lr"
     if code != "linear" and _chosen(phase, "code_lr"):
         yield f"phase rbm: code_lr acts on a linear code, found '{code}'; set lr"
-    if len(network.widths) <= gaussian + (code == "linear") and _chosen(phase, "lr"):
+    if len(layers.widths) <= gaussian + (code == "linear") and _chosen(phase, "lr"):
         yield (
             "phase rbm: lr acts on layers between logistic units, and there is none; "
             "set visible_lr or code_lr"
         )
-    if gaussian and code == "linear" and len(network.widths) == 1:
+    if gaussian and code == "linear" and len(layers.widths) == 1:
         yield (
             "phase rbm: gaussian visible units below a linear code have no lowest energy once "
             "their weights grow; use a sigmoid code, or put a hidden layer between"
@@ -147,20 +136,20 @@ def _about_the_units(phase: Rbm, network: Dense, model: ModelSpec) -> Iterator[s
 
 
 def _about_the_rows(
-    phase: Rbm, network: Dense, model: ModelSpec, scaling: str, unit_data: bool
+    phase: Rbm, model: ModelSpec, scaling: ScalingPart, unit_data: bool
 ) -> Iterator[str]:
     """The output is told of only where the rows are right: `auto` follows them."""
     logistic = phase.visible == "logistic"
     needed, found = "sigmoid" if logistic else "linear", model.output_activation(unit_data)
-    if logistic and not unit_data and scaling != "divide":
+    if logistic and not unit_data and scaling.unit_range not in ("always", "chosen"):
         yield (
-            f"phase rbm: logistic visible units need features in [0, 1], found scaling '{scaling}'; "
+            f"phase rbm: logistic visible units need features in [0, 1], found scaling '{scaling.kind}'; "
             "set data.scaling to {kind: unit}, or use visible: gaussian with scaling standard"
         )
-    elif not logistic and scaling != "standard":
+    elif not logistic and not scaling.unit_variance:
         yield (
             "phase rbm: gaussian visible units have unit variance, which needs scaling standard, "
-            f"found '{scaling}'"
+            f"found '{scaling.kind}'"
         )
     elif found != needed:
         yield (

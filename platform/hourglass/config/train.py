@@ -125,24 +125,25 @@ class TrainJob(Strict):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        """Sentences about fields that do not go together."""
+        """Messages about incompatible settings."""
         data, network, train, scale = self.data, self.model.network, self.train, self.scale
         if train.early_stop is not None and data.holdout == 0.0:
             yield "train.early_stop watches the holdout error; set data.holdout above 0"
-        if self.model.loss.kind == "bce" and data.scaling.kind in ("range", "standard"):
+        if self.model.loss.unit_data and data.scaling.unit_range == "never":
             yield (
-                f"loss bce needs features in [0, 1], found scaling '{data.scaling.kind}': "
+                f"loss {self.model.loss.kind} needs features in [0, 1], found scaling '{data.scaling.kind}': "
                 "set data.scaling to {kind: unit}"
             )
-        if network.kind != "dense" and data.constant == "drop":
+        if network.row_shape is not None and data.constant == "drop":
             yield (
                 f"network {network.kind} needs every column of its shape, "
                 "found data.constant: drop; keep them"
             )
-        if network.kind == "dense" and network.norm == "batch" and scale.workers > 1:
+        if network.single_worker is not None and scale.workers > 1:
+            why, instead = network.single_worker
             yield (
-                f"network norm: batch takes the figures of one worker's rows, so {scale.workers} "
-                "workers would train another model than one: use norm: layer, or scale.workers: 1"
+                f"network {network.kind}: {why}, so {scale.workers} workers would train another "
+                f"model than one; use {instead}, or scale.workers: 1"
             )
         if train.batch_size < scale.workers:
             yield (
@@ -159,12 +160,12 @@ class TrainJob(Strict):
                 f"train.seeds: {train.seeds} members have seeds up to {train.seed + train.seeds - 1}, "
                 f"allowed are seeds below {2**31}; use a smaller train.seed"
             )
-        yield from contradictions(train.phases, self.model, data.scaling.kind, self.unit_data)
+        yield from contradictions(train.phases, self.model, data.scaling, self.unit_data)
 
     @property
     def unit_data(self) -> bool:
         """True when model space is meant to be [0, 1]."""
-        return self.data.scaling.kind == "unit" or self.model.loss.kind == "bce"
+        return self.data.scaling.unit_range == "always" or self.model.loss.unit_data
 
     @property
     def run_name(self) -> str:

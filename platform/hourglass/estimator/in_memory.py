@@ -26,7 +26,6 @@ from hourglass.data.stats import Stats
 from hourglass.data.unlikely import Sample
 from hourglass.errors import ArtifactError, SpecError
 from hourglass.inference.predictor import Predictor
-from hourglass.model.preprocessing import counts_levels
 from hourglass.training import members
 from hourglass.training.build import (
     account,
@@ -156,7 +155,7 @@ def _measured(
 ) -> tuple[Matrix, NDArray[np.bool_], Stats, dict[str, Any]]:
     """The features, which of them are held out, the figures of the others, and what was counted."""
     features, held, dropped = arrays.split(rows, schema, job.data.missing, job.data.holdout)
-    stats = arrays.figures(features[~held], schema, counts_levels(job.data.scaling))
+    stats = arrays.figures(features[~held], schema, job.data.scaling.counts_levels)
     require_values(stats, schema.feature_names)
     counted = account(
         job,

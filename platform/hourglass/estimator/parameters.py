@@ -16,6 +16,7 @@ from hourglass.errors import SpecError
 from hourglass.model.dense import Dense
 from hourglass.model.presets import WHOLE
 
+KIND = Dense.model_fields["kind"].default
 DENSE = tuple(name for name in Dense.model_fields if name != "kind")
 """Fields of the dense network, each a parameter of the estimator."""
 DATA = ("constant", "missing", "holdout")
@@ -72,7 +73,7 @@ def of_job(job: TrainJob) -> dict[str, Any]:
     tree = job.model_dump(mode="json")
     data, model, train = tree["data"], tree["model"], tree["train"]
     chosen = model.pop("network")
-    dense = chosen["kind"] == "dense"
+    dense = chosen["kind"] == KIND
     network = {name: chosen[name] for name in DENSE} if dense else {"network": chosen}
     return {
         **network,
@@ -93,7 +94,7 @@ def _network(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Any:
         if widths is None and given["preset"] not in WHOLE:
             widths = WIDTHS
         fields["widths"] = [widths] if np.isscalar(widths) else widths
-        return _chosen(kind="dense", **fields)
+        return _chosen(kind=KIND, **fields)
     both = [name for name in DENSE if given[name] != usual[name]]
     if both:
         raise SpecError(f"{both[0]} is of the dense network, but `network` is given; keep one")

@@ -30,13 +30,13 @@ def prior_codes(predictor: Predictor, count: int, seed: int) -> Codes:
 
     Raises: DataError for a model without a prior.
     """
-    adversary, kind = predictor.module.spec.adversary, predictor.module.spec.code.kind
+    adversary, code = predictor.module.spec.adversary, predictor.module.spec.code
     if adversary is not None:
         draws = torch.Generator().manual_seed(seed)
         return np.asarray(adversary.prior.draw(count, predictor.code_width, draws))
-    if kind != "gaussian_posterior":
+    if not code.posterior:
         raise DataError(
-            f"code '{kind}' has no prior: its codes have no known distribution to draw from; "
+            f"code '{code.kind}' has no prior: its codes have no known distribution to draw from; "
             "generate needs a model with code gaussian_posterior, or an adversary"
         )
     rng = np.random.default_rng(seed)
@@ -100,7 +100,7 @@ def denoise(predictor: Predictor, rows: Array, seed: int) -> tuple[Array, Array]
 
 def require_corruption(predictor: Predictor) -> None:
     """Raise DataError for a model trained without corruption."""
-    if predictor.module.spec.corruption.kind == "none":
+    if not predictor.module.spec.corruption.removes_noise:
         raise DataError(
             "the model was trained without corruption, so there is no noise that it removes; "
             "train one with `corruption` set"

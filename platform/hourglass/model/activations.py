@@ -29,6 +29,9 @@ RANGES: dict[Activation, tuple[float, float]] = {
 }
 """Lowest and highest value of each function."""
 
+CODE_LOW: dict[Activation, float] = {n: low for n, (low, high) in RANGES.items() if high < math.inf}
+"""Lowest value of a bounded code activation (the highest is 1)."""
+
 FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "linear": linear,
     "tanh": torch.tanh,

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hourglass.model.dense import Units
+from hourglass.model.network import Units
 from hourglass.strict import Strict, kind_unless_named
 
 

@@ -6,11 +6,12 @@ Shapes: B rows, C raw columns, F features in model space, K code units, P units 
 import torch
 from torch import Tensor, nn
 
-from hourglass.model.activations import FUNCTIONS
-from hourglass.model.code import BatchThreshold, prefix
+from hourglass.model.activations import CODE_LOW, FUNCTIONS
+from hourglass.model.code import prefix
+from hourglass.model.network import NetworkModule
 from hourglass.model.output import BatchMean, ForwardOutput, PenaltyContext, RowMean
 from hourglass.model.preprocessing import Preprocessing
-from hourglass.model.spec import CODE_LOW, ModelSpec
+from hourglass.model.spec import ModelSpec
 
 
 class AutoencoderModule(nn.Module):
@@ -28,10 +29,10 @@ class AutoencoderModule(nn.Module):
         self.unit_data = unit_data
         self.preprocessing = preprocessing
         units = spec.code.pre_units(spec.network.code_width)
-        self.network = spec.network.build(len(preprocessing.kept_F), units)
+        self.network: NetworkModule = spec.network.build(len(preprocessing.kept_F), units)
         ones_F = torch.ones(len(preprocessing.kept_F)) if spec.scaled_score else None
         self.register_buffer("typical_F", ones_F)  # set after training, by calibration
-        self.batch_threshold = BatchThreshold() if spec.code.kind == "batch_top_k" else None
+        self.batch_threshold = spec.code.state()  # an artifact knows it by this name
         self._code_activation = FUNCTIONS[spec.code_activation]
         self._output_activation = FUNCTIONS[spec.output_activation(unit_data)]
 
@@ -74,9 +75,9 @@ class AutoencoderModule(nn.Module):
     def _code(self, pre_BP: Tensor, rng: torch.Generator | None) -> Tensor:
         part = self.spec.code
         code_BK = part.code(pre_BP, self._code_activation, rng)
-        if self.batch_threshold is None or part.kind != "batch_top_k":
+        if self.batch_threshold is None:
             return code_BK
-        return torch.as_tensor(self.batch_threshold(code_BK, part.k, rng is not None))
+        return torch.as_tensor(self.batch_threshold(code_BK, part, rng is not None))
 
     def losses_from(self, code_BK: Tensor, clean_BF: Tensor) -> Tensor:
         """The reconstruction loss (B,) of rows decoded from these codes."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hourglass.model.activations import FUNCTIONS, Activation
-from hourglass.model.dense import Units
+from hourglass.model.network import Layer, Layout, Link, NetworkModule, NetworkPart, Units, count
 from hourglass.strict import Strict
 
 Size = Annotated[int, Field(gt=0, le=2**16)]
@@ -36,7 +36,7 @@ class ConvLayer(Strict):
         return tuple(n // self.pool for n in convolved)
 
 
-class Conv(Strict):
+class Conv(NetworkPart):
     """Convolutions over a vector column with a shape, a dense code behind them if wanted."""
 
     kind: Literal["conv"] = "conv"
@@ -95,9 +95,15 @@ class Conv(Strict):
         self.require(features)
         return ConvNetwork(self, pre_units)
 
-    def require(self, features: int) -> None:
-        """Raises ValueError when rows of so many features do not have the shape."""
-        require_shape(self.kind, self.shape, features)
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """`shape`."""
+        return self.shape
+
+    @property
+    def layout(self) -> Layout:
+        """Places and channels of `shape`."""
+        return Layout(self.places[0], self.depth, self.channels == "first")
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
@@ -119,20 +125,11 @@ class Conv(Strict):
         return self
 
 
-def require_shape(kind: str, shape: Sequence[int], features: int) -> None:
-    """Raises ValueError when rows of so many features do not have the shape."""
-    if features != math.prod(shape):
-        raise ValueError(
-            f"network {kind}: shape {list(shape)} has {math.prod(shape)} features, "
-            f"the rows have {features}"
-        )
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
-def _by(place: Place) -> str:
-    return " x ".join(map(str, place))
-
-
-class ConvNetwork(nn.Module):
+class ConvNetwork(NetworkModule):
     """Encoder and decoder of `Conv`; both end before their last activation."""
 
     def __init__(self, spec: Conv, pre_units: int) -> None:
@@ -193,13 +190,60 @@ class ConvNetwork(nn.Module):
         x = x if spec.channels == "first" else x.movedim(1, -1)
         return x.flatten(1)
 
-    def matrices(self) -> list[Tensor]:
-        """Weights of all layers."""
-        return [parameter for parameter in self.parameters() if parameter.ndim > 1]
+    def layers(self) -> list[Layer]:
+        """Convolutions with their pooling, the dense code if there is one, and the way back up."""
+        spec = self._spec
+        depths = [spec.depth, *(layer.channels for layer in spec.layers)]
+        maps = [_maps(depth, place) for depth, place in zip(depths, spec.places, strict=True)]
+        made = [Layer("row", *maps[0], role="row")]
+        downs = [
+            Link(_down(layer, place), count(step))
+            for layer, place, step in zip(spec.layers, spec.places, self.encoder, strict=False)
+        ]
+        for index, link in enumerate(downs if self.to_code is not None else downs[:-1]):
+            made.append(self._hidden(f"encoder {index + 1}", maps[index + 1], link))
+        if self.to_code is None or self.from_code is None:
+            made.append(Layer("code", *maps[-1], links=(downs[-1],), role="code"))
+        else:
+            into = Link(("dense",), count(self.to_code))
+            units = spec.code_width
+            made.append(Layer("code", units, f"{units:,}", links=(into,), role="code"))
+            made.append(
+                self._hidden("decoder 1", maps[-1], Link(("dense",), count(self.from_code)))
+            )
+        first = 1 if self.from_code is None else 2
+        for index, (layer, step) in enumerate(
+            zip(reversed(spec.layers), self.decoder, strict=True)
+        ):
+            sized, place = maps[-2 - index], spec.places[-2 - index]
+            link = Link(_up(spec, layer, place, spec.places[-1 - index]), count(step))
+            if index + 1 < len(spec.layers):
+                made.append(self._hidden(f"decoder {index + first}", sized, link))
+            else:
+                made.append(Layer("output", *sized, links=(link,), role="output"))
+        return made
 
-    def only_layer(self) -> Tensor | None:
-        """None: a convolution is not a matrix of its own."""
-        return None
+    def _hidden(self, name: str, sized: tuple[int, str], link: Link) -> Layer:
+        return Layer(name, *sized, (self._spec.activation,), (link,))
+
+
+def _maps(channels: int, place: Place) -> tuple[int, str]:
+    """Units of feature maps, and their size in words."""
+    return channels * math.prod(place), _by((channels, *place))
+
+
+def _down(layer: ConvLayer, place: Place) -> tuple[str, ...]:
+    stride = (f"stride {layer.stride}",) if layer.stride > 1 else ()
+    pool = (f"max-pool {layer.pool}",) if layer.pool > 1 else ()
+    return (f"conv {_by((layer.kernel,) * len(place))}", *stride, *pool)
+
+
+def _up(spec: Conv, layer: ConvLayer, place: Place, before: Place) -> tuple[str, ...]:
+    window = _by((layer.kernel,) * len(place))
+    if spec.up == "transposed":
+        step = layer.stride * layer.pool
+        return ("transposed", f"conv {window}", *((f"stride {step}",) if step > 1 else ()))
+    return (*((f"copies to {_by(place)}",) if place != before else ()), f"conv {window}")
 
 
 def _pooled(x: Tensor, pool: int) -> Tensor:

@@ -4,28 +4,29 @@ Source: Vincent et al. 2010, "Stacked Denoising Autoencoders", section 3.3. Off 
 Shapes: B rows, F features; `low_F`, `high_F` bound each feature in model space.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from hourglass.strict import Strict
+from hourglass.model.part import CorruptionPart
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class NoCorruption(Strict):
+class NoCorruption(CorruptionPart):
     """The encoder sees the clean row."""
 
     kind: Literal["none"] = "none"
+    removes_noise: ClassVar[bool] = False
 
     def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
         """The row itself."""
         return x_BF
 
 
-class GaussianNoise(Strict):
+class GaussianNoise(CorruptionPart):
     """Adds N(0, sd^2) to every feature, in model space."""
 
     kind: Literal["gaussian"] = "gaussian"
@@ -37,7 +38,7 @@ class GaussianNoise(Strict):
         return x_BF + self.sd * noise_BF
 
 
-class Zeros(Strict):
+class Zeros(CorruptionPart):
     """Masking: each feature becomes 0 (in model space) with probability p."""
 
     kind: Literal["zeros"] = "zeros"
@@ -49,7 +50,7 @@ class Zeros(Strict):
         return torch.where(draw_BF < self.p, torch.zeros_like(x_BF), x_BF)
 
 
-class Ones(Strict):
+class Ones(CorruptionPart):
     """Each feature becomes its largest value with probability p."""
 
     kind: Literal["ones"] = "ones"
@@ -61,7 +62,7 @@ class Ones(Strict):
         return torch.where(draw_BF < self.p, high_F.to(x_BF.dtype), x_BF)
 
 
-class SaltPepper(Strict):
+class SaltPepper(CorruptionPart):
     """Each feature becomes its smallest or its largest value, p/2 each."""
 
     kind: Literal["salt_pepper"] = "salt_pepper"
@@ -74,7 +75,7 @@ class SaltPepper(Strict):
         return torch.where(draw_BF < self.p / 2, low_F.to(x_BF.dtype), salted_BF)
 
 
-class CauchyNoise(Strict):
+class CauchyNoise(CorruptionPart):
     """Adds Cauchy noise to every feature, in model space: now and then a value far off."""
 
     kind: Literal["cauchy"] = "cauchy"

@@ -3,9 +3,9 @@
 Shapes: B rows, F features, P units before the code part, K code units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,13 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hourglass.model.activations import FUNCTIONS, Activation
-from hourglass.strict import Strict
+from hourglass.model.network import (
+    Layer,
+    LayerStack,
+    Link,
+    NetworkModule,
+    NetworkPart,
+    Units,
+    count,
+)
 
-Units = Annotated[int, Field(gt=0, le=2**30)]
 Norm = Literal["none", "layer", "batch"]
 
 
-class Dense(Strict):
+class Dense(NetworkPart):
     """Fully connected layers; the last of `widths` is the code."""
 
     kind: Literal["dense"] = "dense"
@@ -83,12 +90,61 @@ class Dense(Strict):
             )
         return self.activation[:-1], tuple(reversed(self.activation[:-1]))
 
+    @property
+    def unpackable(self) -> str:
+        """Norms and dropout with which a member of a pack would not be the run by itself."""
+        if self.norm == "batch":
+            return "norm batch keeps statistics of the batches"
+        if self.norm == "layer":
+            return "norm layer magnifies rounding where the units of a row are nearly equal"
+        return "dropout draws inside the forward pass" if self.dropout else ""
+
+    @property
+    def single_worker(self) -> tuple[str, str] | None:
+        """Batch norm does not exchange its statistics."""
+        if self.norm != "batch":
+            return None
+        return "norm: batch takes the statistics of one worker's rows", "norm: layer"
+
+    @property
+    def layer_stack(self) -> LayerStack:
+        """Its layers, each pretrained with its mirror."""
+        return LayerStack(self.widths, self.activations[0], tuple(self._about_pretraining()))
+
+    def hyperparameters(self) -> dict[str, float]:
+        """Dropout, where there is any."""
+        return {"dropout": self.dropout} if self.dropout else {}
+
     def build(self, features: int, pre_units: int) -> "DenseNetwork":
         """The module, with fresh weights."""
         return DenseNetwork(self, features, pre_units)
 
-    def require(self, features: int) -> None:
-        """Any number of features fits."""
+    def summary(self, features: int) -> str:
+        """The widths of all layers, the code's in brackets."""
+        widths = (features, *self.widths[:-1], f"[{self.code_width}]", *self.hidden, features)
+        return f"dense {'-'.join(map(str, widths))}"
+
+    def multiplications(self, features: int, pre_units: int) -> int:
+        """Those of all layers; a tied one is used twice."""
+        sizes = (features, *self.widths, *self.hidden, features)
+        return sum(a * b for a, b in pairwise(sizes))
+
+    def _about_pretraining(self) -> Iterator[str]:
+        if not self.mirrored:
+            yield (
+                "train.phases train each layer with its mirror, found decoder layers "
+                f"{list(self.hidden)} after {list(self.widths)}: remove `decoder`"
+            )
+        if self.norm != "none":
+            yield (
+                "train.phases train each layer by itself, without the norm that would follow it, "
+                f"found norm: {self.norm}; use norm: none"
+            )
+        if self.dropout:
+            yield (
+                "train.phases train each layer on the whole output of the layers below, found "
+                f"dropout: {self.dropout:g}; use dropout: 0"
+            )
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
@@ -113,14 +169,13 @@ class Dense(Strict):
         return self
 
 
-class DenseNetwork(nn.Module):
+class DenseNetwork(NetworkModule):
     """Encoder and decoder stacks of `Dense`; both end before their last activation."""
 
     def __init__(self, spec: Dense, features: int, pre_units: int) -> None:
         super().__init__()
         self.encoder = _layers((features, *spec.widths[:-1], pre_units))
         sizes = (spec.code_width, *spec.hidden, features)
-        self.tied = spec.tied
         self.decoder = nn.ModuleList(
             _Biases(wide) if spec.tied else nn.Linear(narrow, wide)
             for narrow, wide in pairwise(sizes)
@@ -128,6 +183,7 @@ class DenseNetwork(nn.Module):
         self.encoder_norms = _norms(spec.norm, spec.widths[:-1])
         self.decoder_norms = _norms(spec.norm, spec.hidden)
         self.dropout = spec.dropout
+        self._spec = spec
         self._activations = spec.activations
 
     def encode(self, x_BF: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -167,15 +223,55 @@ class DenseNetwork(nn.Module):
         kept = torch.rand(x.shape, generator=rng, device=x.device) >= self.dropout
         return x * kept / (1.0 - self.dropout)
 
+    def layers(self) -> list[Layer]:
+        """Dense layers, with the norm and dropout that follow each."""
+        spec, features = self._spec, self.encoder[0].in_features
+        assert isinstance(features, int)
+        row = Layer("row", features, f"{features:,}", role="row")
+        code = Layer(
+            "code",
+            spec.code_width,
+            f"{spec.code_width:,}",
+            links=(Link(("dense",), count(self.encoder[-1])),),
+            role="code",
+        )
+        out = Link(("dense",), count(self.decoder[-1]), spec.tied)
+        output = Layer("output", features, f"{features:,}", links=(out,), role="output")
+        return [row, *self._hidden(0), code, *self._hidden(1), output]
+
+    def _hidden(self, half: int) -> Iterator[Layer]:
+        """The hidden layers of one half (0: encoder)."""
+        spec = self._spec
+        name, steps, norms, widths = (
+            ("encoder", self.encoder, self.encoder_norms, spec.widths),
+            ("decoder", self.decoder, self.decoder_norms, spec.hidden),
+        )[half]
+        kind = ["dense"]
+        kind += [f"{spec.norm} norm"] if spec.norm != "none" else []
+        kind += [f"dropout {spec.dropout:g}"] if spec.dropout else []
+        for index, (step, norm, units, activation) in enumerate(
+            zip(steps, norms, widths, self._activations[half], strict=False)
+        ):
+            link = Link(tuple(kind), count(step, norm), tied=half == 1 and spec.tied)
+            yield Layer(f"{name} {index + 1}", units, f"{units:,}", (activation,), (link,))
+
     def matrices(self) -> list[Tensor]:
         """Weights of all layers; a tied one once."""
-        layers = [*self.encoder, *([] if self.tied else self.decoder)]
+        layers = [*self.encoder, *([] if self._spec.tied else self.decoder)]
         return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
 
     def only_layer(self) -> Tensor | None:
         """Weights (P, F) when the encoder is a single linear layer."""
+        return self.unit_weights() if len(self.encoder) == 1 else None
+
+    def unit_weights(self) -> Tensor | None:
+        """Weights (U, F) of the encoder's first layer."""
         first = self.encoder[0]
-        return first.weight if len(self.encoder) == 1 and isinstance(first, nn.Linear) else None
+        return first.weight if isinstance(first, nn.Linear) else None
+
+    def mirrored_pairs(self) -> Iterable[tuple[nn.Module, nn.Module]]:
+        """Layers from the row inwards."""
+        return zip(self.encoder, reversed(list(self.decoder)), strict=True)
 
 
 class _Biases(nn.Module):

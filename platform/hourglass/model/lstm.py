@@ -8,24 +8,25 @@ Shapes: B rows, T steps, D values of a step, F = T D features, P units before th
 units.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from hourglass.model.activations import Activation
-from hourglass.model.conv import require_shape
-from hourglass.model.dense import Units
-from hourglass.strict import Strict
+from hourglass.model.network import Layer, Link, NetworkModule, NetworkPart, Units, count
 
 Size = Annotated[int, Field(gt=0, le=2**16)]
 
 
-class Lstm(Strict):
+class Lstm(NetworkPart):
     """Encoder and decoder LSTMs over a vector column of T steps of D values."""
 
     kind: Literal["lstm"] = "lstm"
+    no_second_derivatives: ClassVar[str] = (
+        "the LSTM of a GPU does not have; use network dense or conv"
+    )
     shape: tuple[Size, Size] = Field(description="What a row is: [steps, values of a step].")
     hidden: Units = Field(64, description="Units of each LSTM layer.")
     layers: PositiveInt = Field(1, le=8, description="LSTM layers on either side.")
@@ -55,9 +56,10 @@ class Lstm(Strict):
         self.require(features)
         return LstmNetwork(self, pre_units)
 
-    def require(self, features: int) -> None:
-        """Raises ValueError when rows of so many features do not have the shape."""
-        require_shape(self.kind, self.shape, features)
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """`shape`."""
+        return self.shape
 
     @model_validator(mode="after")
     def _something_is_read(self) -> Self:
@@ -69,11 +71,12 @@ class Lstm(Strict):
         return self
 
 
-class LstmNetwork(nn.Module):
+class LstmNetwork(NetworkModule):
     """Encoder and decoders of `Lstm`; both ends stop before their last activation."""
 
     def __init__(self, spec: Lstm, pre_units: int) -> None:
         super().__init__()
+        self._spec = spec
         self._steps, self._values = spec.shape
         self._ahead = spec.predict
         self.encoder = nn.LSTM(self._values, spec.hidden, spec.layers, batch_first=True)
@@ -99,13 +102,38 @@ class LstmNetwork(nn.Module):
             return read_BTD.flatten(1)
         return torch.cat([read_BTD, self.forwards(code_BK, self._ahead)], dim=1).flatten(1)
 
-    def matrices(self) -> list[Tensor]:
-        """Weights of all layers."""
-        return [parameter for parameter in self.parameters() if parameter.ndim > 1]
+    def layers(self) -> list[Layer]:
+        """LSTM layers over the steps, with the encoder's last state into the code."""
+        spec = self._spec
+        steps, values = spec.shape
+        read, sized = steps - spec.predict, (steps * values, f"{steps} x {values}")
+        made = [Layer("row", *sized, role="row")]
+        for index in range(spec.layers):
+            reads = (f"reads {read} of {steps} steps",) if spec.predict and index == 0 else ()
+            link = Link(("LSTM", *reads), _of_layer(self.encoder, index))
+            made.append(_states(f"encoder {index + 1}", read, spec.hidden, (link,)))
+        last = Link(("dense", "last step only"), count(self.to_code))
+        made.append(Layer("code", spec.code, f"{spec.code:,}", links=(last,), role="code"))
+        decoders = [(f"{read} steps, back", self.backwards)]
+        if self.forwards is not None:
+            decoders.append((f"{spec.predict} steps ahead", self.forwards))
+        for index in range(spec.layers):
+            links = tuple(
+                Link((f"LSTM, {name}",), _of_layer(part.lstm, index)) for name, part in decoders
+            )
+            made.append(_states(f"decoder {index + 1}", steps, spec.hidden, links))
+        links = tuple(Link((f"dense, {name}",), count(part.values)) for name, part in decoders)
+        return [*made, Layer("output", *sized, links=links, role="output")]
 
-    def only_layer(self) -> Tensor | None:
-        """None: a recurrent layer is not a matrix."""
-        return None
+
+def _states(name: str, steps: int, hidden: int, links: tuple[Link, ...]) -> Layer:
+    return Layer(name, steps * hidden, f"{steps} x {hidden}", ("tanh, gated",), links)
+
+
+def _of_layer(lstm: nn.LSTM, index: int) -> int:
+    """Parameters of one of its layers, which torch names `..._l0`, `..._l1`, ..."""
+    named = lstm.named_parameters()
+    return sum(weight.numel() for name, weight in named if name.endswith(f"_l{index}"))
 
 
 class _Decoder(nn.Module):

@@ -6,20 +6,25 @@ the same on every worker: so that N workers have the gradient of one.
 Shapes: B rows, F features, K code units.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from hourglass.model.activations import CODE_LOW
 from hourglass.model.code import posterior, prefix
 from hourglass.model.output import PenaltyContext
-from hourglass.strict import Strict
+from hourglass.model.part import PenaltyPart
+
+if TYPE_CHECKING:
+    from hourglass.model.spec import ModelSpec
 
 Weight = Annotated[float, Field(gt=0.0, description="Weight of the penalty.")]
 
 
-class SparsityKl(Strict):
+class SparsityKl(PenaltyPart):
     """beta * sum_k KL(rho || mean activation of unit k).
 
     A tanh code in [-1, 1] is mapped to [0, 1] by (a + 1) / 2, rho with it.
@@ -27,6 +32,7 @@ class SparsityKl(Strict):
     """
 
     kind: Literal["sparsity_kl"] = "sparsity_kl"
+    unpackable: ClassVar[str] = ""
     rho: float = Field(gt=-1.0, lt=1.0, description="Target mean activation of every code unit.")
     beta: Weight
 
@@ -39,11 +45,31 @@ class SparsityKl(Strict):
         kl_K = rho * (rho / mean_K).log() + (1.0 - rho) * ((1.0 - rho) / (1.0 - mean_K)).log()
         return self.beta * kl_K.sum()
 
+    @property
+    def target(self) -> float:
+        """rho."""
+        return self.rho
 
-class CodeL1(Strict):
+    def contradictions(self, model: "ModelSpec") -> Iterator[str]:
+        """The code is bounded, and rho inside its bounds."""
+        low = CODE_LOW.get(model.code_activation)
+        if low is None:
+            yield (
+                f"penalty sparsity_kl needs a bounded code (sigmoid or tanh), "
+                f"found '{model.code_activation}': set network.code_activation"
+            )
+        elif not low < self.rho:
+            yield (
+                f"penalty sparsity_kl: rho must lie inside the code's range "
+                f"({low:g}, 1) of '{model.code_activation}', found {self.rho:g}"
+            )
+
+
+class CodeL1(PenaltyPart):
     """weight * sum_k |code_k|, mean over rows."""
 
     kind: Literal["code_l1"] = "code_l1"
+    unpackable: ClassVar[str] = ""
     weight: Weight
 
     def value(self, context: PenaltyContext) -> Tensor:
@@ -51,10 +77,11 @@ class CodeL1(Strict):
         return self.weight * context.row_mean(context.result.code_BK.abs().sum(dim=1))
 
 
-class CodeL2(Strict):
+class CodeL2(PenaltyPart):
     """weight * sum_k code_k^2, mean over rows."""
 
     kind: Literal["code_l2"] = "code_l2"
+    unpackable: ClassVar[str] = ""
     weight: Weight
 
     def value(self, context: PenaltyContext) -> Tensor:
@@ -62,10 +89,11 @@ class CodeL2(Strict):
         return self.weight * context.row_mean(context.result.code_BK.square().sum(dim=1))
 
 
-class WeightsL1(Strict):
+class WeightsL1(PenaltyPart):
     """weight * sum of |w| over the weights of all layers (biases not)."""
 
     kind: Literal["weights_l1"] = "weights_l1"
+    unpackable: ClassVar[str] = ""
     weight: Weight
 
     def value(self, context: PenaltyContext) -> Tensor:
@@ -73,10 +101,11 @@ class WeightsL1(Strict):
         return self.weight * torch.stack([w.abs().sum() for w in context.coder.matrices()]).sum()
 
 
-class WeightsL2(Strict):
+class WeightsL2(PenaltyPart):
     """weight * sum of w^2 over the weights of all layers (biases not)."""
 
     kind: Literal["weights_l2"] = "weights_l2"
+    unpackable: ClassVar[str] = ""
     weight: Weight
 
     def value(self, context: PenaltyContext) -> Tensor:
@@ -84,7 +113,7 @@ class WeightsL2(Strict):
         return self.weight * torch.stack([w.square().sum() for w in context.coder.matrices()]).sum()
 
 
-class Contractive(Strict):
+class Contractive(PenaltyPart):
     """weight * ||d code / d row||_F^2 at the clean row in model space, mean over rows.
 
     Exact: in closed form where the encoder is one layer, else by one backward pass for each code
@@ -93,6 +122,7 @@ class Contractive(Strict):
     """
 
     kind: Literal["contractive"] = "contractive"
+    unpackable: ClassVar[str] = "it takes a derivative of its own"
     weight: Weight
     probes: PositiveInt | None = Field(
         None, description="Random directions in place of all code units; for deep, wide codes."
@@ -125,6 +155,12 @@ class Contractive(Strict):
         ]
         return [(2 * draw - 1).to(code_BK.dtype) for draw in draws]
 
+    def contradictions(self, model: "ModelSpec") -> Iterator[str]:
+        """The encoder can be derived twice."""
+        reason = model.network.no_second_derivatives
+        if reason:
+            yield f"penalty contractive needs second derivatives, which {reason}"
+
 
 def _one_layer(context: PenaltyContext, x_BF: Tensor, layer_KF: Tensor) -> Tensor:
     """sum_k slope_k^2 ||w_k||^2 for each row: the code's slope at each unit, its weights' norm."""
@@ -140,7 +176,7 @@ def _pulled(code_BK: Tensor, x_BF: Tensor, along_BK: Tensor) -> Tensor:
     return back_BF.square().sum(dim=1)
 
 
-class AuxK(Strict):
+class AuxK(PenaltyPart):
     """Revives dead units of a k-sparse code: they learn what the living ones missed.
 
     weight * squared error of the output with their share added, mean over features and rows; the
@@ -151,6 +187,7 @@ class AuxK(Strict):
     """
 
     kind: Literal["aux_k"] = "aux_k"
+    unpackable: ClassVar[str] = "it counts units that are dead, so its work depends on the values"
     weight: float = Field(1 / 32, gt=0.0, description="Weight of the penalty.")
     k: PositiveInt | None = Field(
         None, description="Dead units that take part for a row, the strongest; default: all."
@@ -173,8 +210,21 @@ class AuxK(Strict):
         error_B = (output_BF - context.result.clean_BF).square().mean(dim=1)
         return self.weight * context.row_mean(error_B)
 
+    @property
+    def dead_after(self) -> int:
+        """Steps without use."""
+        return self.dead_after_steps
 
-class Nested(Strict):
+    def contradictions(self, model: "ModelSpec") -> Iterator[str]:
+        """Units can die."""
+        if not model.code.sparse:
+            yield (
+                "penalty aux_k needs code top_k or batch_top_k, whose unused units it revives; "
+                f"found code '{model.code.kind}'"
+            )
+
+
+class Nested(PenaltyPart):
     """weight * reconstruction loss from the first units of the code alone, mean over `widths`.
 
     One run then has a usable code of every listed width: its first units. Source: Rippel, Gelbart and
@@ -183,6 +233,7 @@ class Nested(Strict):
     """
 
     kind: Literal["nested"] = "nested"
+    unpackable: ClassVar[str] = ""
     widths: tuple[PositiveInt, ...] = Field(
         min_length=1, max_length=64, description="Units of the shorter codes, increasing."
     )
@@ -194,8 +245,22 @@ class Nested(Strict):
         losses = [context.coder.losses_from(prefix(code_BK, w), clean_BF) for w in self.widths]
         return self.weight * context.row_mean(torch.stack(losses).mean(dim=0))
 
+    @property
+    def nested_widths(self) -> tuple[int, ...]:
+        """The shorter codes."""
+        return self.widths
 
-class KlPrior(Strict):
+    def contradictions(self, model: "ModelSpec") -> Iterator[str]:
+        """Each width is shorter than the next, the last than the code."""
+        widths = (*self.widths, model.network.code_width)
+        if list(widths) != sorted(set(widths)):
+            yield (
+                f"penalty nested: widths {list(self.widths)} must increase and stay below the "
+                f"code's {model.network.code_width} units"
+            )
+
+
+class KlPrior(PenaltyPart):
     """beta * KL(posterior || N(0, 1)), summed over units, mean over rows; beta grows from 0.
 
     Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", appendix B; the weight is
@@ -203,6 +268,8 @@ class KlPrior(Strict):
     """
 
     kind: Literal["kl_prior"] = "kl_prior"
+    unpackable: ClassVar[str] = ""
+    of_prior: ClassVar[bool] = True
     beta: Weight
     warmup_steps: NonNegativeInt = Field(0, description="Steps over which beta grows linearly.")
 
@@ -212,6 +279,19 @@ class KlPrior(Strict):
         kl_BK = 0.5 * (mean_BK.square() + log_var_BK.exp() - 1.0 - log_var_BK)
         share = min(1.0, (context.step + 1) / (self.warmup_steps + 1))
         return self.beta * share * context.row_mean(kl_BK.sum(dim=1))
+
+    def hyperparameters(self) -> dict[str, float]:
+        """Without a warm-up, its length has no effect."""
+        found = super().hyperparameters()
+        return {name: value for name, value in found.items() if name != "warmup_steps" or value}
+
+    def contradictions(self, model: "ModelSpec") -> Iterator[str]:
+        """The code is a posterior."""
+        if not model.code.posterior:
+            yield (
+                "penalty kl_prior needs code gaussian_posterior, whose means and variances it "
+                f"compares with the prior; found code '{model.code.kind}'"
+            )
 
 
 Penalty = Annotated[

@@ -5,7 +5,7 @@ Shapes: B rows, C columns of the raw row, F features kept (constant columns may 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +68,30 @@ class Affine(NamedTuple):
     scale: Float64s
 
 
-class NoScaling(Strict):
+class ScalingPart(Strict):
+    """What a scaling declares: all that the rest of the package knows about its kind."""
+
+    kind: str
+    unit_range: ClassVar[Literal["always", "chosen", "unknown", "never"]] = "unknown"
+    """Whether features are in [0, 1]: `chosen` where the file's numbers are meant to bring them there."""
+    unit_variance: ClassVar[bool] = False
+    """True where every feature has variance 1."""
+
+    @property
+    def counts_levels(self) -> bool:
+        """True where it needs the number of distinct values of each column."""
+        return False
+
+    def affine(self, stats: ColumnStats) -> Affine:
+        """What scales each column."""
+        raise NotImplementedError
+
+    def level(self, stats: ColumnStats) -> NDArray[np.bool_]:
+        """Which columns are levels, (C,)."""
+        return np.zeros_like(stats.flat)
+
+
+class NoScaling(ScalingPart):
     """Rows as they are."""
 
     kind: Literal["none"] = "none"
@@ -79,10 +102,11 @@ class NoScaling(Strict):
         return Affine(zero, zero, zero + 1.0)
 
 
-class Range(Strict):
+class Range(ScalingPart):
     """(x - mean) / (max - min) per column: what h2o calls standardising an autoencoder's input."""
 
     kind: Literal["range"] = "range"
+    unit_range: ClassVar[Literal["never"]] = "never"
     levels: int = Field(
         0,
         ge=0,
@@ -90,6 +114,11 @@ class Range(Strict):
         description="Columns of at most so many distinct values, beside columns of more, are levels: "
         "their range becomes half of the others' typical standard deviation.",
     )
+
+    @property
+    def counts_levels(self) -> bool:
+        """True with `levels`."""
+        return self.levels > 0
 
     def affine(self, stats: ColumnStats) -> Affine:
         """(x - mean) / (max - min), and less for levels.
@@ -115,10 +144,11 @@ class Range(Strict):
         return few & ~stats.flat & bool((~few & ~stats.flat).any())
 
 
-class Unit(Strict):
+class Unit(ScalingPart):
     """(x - min) / (max - min) per column, into [0, 1]."""
 
     kind: Literal["unit"] = "unit"
+    unit_range: ClassVar[Literal["always"]] = "always"
 
     def affine(self, stats: ColumnStats) -> Affine:
         """(x - min) / (max - min)."""
@@ -126,20 +156,23 @@ class Unit(Strict):
         return Affine(stats.low, np.zeros_like(stats.low), spread)
 
 
-class Standard(Strict):
+class Standard(ScalingPart):
     """(x - mean) / standard deviation per column."""
 
     kind: Literal["standard"] = "standard"
+    unit_range: ClassVar[Literal["never"]] = "never"
+    unit_variance: ClassVar[bool] = True
 
     def affine(self, stats: ColumnStats) -> Affine:
         """(x - mean) / standard deviation (of the population)."""
         return Affine(*stats.centre, stats.divisor(stats.sd))
 
 
-class Divide(Strict):
+class Divide(ScalingPart):
     """x / by, one number for all columns: 255 for images."""
 
     kind: Literal["divide"] = "divide"
+    unit_range: ClassVar[Literal["chosen"]] = "chosen"
     by: float = Field(gt=0.0, description="The divisor.")
 
     def affine(self, stats: ColumnStats) -> Affine:
@@ -149,11 +182,6 @@ class Divide(Strict):
 
 
 Scaling = Annotated[NoScaling | Range | Unit | Standard | Divide, Field(discriminator="kind")]
-
-
-def counts_levels(scaling: Scaling) -> bool:
-    """True where the scaling asks for the number of distinct values of each column."""
-    return scaling.kind == "range" and scaling.levels > 0
 
 
 class Preprocessing(nn.Module):
@@ -205,7 +233,7 @@ class Preprocessing(nn.Module):
         kept = np.flatnonzero(~stats.flat) if drop_constant else np.arange(len(stats.flat))
         shift_C, rest_C, scale_C = scaling.affine(stats)
         rounded_C = stats.flat & (stats.high > stats.low) & (shift_C == stats.low)
-        level_C = scaling.level(stats) if scaling.kind == "range" else np.zeros_like(stats.flat)
+        level_C = scaling.level(stats)
         module = cls(len(stats.flat), len(kept))
 
         def scaled(raw_C: Float64s, more_C: Float64s | float = 0.0) -> Float64s:

@@ -60,7 +60,7 @@ def activations(context: Context) -> Section:
     code = context.scores.code
     dead = charts.dead_units(code)
     zero = dead & ~code.any(axis=0)
-    rho = next((p.rho for p in context.model.model.penalties if p.kind == "sparsity_kl"), None)
+    rho = next((p.target for p in context.model.model.penalties if p.target is not None), None)
     mark = ("target rho", rho) if rho is not None else None
     means = np.sort(code.mean(axis=0, dtype=np.float64))
     drawn, excluded = _without_zeros(code)

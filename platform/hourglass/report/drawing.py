@@ -9,9 +9,9 @@ import re
 import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+
+from hourglass.model.network import Layer, Link
 
 FONT = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
 INK, FAINT, FLOW, PAPER = "#24292f", "#57606a", "#e9eef4", "#ffffff"
@@ -26,41 +26,6 @@ WIDE = 0x2E80
 """The first of the characters that are as wide as high (Chinese, Japanese, Korean)."""
 NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML file may hold, escaped or not. Source: W3C 2008, XML 1.0, section 2.2."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """One connection into a layer: its kind in a few short lines, and its own parameters.
-
-    A tied one uses the weights of another; they are that one's parameters, not its own.
-    """
-
-    kind: tuple[str, ...]
-    parameters: int
-    tied: bool = False
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """What stands below its arrow."""
-        count = f"{self.parameters:,} parameter" + ("" if self.parameters == 1 else "s")
-        return (count, "tied") if self.tied else (count,)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One block: how wide the layer is, in units and in words, what else is said, what leads to it."""
-
-    name: str
-    units: int
-    size: str
-    notes: tuple[str, ...] = ()
-    links: tuple[Link, ...] = ()
-    role: Literal["row", "hidden", "code", "output"] = "hidden"
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """What stands below its block."""
-        return (self.name, self.size, *self.notes)
 
 
 def draw(

@@ -6,12 +6,11 @@ features, K code units, P units before the code part.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hourglass import artifact, storage
 from hourglass.config.files import load_kind
@@ -19,12 +18,10 @@ from hourglass.config.train import TrainJob
 from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.errors import DataError, SpecError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.conv import Conv, ConvLayer, ConvNetwork, Place
-from hourglass.model.dense import Dense, DenseNetwork
-from hourglass.model.lstm import Lstm, LstmNetwork
+from hourglass.model.network import Layer, count
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import ModelSpec
-from hourglass.report.drawing import Layer, Link, draw
+from hourglass.report.drawing import draw
 from hourglass.settings import Settings
 from hourglass.tracking import registry
 
@@ -40,14 +37,8 @@ def outline(spec: ModelSpec, features: int, unit_data: bool) -> AutoencoderModul
 
 def summary(module: AutoencoderModule) -> str:
     """The network in one line: kind, widths with the code in brackets, parameters."""
-    network = module.spec.network
-    count = sum(weight.numel() for weight in module.parameters())
-    shape = f"{network.kind}, {network.code_width:,} code units"
-    if network.kind == "dense":
-        features = len(module.preprocessing.kept_F)
-        widths = (features, *network.widths[:-1], f"[{network.code_width}]", *network.hidden)
-        shape = f"dense {'-'.join(map(str, (*widths, features)))}"
-    return f"{shape}, {count:,} parameters"
+    features = len(module.preprocessing.kept_F)
+    return f"{module.spec.network.summary(features)}, {count(module):,} parameters"
 
 
 def settings(part: Mapping[str, Any]) -> str:
@@ -86,173 +77,23 @@ def _part(part: Mapping[str, Any]) -> str:
 
 
 def layers(module: AutoencoderModule) -> list[Layer]:
-    """The layers from the row to the output; each parameter is in one connection."""
-    network, spec = module.network, module.spec.network
-    if isinstance(network, DenseNetwork) and isinstance(spec, Dense):
-        return _dense(module, network, spec)
-    if isinstance(network, ConvNetwork) and isinstance(spec, Conv):
-        return _conv(module, network, spec)
-    assert isinstance(network, LstmNetwork)
-    assert isinstance(spec, Lstm)
-    return _lstm(module, network, spec)
+    """The network's layers, with what the code part and the output add to theirs."""
+    return [_completed(module, layer) for layer in module.network.layers()]
 
 
-def _own(*parts: nn.Module) -> int:
-    return sum(weight.numel() for part in parts for weight in part.parameters())
-
-
-def _code(module: AutoencoderModule, size: str, link: Link) -> Layer:
-    """The code, with its part and that part's settings; what the encoder ends in, if it is wider."""
+def _completed(module: AutoencoderModule, layer: Layer) -> Layer:
     spec = module.spec
-    units, part = spec.network.code_width, spec.code.model_dump(mode="json")
-    before = spec.code.pre_units(units)
-    if before != units:
-        link = Link((*link.kind, f"to {before:,} units"), link.parameters, link.tied)
-    said = [f"{name} {value}" for name, value in part.items() if name != "kind"]
-    notes = (spec.code_activation, part["kind"], *said)
-    return Layer("code", units, size, notes, (link,), "code")
-
-
-def _output(module: AutoencoderModule, units: int, size: str, links: tuple[Link, ...]) -> Layer:
-    activation = module.spec.output_activation(module.unit_data)
-    return Layer("output", units, size, (activation,), links, "output")
-
-
-# -- dense ------------------------------------------------------------------------------------
-
-
-def _dense(module: AutoencoderModule, network: DenseNetwork, spec: Dense) -> list[Layer]:
-    features = len(module.preprocessing.kept_F)
-    *hidden, last = network.encoder
-    made = [Layer("row", features, f"{features:,}", role="row")]
-    made += _hidden("encoder", spec, hidden, list(network.encoder_norms), spec.widths, 0)
-    made.append(_code(module, f"{spec.code_width:,}", Link(("dense",), _own(last))))
-    *hidden, last = network.decoder
-    made += _hidden("decoder", spec, hidden, list(network.decoder_norms), spec.hidden, 1)
-    link = Link(("dense",), _own(last), spec.tied)
-    return [*made, _output(module, features, f"{features:,}", (link,))]
-
-
-def _hidden(
-    side: str,
-    spec: Dense,
-    steps: Sequence[nn.Module],
-    norms: Sequence[nn.Module],
-    widths: Sequence[int],
-    half: int,
-) -> list[Layer]:
-    """The hidden layers of one half (0: encoder), norm and dropout with the connection."""
-    kind = ["dense"]
-    kind += [f"{spec.norm} norm"] if spec.norm != "none" else []
-    kind += [f"dropout {spec.dropout:g}"] if spec.dropout else []
-    made = []
-    for index, (step, norm) in enumerate(zip(steps, norms, strict=True)):
-        link = Link(tuple(kind), _own(step, norm), tied=half == 1 and spec.tied)
-        notes = (spec.activations[half][index],)
-        units = widths[index]
-        made.append(Layer(f"{side} {index + 1}", units, f"{units:,}", notes, (link,)))
-    return made
-
-
-# -- conv -------------------------------------------------------------------------------------
-
-
-def _maps(channels: int, place: Place) -> tuple[int, str]:
-    """Units of feature maps, and their size in words."""
-    return channels * math.prod(place), _by((channels, *place))
-
-
-def _by(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
-
-
-def _conv(module: AutoencoderModule, network: ConvNetwork, spec: Conv) -> list[Layer]:
-    depths = [spec.depth, *(layer.channels for layer in spec.layers)]
-    maps = [_maps(depth, place) for depth, place in zip(depths, spec.places, strict=True)]
-    downs = [
-        Link(_down(layer, place), _own(step))
-        for layer, place, step in zip(spec.layers, spec.places, network.encoder, strict=False)
-    ]
-    made = [Layer("row", *maps[0], role="row")]
-    inner = len(spec.layers) if network.to_code is not None else len(spec.layers) - 1
-    for index, (link, sized) in enumerate(zip(downs[:inner], maps[1:], strict=False)):
-        made.append(Layer(f"encoder {index + 1}", *sized, (spec.activation,), (link,)))
-    made += _middle(module, network, spec, maps[-1], downs[-1])
-    ups = list(zip(reversed(spec.layers), network.decoder, strict=True))
-    for index, (layer, step) in enumerate(ups):
-        to, place = maps[-2 - index], spec.places[-2 - index]
-        link = Link(_up(spec, layer, place, spec.places[-1 - index]), _own(step))
-        if index + 1 == len(ups):
-            return [*made, _output(module, *to, (link,))]
-        number = index + (2 if network.from_code is not None else 1)
-        made.append(Layer(f"decoder {number}", *to, (spec.activation,), (link,)))
-    raise AssertionError("a conv network has a layer")
-
-
-def _middle(
-    module: AutoencoderModule,
-    network: ConvNetwork,
-    spec: Conv,
-    sized: tuple[int, str],
-    last: Link,
-) -> list[Layer]:
-    """The code: dense, with maps on either side, or the last feature maps themselves."""
-    if network.to_code is None or network.from_code is None:
-        return [_code(module, sized[1], last)]
-    units = f"{spec.code_width:,}"
-    out = Link(("dense",), _own(network.from_code))
-    return [
-        _code(module, units, Link(("dense",), _own(network.to_code))),
-        Layer("decoder 1", *sized, (spec.activation,), (out,)),
-    ]
-
-
-def _down(layer: ConvLayer, place: Place) -> tuple[str, ...]:
-    stride = (f"stride {layer.stride}",) if layer.stride > 1 else ()
-    pool = (f"max-pool {layer.pool}",) if layer.pool > 1 else ()
-    return (f"conv {_by((layer.kernel,) * len(place))}", *stride, *pool)
-
-
-def _up(spec: Conv, layer: ConvLayer, place: Place, before: Place) -> tuple[str, ...]:
-    window = _by((layer.kernel,) * len(place))
-    if spec.up == "transposed":
-        step = layer.stride * layer.pool
-        return ("transposed", f"conv {window}", *((f"stride {step}",) if step > 1 else ()))
-    return (*((f"copies to {_by(place)}",) if place != before else ()), f"conv {window}")
-
-
-# -- lstm -------------------------------------------------------------------------------------
-
-
-def _lstm(module: AutoencoderModule, network: LstmNetwork, spec: Lstm) -> list[Layer]:
-    steps, values = spec.shape
-    read = steps - spec.predict
-    made = [Layer("row", steps * values, f"{steps} x {values}", role="row")]
-    for index in range(spec.layers):
-        reads = (f"reads {read} of {steps} steps",) if spec.predict and index == 0 else ()
-        link = Link(("LSTM", *reads), _of_layer(network.encoder, index))
-        made.append(_states(f"encoder {index + 1}", read, spec.hidden, (link,)))
-    made.append(
-        _code(module, f"{spec.code:,}", Link(("dense", "last step only"), _own(network.to_code)))
-    )
-    ways = [(f"{read} steps, back", network.backwards)]
-    if network.forwards is not None:
-        ways.append((f"{spec.predict} steps ahead", network.forwards))
-    for index in range(spec.layers):
-        links = tuple(Link((f"LSTM, {way}",), _of_layer(part.lstm, index)) for way, part in ways)
-        made.append(_states(f"decoder {index + 1}", steps, spec.hidden, links))
-    links = tuple(Link((f"dense, {way}",), _own(part.values)) for way, part in ways)
-    return [*made, _output(module, steps * values, f"{steps} x {values}", links)]
-
-
-def _states(name: str, steps: int, hidden: int, links: tuple[Link, ...]) -> Layer:
-    return Layer(name, steps * hidden, f"{steps} x {hidden}", ("tanh, gated",), links)
-
-
-def _of_layer(lstm: nn.LSTM, index: int) -> int:
-    """Parameters of one of its layers, which torch names `..._l0`, `..._l1`, ..."""
-    named = lstm.named_parameters()
-    return sum(weight.numel() for name, weight in named if name.endswith(f"_l{index}"))
+    if layer.role == "output":
+        return replace(layer, notes=(spec.output_activation(module.unit_data), *layer.notes))
+    if layer.role != "code":
+        return layer
+    part = spec.code.model_dump(mode="json")
+    set_to = [f"{name} {value}" for name, value in part.items() if name != "kind"]
+    before, links = spec.code.pre_units(layer.units), layer.links
+    if before != layer.units:  # the encoder ends in more units than the code has
+        links = tuple(replace(link, kind=(*link.kind, f"to {before:,} units")) for link in links)
+    notes = (spec.code_activation, spec.code.kind, *set_to, *layer.notes)
+    return replace(layer, notes=notes, links=links)
 
 
 @dataclass(frozen=True)
@@ -310,9 +151,9 @@ def _outline(file: str, job: TrainJob, width: int) -> AutoencoderModule:
 
 def _width(file: str, job: TrainJob, given: int | None) -> int:
     """Features of a row: what the network's shape says, else the shards, else what is given."""
-    network = job.model.network
-    if network.kind != "dense":
-        return _agreed(given, math.prod(network.shape), "the network's `shape`")
+    shape = job.model.network.row_shape
+    if shape is not None:
+        return _agreed(given, math.prod(shape), "the network's `shape`")
     try:
         found = _in_shards(job)
     except DataError as error:

@@ -49,15 +49,14 @@ class Shape:
 
 
 def shape_of(model: Manifest) -> Shape | None:
-    """The shape of a conv network, or of a vector whose width is a square or 3 squares (H, W, C)."""
-    network = model.model.network
-    if network.kind == "conv":
-        first = network.channels == "first"
-        whole = math.prod(network.shape) == model.features.width
-        if len(network.shape) != 3 or network.depth not in (1, 3) or not whole:
+    """The shape that the network declares, or of a vector whose width is a square or 3 squares (H, W, C)."""
+    layout = model.model.network.layout
+    if layout is not None:
+        place, channels = layout.place, layout.channels
+        whole = math.prod(place) * channels == model.features.width
+        if len(place) != 2 or channels not in (1, 3) or not whole:
             return None
-        height, width = network.shape[1:] if first else network.shape[:2]
-        return Shape(height, width, network.depth, first)
+        return Shape(*place, channels, layout.channels_first)
     if model.features.vector is None:
         return None
     for channels in (1, 3):
@@ -154,9 +153,10 @@ def most_abnormal(context: Context, at: NDArray[np.int64]) -> list[Html]:
 def weights(context: Context) -> Section | None:
     """The weights of the first layer of a dense network as images, one per unit."""
     shape = shape_of(context.model)
-    if shape is None or context.model.model.network.kind != "dense":
+    every_PF = context.predictor.module.network.unit_weights()
+    if shape is None or every_PF is None:
         return None
-    every_PF = context.predictor.module.matrices()[0].detach()
+    every_PF = every_PF.detach()
     first_UC = torch.zeros(min(UNITS, len(every_PF)), context.model.features.width)
     first_UC[:, context.predictor.module.preprocessing.kept_F] = every_PF[:UNITS]
     made = signed(shape.of(first_UC.numpy()))

@@ -68,8 +68,8 @@ def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
         raise DataError("every column is constant; `constant: drop` leaves none")
     preprocessing = Preprocessing.fit(job.data.scaling, figures, drop)
     low, high = float(preprocessing.low_F.min()), float(preprocessing.high_F.max())
-    asks = ["loss bce"] if job.model.loss.kind == "bce" else []
-    asks += ["phase rbm" for p in job.train.phases if p.kind == "rbm" and p.visible == "logistic"]
+    asks = [f"loss {job.model.loss.kind}"] if job.model.loss.unit_data else []
+    asks += [f"phase {phase.kind}" for phase in job.train.phases if phase.unit_rows]
     if asks and (low < -1e-6 or high > 1 + 1e-6):
         raise SpecError(
             f"{asks[0]} needs rows in [0, 1], scaling '{job.data.scaling.kind}' leaves "

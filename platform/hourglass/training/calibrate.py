@@ -72,7 +72,7 @@ def calibrate(
     every_MB = torch.cat(group.gather(score_BM[:rows])).cpu().T
     every_score = combined(every_MB, combine).numpy()
     every_code = torch.cat(group.gather(codes[:rows])).cpu().numpy()
-    middle = module.default_hash_threshold if module.spec.code.kind != "plain" else None
+    middle = module.default_hash_threshold if module.spec.code.hash_at_middle else None
     bits = np.median(every_code, axis=0) if middle is None else np.full(width, middle)
     calibration = Calibration(
         rows=len(every_score),

@@ -13,7 +13,6 @@ from hourglass.data.manifest import Manifest, describe, locate
 from hourglass.data.prepare import feature_schema
 from hourglass.data.reading import DatasetStatistics, Rows
 from hourglass.errors import SpecError
-from hourglass.model.preprocessing import counts_levels
 from hourglass.training.build import (
     account,
     fit_preprocessing,
@@ -58,7 +57,7 @@ def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema, levels: bool =
     require_width(job, columns.width)
     data = job.data
     rows = reading.of(
-        manifest, columns, data.missing, data.holdout, levels or counts_levels(data.scaling)
+        manifest, columns, data.missing, data.holdout, levels or data.scaling.counts_levels
     )
     cached = _cached(job, manifest.rows * columns.row_bytes)
     chosen = unlikely.globbed(data.features, columns.columns)

@@ -27,7 +27,6 @@ from hourglass.data.loader import Batch, Loader
 from hourglass.data.stats import Stats
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.spec import SPARSE
 from hourglass.strict import Strict
 from hourglass.training import loop, state
 from hourglass.training.build import build
@@ -218,7 +217,7 @@ class Pack:
             passed: Any = lambda rows, rng: model.passed(clean_BF, seen_BF, rng)  # noqa: E731
             terms, result = loss_terms(passed, model, batch, self._step, self._rng, SINGLE, idle_K)
             sums = step_sums(model, terms, result, batch, SINGLE)
-            sparse = model.spec.code.kind in SPARSE
+            sparse = model.spec.code.sparse
             used_K = idle_steps(idle_K, result.code_BK, SINGLE) if sparse else idle_K
             return reduce(operator.add, terms.values()), sums, used_K
 
@@ -242,7 +241,7 @@ class Pack:
         now.epoch_step += self._step - now.step
         now.step = self._step
         now.sums = {name: total_M[index] for name, total_M in self._sums.items()}
-        if self._trials[index].job.model.code.kind in SPARSE:
+        if self._trials[index].job.model.code.sparse:
             now.idle_K = self._idle_MK[index].clone()
         for weight, stack in zip(now.module.parameters(), self._weights.values(), strict=True):
             weight.copy_(stack[index])

@@ -22,7 +22,6 @@ from hourglass.errors import TrainingError
 from hourglass.model import rbm
 from hourglass.model.activations import FUNCTIONS
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.dense import Dense, DenseNetwork
 from hourglass.training.collective import ProcessGroup, means
 from hourglass.training.step import noise_seed
 
@@ -119,15 +118,13 @@ def _one_epoch(
 def _layers(module: AutoencoderModule) -> list[Layer]:
     """Each layer of the encoder, with the activation it ends in and that of its mirror."""
     spec, network = module.spec, module.network
-    assert isinstance(spec.network, Dense)
-    assert isinstance(network, DenseNetwork)
-    hidden = [FUNCTIONS[name] for name in spec.network.activations[0]]
+    stack = spec.network.layer_stack
+    assert stack is not None  # a job with phases has a network of layers
+    hidden = [FUNCTIONS[name] for name in stack.activations]
     ups: list[Function] = [*hidden, module.code_from]
     downs: list[Function] = [FUNCTIONS[spec.output_activation(module.unit_data)], *hidden]
     layers = []
-    for encoder, decoder, up, down in zip(
-        network.encoder, reversed(list(network.decoder)), ups, downs, strict=True
-    ):
+    for (encoder, decoder), up, down in zip(network.mirrored_pairs(), ups, downs, strict=True):
         weight_HV, hidden_H = encoder.parameters()
         *back, visible_V = decoder.parameters()
         layers.append(Layer(weight_HV, hidden_H, tuple(back), visible_V, up, down))

@@ -18,6 +18,7 @@ from torch import Tensor
 from hourglass.data.loader import Batch, Loader
 from hourglass.errors import SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.part import numbers
 from hourglass.model.spec import ModelSpec
 from hourglass.training.adversary import Discriminator, discriminator
 from hourglass.training.collective import SingleProcessGroup
@@ -65,28 +66,18 @@ def check_sensitivity(
 
 def _hyperparameters(spec: ModelSpec) -> Iterator[tuple[str, float]]:
     """Dotted path and value of every number that acts in training."""
-    tree = spec.model_dump(mode="json")
-    for part in ("corruption", "code", "loss"):
-        yield from _numbers(part, tree[part])
-    for index, penalty in enumerate(tree["penalties"]):
-        yield from _numbers(f"penalties.{index}", penalty)
-    if tree["adversary"] is not None:
-        yield from _numbers("adversary", tree["adversary"])
-        yield from _numbers("adversary.prior", tree["adversary"]["prior"])
-    if tree["trim"]:
-        yield "trim", tree["trim"]
-    if tree["network"].get("dropout"):
-        yield "network.dropout", tree["network"]["dropout"]
-
-
-def _numbers(path: str, part: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in part.items():
-        off = name == "warmup_steps" and value == 0  # its default: no warm-up
-        values = value if isinstance(value, list) else [value]
-        for index, number in enumerate(values):
-            below = f".{index}" if isinstance(value, list) else ""
-            if isinstance(number, int | float) and not isinstance(number, bool) and not off:
-                yield f"{path}.{name}{below}", number
+    adversary = numbers(spec.adversary) if spec.adversary is not None else {}
+    for place, found in (
+        ("corruption", spec.corruption.hyperparameters()),
+        ("code", spec.code.hyperparameters()),
+        ("loss", spec.loss.hyperparameters()),
+        *((f"penalties.{at}", one.hyperparameters()) for at, one in enumerate(spec.penalties)),
+        ("adversary", adversary),
+        ("network", spec.network.hyperparameters()),
+    ):
+        yield from ((f"{place}.{path}", value) for path, value in found.items())
+    if spec.trim:
+        yield "trim", spec.trim
 
 
 def _changed(spec: ModelSpec, path: str, value: float) -> Iterator[tuple[float, ModelSpec]]:
@@ -107,9 +98,7 @@ def _changed(spec: ModelSpec, path: str, value: float) -> Iterator[tuple[float, 
 def _idle(spec: ModelSpec, device: torch.device) -> Tensor:
     """Every second unit is taken as dead: what revives dead units would have nothing to do yet."""
     idle_K = torch.zeros(spec.network.code_width, device=device)
-    for penalty in spec.penalties:
-        if penalty.kind == "aux_k":
-            idle_K[::2] = penalty.dead_after_steps
+    idle_K[::2] = max((penalty.dead_after for penalty in spec.penalties), default=0)
     return idle_K
 
 
@@ -122,8 +111,10 @@ def _response(
     """
     twin = copy.deepcopy(module).train()  # batch norm updates its statistics
     twin.spec = spec
-    if spec.network.kind == "dense":
-        twin.network.dropout = spec.network.dropout
+    if spec.network != module.spec.network:  # a module reads its numbers once
+        units = spec.code.pre_units(spec.network.code_width)
+        twin.network = spec.network.build(len(module.preprocessing.kept_F), units).to(idle_K.device)
+        twin.network.load_state_dict(module.network.state_dict())
     parts: list[Tensor] = []
     rival = discriminator(twin, 0)
     for step, batch in enumerate(batches):

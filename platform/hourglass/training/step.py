@@ -18,7 +18,6 @@ from hourglass.data.loader import Batch
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.output import ForwardOutput
-from hourglass.model.spec import SPARSE
 from hourglass.training.adversary import Discriminator
 from hourglass.training.collective import ProcessGroup, find_nonfinite
 from hourglass.training.state import State
@@ -117,7 +116,7 @@ def train_step(
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, norm)
     state.optimizer.step()
-    if module.spec.code.kind in SPARSE:
+    if module.spec.code.sparse:
         state.idle_K = idle_steps(state.idle_K, result.code_BK, group)
     sums = step_sums(module, terms, result, batch, group)
     if rival is not None:
@@ -144,8 +143,9 @@ def step_sums(
     whole = batch.total / group.size
     sums = {f"term.{name}": value.detach().double() * whole for name, value in terms.items()}
     rows = len(result.clean_BF)
-    if module.spec.loss.kind == "mse" and not module.spec.trim:
-        sums["error"] = sums["term.mse"].clone()
+    loss = module.spec.loss
+    if loss.squared_error and not module.spec.trim:
+        sums["error"] = sums[f"term.{loss.kind}"].clone()
     else:
         sums["error"] = (result.output_BF - result.clean_BF).square().mean(dim=1).double().sum()
     sums["code"] = result.code_BK.detach().mean(dim=1).double().sum()

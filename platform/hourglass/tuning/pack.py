@@ -8,7 +8,6 @@ stop and seed, and in the numbers, not whole ones, of the corruption and the pen
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -16,18 +15,6 @@ import torch
 from hourglass.config.train import TrainJob
 from hourglass.training.stacked import numbers
 
-CODES = ("plain", "top_k")
-"""Code parts that draw no noise, and look at each row by itself."""
-NORMS = {
-    "batch": "keeps figures of the batches",
-    "layer": "magnifies rounding where the units of a row are nearly equal",
-}
-"""Norms with which a member would not be the run alone, and why."""
-LONERS = {
-    "contractive": "takes a derivative of its own",
-    "aux_k": "counts units that are dead, so its work depends on the values",
-}
-"""Penalties that cannot be mapped over members, and why."""
 FEWEST = 4
 """Members from which the work of a pack is clearly less than that of the runs."""
 LARGEST = 2**18
@@ -99,37 +86,35 @@ def pays(job: TrainJob, features: int, members: int, device: torch.device) -> bo
     Source: benchmarks/packed.py.
     """
     network = job.model.network
-    if members < FEWEST or network.kind != "dense":
+    if members < FEWEST or network.unpackable:
         return False
-    sizes = (features, *network.widths, *network.hidden, features)
-    return device.type == "cuda" or sum(a * b for a, b in pairwise(sizes)) <= LARGEST
+    units = job.model.code.pre_units(network.code_width)
+    return device.type == "cuda" or network.multiplications(features, units) <= LARGEST
 
 
 def obstacle(job: TrainJob) -> str:
     """Why a job trains by itself, as words about a part of it; empty when it can be packed."""
-    train, model, network = job.train, job.model, job.model.network
+    train, model = job.train, job.model
     if job.scale.workers > 1:
         return f"scale.workers: {job.scale.workers}"
     if train.phases:
         return "train.phases"
     if train.seeds > 1:
         return f"train.seeds: {train.seeds}"
-    if network.kind != "dense":
-        return f"network {network.kind}"
-    if network.norm in NORMS:
-        return f"network norm {network.norm}: it {NORMS[network.norm]}"
-    if network.dropout:
-        return "network dropout: it draws inside the pass"
-    if model.code.kind not in CODES:
-        return f"code {model.code.kind}: it draws, or looks at all rows, inside the pass"
-    if model.loss.kind == "mae":
-        return "loss mae: where an error is near 0 its slope jumps, so rounding would decide"
     if model.trim:
         return "trim: what is left out depends on the values"
     if model.adversary is not None:
         return "adversary"
-    lone = next((penalty.kind for penalty in model.penalties if penalty.kind in LONERS), None)
-    return f"penalty {lone}: it {LONERS[lone]}" if lone else ""
+    for place, part in (
+        ("network", model.network),
+        ("corruption", model.corruption),
+        ("code", model.code),
+        ("loss", model.loss),
+        *(("penalty", penalty) for penalty in model.penalties),
+    ):
+        if part.unpackable:
+            return f"{place} {part.kind}: {part.unpackable}"
+    return ""
 
 
 def _mould(job: TrainJob) -> str:
