@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from hourglass import storage
+from hourglass import ray_internals, storage
 from hourglass.errors import DataError, TrainingError, WriteError
 from hourglass.training import launch, measure
 from hourglass.tuning import execution
@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_removed_hides_nothing(monkeypatch: pytest.Monke
 
     trainer, tune = MagicMock(), MagicMock()
     monkeypatch.setattr(storage, "remove", refuse)
-    monkeypatch.setattr(launch, "Trainer", trainer)
+    monkeypatch.setattr(ray_internals, "trainer_class", lambda: trainer)
     monkeypatch.setattr(execution, "tune", tune)
     subscription = MagicMock(failure=None)
     task, room = MagicMock(), launch.Room(1.0, 0.0, 1.0)

@@ -5,7 +5,6 @@ Everything Ray must know is set here, before Ray is imported, and never left to 
 
 import contextlib
 import hashlib
-import importlib
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hourglass import ray_internals
 from hourglass.cluster import tokens
 from hourglass.cluster.probe import LOOPBACK, check_head, is_loopback
 from hourglass.errors import ClusterError, first_line
@@ -58,6 +58,7 @@ def connect(
     address = address or os.environ.get("RAY_ADDRESS") or settings.address
     address = None if address == "local" else address
     os.environ.update(ray_environment(settings, address))
+    ray_internals.require_tested_version()
     import ray
 
     from hourglass.data import reading
@@ -145,12 +146,7 @@ def _token_file(settings: Settings, *, starting: bool) -> Path:
 
 def refresh_ray() -> None:
     """Make a Ray that was imported before us see the environment of now."""
-    from ray._private import ray_constants
-
-    raylet: Any = importlib.import_module("ray._raylet")
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_MANY_MACHINES) != "0"
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray_internals.reload_environment(many_machines=os.environ.get(_MANY_MACHINES) != "0")
 
 
 def temp_dir(settings: Settings) -> Path:
@@ -182,18 +178,9 @@ def _shut_down() -> None:
 
 def _start(settings: Settings, cpus: int | None) -> None:
     """Start a cluster on this machine that ends with this process. Raises ClusterError."""
-    import ray
-
     folder = temp_dir(settings)
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=str(folder),
-        )
+        ray_internals.start_local(cpus, LOOPBACK, folder, logging.WARNING)
     except Exception as error:
         raise ClusterError(
             f"Ray did not start on this machine: {first_line(error).rstrip('.')}; its logs are below "
@@ -222,13 +209,7 @@ def _plain_worker_lines() -> None:
     Ray's own processes talk on stderr, and errors of ours reach the driver as exceptions. Of what Ray's
     head tells every driver, a lost machine is told in a sentence, without the last lines of its log.
     """
-    from ray._private import worker
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
-
-    for name in ("ray_print_logs", "hourglass_lines"):
-        dispatcher.remove_handler(name)
-    dispatcher.add_handler("hourglass_lines", _print_lines)
-    worker.print_to_stdstream = _print_loss
+    ray_internals.forward_output(_print_lines, _print_loss)
 
 
 def _print_loss(said: dict[str, Any], **_: Any) -> None:

@@ -1,6 +1,5 @@
 """Who answers at an address, and does it take our token? Asked here, for Ray retries for long."""
 
-import importlib
 import json
 import logging
 import os
@@ -10,9 +9,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
+from hourglass import ray_internals
 from hourglass.cluster import tokens
 from hourglass.errors import ClusterError
 
@@ -72,14 +71,13 @@ def _refuse(address: str, answer: str, wanted: str) -> None:
 
 def _greet(address: str) -> str:
     """`ok`, `refused` or what was found at `address` when greeted as a Ray head."""
-    raylet: Any = importlib.import_module("ray._raylet")
     from ray.exceptions import AuthenticationError
 
     answer = ["something listens, but does not answer as a Ray head"]
 
     def ask() -> None:
         try:
-            raylet.GcsClient(address=address)
+            ray_internals.open_head(address)
             answer[0] = "ok"
         except AuthenticationError:
             answer[0] = "refused"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from hourglass import ray_internals
 from hourglass.cluster import start
 from hourglass.cluster.connect import ray_environment, refresh_ray
 from hourglass.cluster.probe import check_dashboard, is_loopback
@@ -72,6 +73,7 @@ def open_client(address: str | None, settings: Settings) -> Any:
     """A client of `address`, else HOURGLASS_ADDRESS, else the local head. Raises ClusterError."""
     url = (address or _default_address(settings)).rstrip("/")
     os.environ.update(ray_environment(settings, url))
+    ray_internals.require_tested_version()
     refresh_ray()
     check_dashboard(url)
     if urlsplit(url).scheme == "http" and not is_loopback(url):

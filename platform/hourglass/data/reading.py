@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from hourglass import ray_internals
 from hourglass.data import order
 from hourglass.data.decode import read_chunks
 from hourglass.data.failures import plain_errors
@@ -37,9 +38,6 @@ RUN_BYTES = 128 * 2**20
 
 RETRIES = 3
 """How often a task begins again whose process died; Ray Data would begin again without end."""
-
-_TRACEBACKS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
-"""Loggers that print every error of a task, with all of Ray's frames, before it is raised."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def settle() -> None:
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = 120
     # It warns that the bars are off, which we have just switched off.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger(ray_internals.PROGRESS_LOGGER).setLevel(logging.ERROR)
 
 
 def stream(
@@ -141,7 +139,7 @@ def stream(
     cpus: float = 1.0,
 ) -> "ray.data.Dataset":
     """A Ray Data dataset of the tasks' tables, in the order of the tasks."""
-    for name in _TRACEBACKS:
+    for name in ray_internals.ERROR_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with (
         warnings.catch_warnings()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import ray
 from ray import serve
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions
 
+from hourglass import ray_internals
 from hourglass.addresses import require_free
 from hourglass.config.serve import ServeFile
 from hourglass.errors import ClusterError, last_line
@@ -62,12 +62,12 @@ def _stop() -> None:
     says is gone by ValueError, or by RayError to a call that was under way.
     """
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        controller = ray_internals.serve_controller()
         ray.get(controller.graceful_shutdown.remote(wait=False))
         end = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < end:
             time.sleep(0.1)
-            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            ray_internals.serve_controller()
     serve.shutdown()
 
 

@@ -6,17 +6,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 import ray.train
 from ray import PlacementGroupID
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from hourglass import artifact, storage
+from hourglass import artifact, ray_internals, storage
 from hourglass.config.train import TrainJob
 from hourglass.data.prepare import open_dataset
 from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError, last_line
@@ -145,35 +141,6 @@ def free(groups: Iterable[str]) -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
-# One deals datasets out, and workers read theirs themselves; the other frees, by way of the dashboard,
-# what workers reserved when their controller is lost, and `distribute` does that.
-_NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
-
-
-class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Starts a run with fewer processes beside its workers, and ends them when it is interrupted."""
-
-    _controller: Any = None
-
-    def fit(self) -> Any:
-        """Run the workers to their end; raises KeyboardInterrupt with none of them left."""
-        try:
-            return super().fit()
-        except KeyboardInterrupt:
-            if self._controller is not None:
-                with deferred():
-                    ray.kill(self._controller)  # and with it the workers, which are its own
-            raise
-
-    def _create_default_callbacks(self) -> list[Any]:
-        every = super()._create_default_callbacks()
-        return [callback for callback in every if not isinstance(callback, _NEEDLESS)]
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Ray's handler would end the whole process from inside, without a word and with code 1."""
-        self._controller = controller
-
-
 def _fit(task: Task, room: Room, subscription: Subscription) -> None:
     """Run the workers to their end; Ray Train's own files are gone after it."""
     folder = storage.join(task.run.uri, "ray")
@@ -182,7 +149,7 @@ def _fit(task: Task, room: Room, subscription: Subscription) -> None:
         use_gpu=room.gpus > 0,
         resources_per_worker={"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})},
     )
-    trainer = Trainer(
+    trainer = ray_internals.trainer_class()(
         train_worker,
         train_loop_config={"task": task},
         scaling_config=scaling,

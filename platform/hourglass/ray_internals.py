@@ -1,0 +1,138 @@
+"""Every private name of Ray that hourglass uses: the only module to read when Ray moves one.
+
+Ray and its private modules are imported inside the functions, after `require_tested_version`.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hourglass.errors import ClusterError
+from hourglass.process import deferred
+
+TESTED = (2, 60)
+"""The minor version of Ray that these names were tested with; pyproject.toml allows no other."""
+REQUIREMENT = "ray[data,train,tune,serve]>=2.60,<2.61"
+
+ERROR_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+"""Loggers that print every error of a task, with all of Ray's frames, before it is raised."""
+PROGRESS_LOGGER = "ray.data._internal.progress"
+"""The logger that warns that progress bars are disabled."""
+LINES = "hourglass_lines"
+"""The name of our handler of worker output."""
+
+
+def require_tested_version(found: str | None = None) -> None:
+    """Raise ClusterError unless the installed Ray (`found`) has the minor version tested here."""
+    if found is None:
+        import ray
+
+        found = str(ray.__version__)
+    if found.split(".")[:2] != [str(part) for part in TESTED]:
+        lowest, above = (f"{TESTED[0]}.{minor}" for minor in (TESTED[1], TESTED[1] + 1))
+        raise ClusterError(
+            f"Ray {found} is installed, supported is >={lowest},<{above}: hourglass relies on "
+            f"private names of Ray, which move between minor versions; run "
+            f"`pip install '{REQUIREMENT}'`"
+        )
+
+
+def reload_environment(many_machines: bool) -> None:
+    """Make a Ray that was imported earlier read the environment again, its token included.
+
+    Without `many_machines` a new cluster listens on loopback only.
+    """
+    from ray._private import ray_constants
+
+    raylet = _raylet()
+    ray_constants.ENABLE_RAY_CLUSTER = many_machines
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def start_local(cpus: int | None, host: str, folder: Path, logging_level: int) -> None:
+    """Start a cluster on this machine that listens on `host` and keeps its session in `folder`."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        logging_level=logging_level,
+        _node_ip_address=host,
+        _temp_dir=str(folder),
+    )
+
+
+def open_head(address: str) -> Any:
+    """A client of the head at `address`; Ray gives up on a silent one after 40 s.
+
+    Raises: ray.exceptions.AuthenticationError, and RPC errors that have no common base.
+    """
+    return _raylet().GcsClient(address=address)
+
+
+def forward_output(lines: Callable[[dict[str, Any]], None], message: Callable[..., None]) -> None:
+    """Pass the output of workers to `lines` and error messages of the head to `message`."""
+    from ray._private import worker
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    for name in ("ray_print_logs", LINES):
+        dispatcher.remove_handler(name)
+    dispatcher.add_handler(LINES, lines)
+    worker.print_to_stdstream = message
+
+
+def serve_controller() -> Any:
+    """The actor that controls Ray Serve. Raises ValueError when there is none."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+
+
+@functools.cache
+def trainer_class() -> Any:
+    """A TorchTrainer that starts fewer processes and leaves none behind when it is interrupted.
+
+    It does without two callbacks. One splits datasets between workers, which here read their own rows;
+    the other frees the placement group of a lost controller, which `distribute` does, and needs the
+    dashboard for it.
+    """
+    import ray
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import datasets, placement_group_callback
+
+    needless = (
+        datasets.DatasetsCallback,
+        placement_group_callback.PlacementGroupCleanerCallback,
+    )
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        _controller: Any = None
+
+        def fit(self) -> Any:
+            """Run the workers to their end; raises KeyboardInterrupt with none of them left."""
+            try:
+                return super().fit()
+            except KeyboardInterrupt:
+                if self._controller is not None:
+                    with deferred():
+                        ray.kill(self._controller)  # its workers, which it owns, end with it
+                raise
+
+        def _create_default_callbacks(self) -> list[Any]:
+            every = super()._create_default_callbacks()
+            return [callback for callback in every if not isinstance(callback, needless)]
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray's own handler would exit the process with code 1 and no message."""
+            self._controller = controller
+
+    return Trainer
+
+
+def _raylet() -> Any:
+    return importlib.import_module("ray._raylet")
