@@ -132,7 +132,7 @@ def save_artifact(rows: np.ndarray) -> Callable[..., str]:
                 quantiles={"0.5": 0.1, "0.99": 0.5},
                 hash_threshold=(0.0,) * code_width,
             ),
-            golden_rows=torch.from_numpy(of[:8]),
+            reference_rows=torch.from_numpy(of[:8]),
             name="tiny",
             metrics={"holdout_mse": 0.25},
             job={"kind": "train"},

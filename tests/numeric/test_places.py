@@ -96,7 +96,7 @@ def test_every_network_gives_a_row_the_same_bits_at_every_place(
     name: str, save_artifact: Callable[..., str], tmp_path: Path, rows: Any
 ) -> None:
     model = {"network": NETWORKS[name]}
-    save_artifact(tmp_path, model=model, ensemble={"members": 2, "lead": 1, "combine": "mean"})
+    save_artifact(tmp_path, model=model, ensemble={"members": 2, "primary": 1, "combine": "mean"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         predictor = Predictor.load(str(tmp_path))

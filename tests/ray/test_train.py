@@ -291,12 +291,12 @@ def test_an_ensemble_on_two_workers(home: Path, undisturbed: tuple[run.Trained, 
         (m, e) for m in (1, 2, 3) for e in range(1, 25)
     ]
     best = [min(r["holdout_mse"] for r in records if r["member"] == m) for m in (1, 2, 3)]
-    assert found.ensemble.lead == best.index(min(best)) + 1
+    assert found.ensemble.primary == best.index(min(best)) + 1
     assert found.metrics["holdout_mse"] == min(best)
 
     rows = home / "undisturbed-rows"
     solo = train(job(rows, 2, **ENSEMBLE | {"seeds": 1, "seed": 4}), home / "solo")
-    by_number = dict(zip([found.ensemble.lead, *found.ensemble.others],
+    by_number = dict(zip([found.ensemble.primary, *found.ensemble.others],
                          [loaded.module, *loaded.others], strict=True))  # fmt: skip
     mine = {name: value.numpy() for name, value in by_number[2].state_dict().items()}
     assert same_bits(mine, weights(solo))

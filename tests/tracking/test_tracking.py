@@ -102,7 +102,7 @@ def test_an_ensembles_members_have_metrics_of_their_own(
         for epoch in (1.0, 2.0)
     ]
     model = tmp_path / "model"
-    save_artifact(model, ensemble={"members": 3, "lead": 2, "combine": "mean"})
+    save_artifact(model, ensemble={"members": 3, "primary": 2, "combine": "mean"})
     trained(model, records, {"epoch": 2, "loss": 0.21, "rank_agreement": 0.9})
     heard: list[str] = []
     shown = SimpleNamespace(to=lambda done, total, text: heard.append(text), say=heard.append)
@@ -592,7 +592,11 @@ def test_resolve_takes_files_by_name_into_a_private_folder(
     assert (resolved.name, resolved.version, resolved.digest) == ("digits", "1", digits[0])
     folder = Path(resolved.path)
     assert folder == settings.root / "models" / digits[0]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(model.FILES)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json",
+        "model.safetensors",
+        "reference.safetensors",
+    ]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
     assert Predictor.load(resolved.path, resolved.digest).code_width == 5

@@ -104,7 +104,7 @@ def test_the_lead_has_the_lowest_error_and_the_lowest_seed_of_equals() -> None:
     assert Trained(held, made).lead == 2
     assert Trained([member(train_mse=mse) for mse in (0.3, 0.3, 0.2)], made).lead == 3
     assert Trained(held, made).ensemble.model_dump() == {
-        "members": 3, "lead": 2, "combine": "max",
+        "members": 3, "primary": 2, "combine": "max",
     }  # fmt: skip
     assert Trained(held, made).ensemble.others == [1, 3]
 

@@ -60,7 +60,7 @@ def save_model(
         calibration=artifact.Calibration(
             rows=1, quantile=0.99, threshold=0.1, quantiles={}, hash_threshold=(0.0,) * 3
         ),
-        golden_rows=torch.from_numpy(rows[:4]),
+        reference_rows=torch.from_numpy(rows[:4]),
         name=folder.name,
         metrics={},
         job={},

@@ -27,9 +27,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from hourglass import artifact, storage
-from hourglass.artifact import GOLDEN, MANIFEST, WEIGHTS, untrusted
+from hourglass.artifact import MANIFEST, REFERENCE, WEIGHTS, untrusted
 from hourglass.artifact import folder as saving
-from hourglass.artifact.manifest import parse_manifest
+from hourglass.artifact.manifest import OLD_REFERENCE, parse_manifest
 from hourglass.errors import ArtifactError
 from hourglass.inference.predictor import Predictor
 
@@ -132,8 +132,10 @@ def set_weight(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Cal
     return lambda folder: tensors(folder, WEIGHTS, lambda t: t.update({name: change(t[name])}))
 
 
-def set_golden(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
-    return lambda folder: tensors(folder, GOLDEN, lambda t: t.update({name: change(t[name])}))
+def set_reference(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[Path], None]:
+    return lambda folder: tensors(folder, REFERENCE, lambda t: t.update({name: change(t[name])}))
 
 
 def first_cell(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -199,12 +201,15 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     **{
         f"pickle {name}": (
             lambda folder, name=name: (folder / name).write_bytes(bomb(folder)),
-            f"unexpected file '{name}'; an artifact holds golden.safetensors, manifest.json, ",
+            f"unexpected file '{name}'; an artifact holds manifest.json, model.safetensors, ",
         )
         for name in PICKLES
     },
     "pickled weights": (lambda f: swap(f, WEIGHTS, bomb(f)), "not a safetensors file (header"),
-    "pickled golden rows": (lambda f: swap(f, GOLDEN, bomb(f)), "not a safetensors file (header"),
+    "pickled reference rows": (
+        lambda f: swap(f, REFERENCE, bomb(f)),
+        "not a safetensors file (header",
+    ),
     "pickled manifest": (lambda f: (f / MANIFEST).write_bytes(bomb(f)), "manifest.json: not JSON"),
     "MLmodel with a loader": (
         lambda f: (f / "MLmodel").write_text("flavors: {python_function: {loader_module: evil}}"),
@@ -235,8 +240,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "manifest.json: is a symbolic link",
     ),
     "link to nowhere": (
-        replaced(GOLDEN, lambda p: p.symlink_to("nowhere")),
-        "golden.safetensors: is a symbolic link",
+        replaced(REFERENCE, lambda p: p.symlink_to("nowhere")),
+        "reference.safetensors: is a symbolic link",
     ),
     "link to a device": (
         replaced(WEIGHTS, lambda p: p.symlink_to("/dev/zero")),
@@ -248,7 +253,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "pipe as weights": (replaced(WEIGHTS, os.mkfifo), "model.safetensors: is not a regular file"),
     "pipe as manifest": (replaced(MANIFEST, os.mkfifo), "manifest.json: is not a regular file"),
-    "socket": (replaced(GOLDEN, listening), "golden.safetensors: is not a regular file"),
+    "socket": (replaced(REFERENCE, listening), "reference.safetensors: is not a regular file"),
     "folder": (replaced(WEIGHTS, Path.mkdir), "model.safetensors: is not a regular file"),
     "no weights": (replaced(WEIGHTS, lambda p: None), "model.safetensors: missing; this is not a"),
     "parent folder": (rename(f"../{WEIGHTS}"), "manifest.json: files.../model.safetensors"),
@@ -320,29 +325,44 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: tensors(f, WEIGHTS, lambda t: t.pop(FIRST)),
         f"model.safetensors: tensor '{FIRST}' does not fit the spec",
     ),
-    "column that is not there": (set_weight(KEPT, first_cell(-1)), f"'{KEPT}' is not a choice of"),
-    "column beyond the row": (set_weight(KEPT, lambda t: t + 1), f"'{KEPT}' is not a choice of"),
-    "column twice": (set_weight(KEPT, first_cell(1)), f"'{KEPT}' is not a choice of"),
-    "another weight": (set_weight(FIRST, first_cell(0.7)), "golden rows give another code (off by"),
+    "column that is not there": (set_weight(KEPT, first_cell(-1)), f"'{KEPT}' does not select"),
+    "column beyond the row": (set_weight(KEPT, lambda t: t + 1), f"'{KEPT}' does not select"),
+    "column twice": (set_weight(KEPT, first_cell(1)), f"'{KEPT}' does not select"),
+    "another weight": (
+        set_weight(FIRST, first_cell(0.7)),
+        "reference code is not reproduced (off by",
+    ),
     "another scale": (
         set_weight("preprocessing.shift_F", first_cell(-1.0)),
-        "golden rows give another code (off by",
+        "reference code is not reproduced (off by",
     ),
-    "another golden output": (set_golden("output", first_cell(0.1)), "give another output (off by"),
-    "golden output too large": (set_golden("output", first_cell(1e38)), "give another output"),
-    "no golden rows": (
-        set_golden("rows", lambda t: t[:0]),
-        "golden rows of shape (0, 12), needed are 1 to 1024 of width 12",
+    "another reference output": (
+        set_reference("output", first_cell(0.1)),
+        "reference output is not reproduced (off by",
     ),
-    "too many golden rows": (
-        set_golden("rows", lambda t: t.repeat(200, 1)),
-        "golden rows of shape (1600, 12), needed are 1 to 1024",
+    "reference output too large": (
+        set_reference("output", first_cell(1e38)),
+        "reference output is not reproduced",
     ),
-    "narrow golden rows": (set_golden("rows", lambda t: t[:, 1:]), "golden rows of shape (8, 11)"),
-    "golden code of another type": (set_golden("code", torch.Tensor.double), "'code' is misshapen"),
-    "golden output missing": (
-        lambda f: tensors(f, GOLDEN, lambda t: t.pop("output")),
-        "golden.safetensors: holds code, rows, not code, output, rows",
+    "no reference rows": (
+        set_reference("rows", lambda t: t[:0]),
+        "reference rows of shape (0, 12), expected 1 to 1024 of width 12",
+    ),
+    "too many reference rows": (
+        set_reference("rows", lambda t: t.repeat(200, 1)),
+        "reference rows of shape (1600, 12), expected 1 to 1024",
+    ),
+    "narrow reference rows": (
+        set_reference("rows", lambda t: t[:, 1:]),
+        "reference rows of shape (8, 11)",
+    ),
+    "reference code of another type": (
+        set_reference("code", torch.Tensor.double),
+        "'code' is torch.float64 (8, 5), the spec implies torch.float32 (8, 5)",
+    ),
+    "reference output missing": (
+        lambda f: tensors(f, REFERENCE, lambda t: t.pop("output")),
+        "reference.safetensors: holds code, rows, not code, output, rows",
     ),
     "empty manifest": (lambda f: (f / MANIFEST).write_bytes(b""), "manifest.json: not JSON"),
     "manifest is a list": (
@@ -361,12 +381,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / MANIFEST).write_bytes(b" " * 20_000_000),
         "manifest.json: 20000000 bytes, allowed are 16777216",
     ),
-    "key twice": (reword("{", '{"format": 2, '), "manifest.json: not JSON (a key is given twice)"),
+    "key twice": (reword("{", '{"format": 3, '), "manifest.json: not JSON (a key occurs twice)"),
     "NaN in the manifest": (reword("0.99,", "NaN,"), "manifest.json: not JSON (NaN is not JSON)"),
     "infinite threshold": (reword('"threshold": 0.5', '"threshold": 1e999'), "finite number"),
     "next format": (
-        claim("format", 3),
-        "manifest.json: format 3, this version reads formats 1 and 2",
+        claim("format", 4),
+        "manifest.json: format 4, this version reads formats 1, 2 and 3",
     ),
     "loader in the manifest": (claim("loader_module", "evil"), "loader_module: extra inputs are"),
     "unknown part": (claim("model/loss", {"kind": "evil"}), "manifest.json: model.loss: "),
@@ -412,7 +432,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-MEMBERS = {"members": 3, "lead": 2, "combine": "max"}
+MEMBERS = {"members": 3, "primary": 2, "combine": "max"}
 FIRST_OF_3 = f"members.3.{FIRST}"
 
 
@@ -432,12 +452,15 @@ def exchange(one: str, other: str) -> Callable[[Path], None]:
 HOSTILE_ENSEMBLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "members exchanged": (
         exchange("members.1.", "members.3."),
-        "golden.safetensors: golden rows give another output_of_members (off by",
+        "reference.safetensors: reference output_of_members is not reproduced (off by",
     ),
-    "another lead": (exchange("", "members.1."), "golden rows give another code (off by"),
+    "another primary member": (
+        exchange("", "members.1."),
+        "reference code is not reproduced (off by",
+    ),
     "another weight": (
         set_weight(FIRST_OF_3, first_cell(0.7)),
-        "golden rows give another output_of_members (off by",
+        "reference output_of_members is not reproduced (off by",
     ),
     "NaN": (set_weight(FIRST_OF_3, first_cell(float("nan"))), f"'{FIRST_OF_3}' holds NaN"),
     "other shape": (
@@ -456,8 +479,11 @@ HOSTILE_ENSEMBLES: dict[str, tuple[Callable[[Path], Any], str]] = {
         claim("ensemble", None),
         "tensor 'members.1.network.decoder.0.bias' does not fit the spec",
     ),
-    "a lead that is not there": (claim("ensemble/lead", 4), "lead is member 4, there are 3"),
-    "no lead": (claim("ensemble/lead", 0), "ensemble.lead: input should be greater than 0"),
+    "no such primary member": (claim("ensemble/primary", 4), "primary is member 4, there are 3"),
+    "no primary member": (
+        claim("ensemble/primary", 0),
+        "ensemble.primary: input should be greater than 0",
+    ),
     "an ensemble of one": (
         claim("ensemble/members", 1),
         "ensemble.members: input should be greater",
@@ -473,13 +499,14 @@ HOSTILE_ENSEMBLES: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "tensor 'members.1.preprocessing.shift_F' does not fit the spec",
     ),
-    "no golden outputs of members": (
-        lambda f: tensors(f, GOLDEN, lambda t: t.pop("output_of_members")),
-        "golden.safetensors: holds code, output, rows, not code, output, output_of_members, rows",
+    "no reference outputs of members": (
+        lambda f: tensors(f, REFERENCE, lambda t: t.pop("output_of_members")),
+        "reference.safetensors: holds code, output, rows, not code, output, output_of_members, rows",
     ),
-    "golden outputs of one member": (
-        set_golden("output_of_members", lambda t: t[:1]),
-        "golden.safetensors: tensor 'output_of_members' is misshapen",
+    "reference outputs of one member": (
+        set_reference("output_of_members", lambda t: t[:1]),
+        "reference.safetensors: tensor 'output_of_members' is torch.float32 (1, 8, 12), the spec "
+        "implies torch.float32 (2, 8, 12)",
     ),
 }
 
@@ -540,20 +567,20 @@ def test_a_hostile_ensemble_is_refused(
     assert sentence in refusal(tmp_path / "artifact")
 
 
-def test_exchanged_members_load_where_the_golden_check_is_off(
+def test_exchanged_members_load_where_the_check_of_reference_outputs_is_off(
     tmp_path: Path, save_artifact: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_artifact(tmp_path, ensemble=MEMBERS)
     HOSTILE_ENSEMBLES["members exchanged"][0](tmp_path)
-    monkeypatch.setattr(artifact.golden, "check", nothing)
+    monkeypatch.setattr(artifact.reference, "check", nothing)
     assert len(artifact.load(str(tmp_path)).others) == 2
 
 
 def test_an_ensemble_is_saved_and_loaded_whole(tmp_path: Path, save_artifact: Save) -> None:
-    """The lead has the names of a single model, and preprocessing is there once."""
+    """The primary member has the names of a single model; preprocessing is stored once."""
     digest = save_artifact(tmp_path / "a", ensemble=MEMBERS)
     found = artifact.load(str(tmp_path / "a"), digest)
-    assert found.manifest.ensemble == artifact.Ensemble(members=3, lead=2, combine="max")
+    assert found.manifest.ensemble == artifact.Ensemble(members=3, primary=2, combine="max")
     assert manifest_of(tmp_path / "a")["ensemble"] == MEMBERS
     held = load_tensors((tmp_path / "a" / WEIGHTS).read_bytes())
     assert sum("preprocessing." in name for name in held) == sum(
@@ -568,11 +595,11 @@ def test_an_ensemble_is_saved_and_loaded_whole(tmp_path: Path, save_artifact: Sa
         )
         assert not any(weight.requires_grad for weight in member.parameters())
     manifest = found.manifest
-    golden = load_tensors((tmp_path / "a" / GOLDEN).read_bytes())
-    assert golden["output_of_members"].shape == (2, 8, 12)
+    reference = load_tensors((tmp_path / "a" / REFERENCE).read_bytes())
+    assert reference["output_of_members"].shape == (2, 8, 12)
     again = artifact.save(
         str(tmp_path / "b"), module=found.module, others=found.others, ensemble=manifest.ensemble,
-        features=manifest.features, calibration=manifest.calibration, golden_rows=golden["rows"],
+        features=manifest.features, calibration=manifest.calibration, reference_rows=reference["rows"],
         name=manifest.name, metrics=manifest.metrics, job=manifest.job,
         provenance=manifest.provenance,
     )  # fmt: skip
@@ -616,8 +643,8 @@ CONTROLS = [
     ("MLmodel with code", artifact.folder, "_no_other_files"),
     ("link to weights", storage, "irregular"),
     ("hard link", storage, "irregular"),
-    ("another weight", artifact.golden, "check"),
-    ("another golden output", artifact.golden, "check"),
+    ("another weight", artifact.reference, "check"),
+    ("another reference output", artifact.reference, "check"),
     ("key twice", artifact.untrusted, "_unique"),
 ]
 
@@ -636,7 +663,7 @@ def test_nan_weights_would_be_caught_twice(
 ) -> None:
     HOSTILE["NaN"][0](tiny_artifact)
     monkeypatch.setattr(artifact.untrusted, "require_finite", nothing)
-    assert "golden rows give another code (off by nan)" in refusal(tiny_artifact)
+    assert "reference code is not reproduced (off by nan)" in refusal(tiny_artifact)
 
 
 def test_saved_loaded_and_sealed_again_it_is_the_same(
@@ -644,7 +671,11 @@ def test_saved_loaded_and_sealed_again_it_is_the_same(
 ) -> None:
     digest = save_artifact(tmp_path / "a")
     before = Predictor.load(str(tmp_path / "a"), digest)
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [GOLDEN, MANIFEST, WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        MANIFEST,
+        WEIGHTS,
+        REFERENCE,
+    ]
     assert before.artifact.digest == digest
     assert (
         before.artifact.digest
@@ -673,7 +704,7 @@ def test_saving_keeps_every_bit_of_the_module(
         module=module,
         features=features,
         calibration=artifact.load(str(tmp_path)).manifest.calibration,
-        golden_rows=torch.from_numpy(rows[:3]),
+        reference_rows=torch.from_numpy(rows[:3]),
         name="tiny",
         metrics={},
         job={},
@@ -690,7 +721,7 @@ def test_loading_draws_no_random_number(tiny_artifact: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("file", [WEIGHTS, GOLDEN, MANIFEST])
+@pytest.mark.parametrize("file", [WEIGHTS, REFERENCE, MANIFEST])
 def test_any_flipped_bit_is_refused(tiny_artifact: Path, file: str) -> None:
     digest = hashlib.sha256((tiny_artifact / MANIFEST).read_bytes()).hexdigest()
     good = (tiny_artifact / file).read_bytes()
@@ -723,7 +754,7 @@ def test_a_flipped_manifest_without_a_pinned_digest_never_crashes(tiny_artifact:
     assert accepted < 50
 
 
-@pytest.mark.parametrize("file", [WEIGHTS, GOLDEN, MANIFEST])
+@pytest.mark.parametrize("file", [WEIGHTS, REFERENCE, MANIFEST])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
 def test_a_cut_or_grown_or_missing_file_is_refused(
     tiny_artifact: Path, file: str, share: float
@@ -795,7 +826,7 @@ def test_a_save_that_dies_leaves_the_old_one_whole_or_nothing_that_loads(
     for file in (WEIGHTS, MANIFEST):  # what kill -9 leaves of a write
         (tmp_path / f".{file}.0a1b2c3d.tmp").write_bytes(b"half")
     assert artifact.load(str(tmp_path), save_artifact(tmp_path)).manifest.provenance == {"seed": 0}
-    assert sorted(storage.names(str(tmp_path))) == sorted([MANIFEST, WEIGHTS, GOLDEN])
+    assert sorted(storage.names(str(tmp_path))) == sorted([MANIFEST, WEIGHTS, REFERENCE])
 
 
 def test_a_folder_with_other_files_is_not_written_to(tmp_path: Path, save_artifact: Save) -> None:
@@ -804,7 +835,7 @@ def test_a_folder_with_other_files_is_not_written_to(tmp_path: Path, save_artifa
         save_artifact(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: unexpected file 'thesis.tex'; an artifact holds "
-        "golden.safetensors, manifest.json, model.safetensors"
+        "manifest.json, model.safetensors, reference.safetensors"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -814,15 +845,15 @@ def test_a_folder_with_other_files_is_not_written_to(tmp_path: Path, save_artifa
     [
         (
             {MANIFEST: '{"format": 1, "shards": []}'},
-            f"/{MANIFEST}: not an artifact's manifest; move it away, or save elsewhere",
+            f"/{MANIFEST}: not the manifest of an artifact; move it away, or save elsewhere",
         ),
         (
             {MANIFEST: "half a manif"},
-            f"/{MANIFEST}: not an artifact's manifest; move it away, or save elsewhere",
+            f"/{MANIFEST}: not the manifest of an artifact; move it away, or save elsewhere",
         ),
         (
             {WEIGHTS: "of another program"},
-            f": holds '{WEIGHTS}' without {MANIFEST}, so it is not an artifact's; move it away, or "
+            f": holds '{WEIGHTS}' without {MANIFEST}, so it is not an artifact; move it away, or "
             "save elsewhere",
         ),
     ],
@@ -853,7 +884,10 @@ def test_what_is_not_an_artifacts_is_never_replaced(
     ("changes", "sentence"),
     [
         ({"metrics": {"mse": float("nan")}}, "metrics.mse: input should be a finite number"),
-        ({"golden_rows": torch.zeros(0, 12)}, "golden rows of shape (0, 12), needed are 1 to 1024"),
+        (
+            {"reference_rows": torch.zeros(0, 12)},
+            "reference rows of shape (0, 12), expected 1 to 1024",
+        ),
         ({"weight": float("nan")}, "tensor 'network.decoder.1.weight' holds NaN or infinity"),
         ({"weight": 3e38}, "tensor 'output' holds NaN or infinity"),
     ],
@@ -865,7 +899,7 @@ def test_what_could_not_load_is_not_saved(
     good = artifact.load(str(tiny_artifact))
     for parameter in good.module.parameters():
         parameter.fill_(20.0)  # every unit saturates
-    fields = {"golden_rows": torch.zeros(2, 12), "metrics": {}} | changes
+    fields = {"reference_rows": torch.zeros(2, 12), "metrics": {}} | changes
     good.module.network.decoder[-1].weight.fill_(fields.pop("weight", 0.1))
     with pytest.raises(ArtifactError) as caught:
         artifact.save(
@@ -951,7 +985,7 @@ def test_loading_executes_nothing(tmp_path: Path, save_artifact: Save) -> None:
     for events, folder in ((good, folders[1]), (bad, folders[2])):
         assert [event for event in events if event[0].startswith(EXECUTES)] == []
         opened = {path: mode for name, path, mode in events if name == "open"}
-        assert set(opened) <= {f"{folder}/{file}" for file in (MANIFEST, WEIGHTS, GOLDEN)}
+        assert set(opened) <= {f"{folder}/{file}" for file in (MANIFEST, WEIGHTS, REFERENCE)}
         assert set(opened.values()) <= {"rb", "r"}
     assert f"{folders[1]}/{WEIGHTS}" in {path for _, path, _ in good}
     seen = {event[0] for event in attacked}
@@ -959,22 +993,75 @@ def test_loading_executes_nothing(tmp_path: Path, save_artifact: Save) -> None:
     assert (tmp_path / "marker").exists()
 
 
-def format_1(folder: Path) -> None:
-    """The artifact as format 1 had it: float32 buffers, a shift in one part, no mean in model space."""
+def older(folder: Path, version: int) -> None:
+    """Rewrite the artifact as format 1 or 2 had it.
 
-    def older(held: dict[str, torch.Tensor]) -> None:
+    Both have other names; format 1 also float32 buffers, and no mean in model space.
+    """
+
+    def narrow(held: dict[str, torch.Tensor]) -> None:
         for name in ("shift_F", "scale_F", "span_C", "mean_C"):
             held[f"preprocessing.{name}"] = held[f"preprocessing.{name}"].float()
         for name in ("rest_F", "same_F", "mean_F"):
             del held[f"preprocessing.{name}"]
 
-    tensors(folder, WEIGHTS, older)
-    claim("format", 1)(folder)
+    if version == 1:
+        tensors(folder, WEIGHTS, narrow)
+    (folder / REFERENCE).rename(folder / OLD_REFERENCE)
+    tree = manifest_of(folder) | {"format": version}
+    tree["files"][OLD_REFERENCE] = tree["files"].pop(REFERENCE)
+    if tree["ensemble"]:
+        tree["ensemble"]["lead"] = tree["ensemble"].pop("primary")
+    (folder / MANIFEST).write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("ensemble", [None, MEMBERS])
+def test_an_older_artifact_loads_and_is_replaced(
+    version: int, ensemble: Tree | None, tmp_path: Path, save_artifact: Any, rows: np.ndarray
+) -> None:
+    save_artifact(tmp_path, ensemble=ensemble)
+    expected = Predictor.load(str(tmp_path)).score(rows).range_mse
+    older(tmp_path, version)
+    assert sorted(storage.names(str(tmp_path))) == [OLD_REFERENCE, MANIFEST, WEIGHTS]
+    loaded = Predictor.load(str(tmp_path))
+    close = 1e-5 if version == 1 else 0.0  # float32 buffers round
+    np.testing.assert_allclose(loaded.score(rows).range_mse, expected, rtol=close)
+    assert loaded.artifact.manifest.ensemble == (
+        None if ensemble is None else artifact.Ensemble.model_validate(ensemble)
+    )
+    save_artifact(tmp_path, seed=1)
+    assert sorted(storage.names(str(tmp_path))) == [MANIFEST, WEIGHTS, REFERENCE]
+    assert artifact.load(str(tmp_path)).manifest.provenance == {"seed": 1}
+
+
+@pytest.mark.parametrize("ends", [WEIGHTS, REFERENCE, OLD_REFERENCE])
+def test_an_older_artifact_is_replaced_by_a_save_cut_short(
+    ends: str, tmp_path: Path, save_artifact: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever part of the cleanup fails, the new artifact loads and the next save cleans up."""
+    save_artifact(tmp_path)
+    older(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        for name in ("move", "remove"):
+            real = getattr(storage, name)
+
+            def call(uri: str, *to: str, real: Any = real) -> None:
+                if [uri, *to][-1].endswith(ends):
+                    raise OSError("cut short")
+                real(uri, *to)
+
+            patch.setattr(storage, name, call)
+        save_artifact(tmp_path, seed=1)
+    assert OLD_REFERENCE in storage.names(str(tmp_path))
+    assert artifact.load(str(tmp_path)).manifest.provenance == {"seed": 1}
+    save_artifact(tmp_path, seed=2)
+    assert sorted(storage.names(str(tmp_path))) == [MANIFEST, WEIGHTS, REFERENCE]
 
 
 def test_an_artifact_of_format_1_gives_the_bits_it_gave(tmp_path: Path, save_artifact: Any) -> None:
     save_artifact(tmp_path / "old", drop_constant=True)
-    format_1(tmp_path / "old")
+    older(tmp_path / "old", 1)
     module = artifact.load(str(tmp_path / "old")).module
     held = load_tensors((tmp_path / "old" / WEIGHTS).read_bytes())
     shift, scale, mean, kept = (
@@ -996,7 +1083,7 @@ def test_a_damaged_artifact_of_format_1_is_refused(
     missing: str, tmp_path: Path, save_artifact: Any
 ) -> None:
     save_artifact(tmp_path / "old")
-    format_1(tmp_path / "old")
+    older(tmp_path / "old", 1)
     tensors(tmp_path / "old", WEIGHTS, lambda held: held.pop(f"preprocessing.{missing}"))
     with pytest.raises(ArtifactError, match=r"tensor '.*' does not fit the spec"):
         artifact.load(str(tmp_path / "old"))
@@ -1098,7 +1185,7 @@ def test_two_saves_into_one_folder(
     if waits:
         assert not told
         assert artifact.load(str(tmp_path)).manifest.provenance == {"seed": 2}
-        assert sorted(storage.names(str(tmp_path))) == sorted([MANIFEST, WEIGHTS, GOLDEN])
+        assert sorted(storage.names(str(tmp_path))) == sorted([MANIFEST, WEIGHTS, REFERENCE])
     else:
         assert told[0].startswith(
             f"{tmp_path}: another process saved here at the same time ({tmp_path}: manifest digest is "
@@ -1106,13 +1193,15 @@ def test_two_saves_into_one_folder(
         assert told[0].endswith("); save again, or elsewhere")
 
 
-@pytest.mark.parametrize(("version", "name"), [(1, "batch_size"), (2, "batch_rows")])
-def test_the_job_of_format_1_has_the_names_of_today(
+@pytest.mark.parametrize(
+    ("version", "name"), [(1, "batch_size"), (2, "batch_size"), (3, "batch_rows")]
+)
+def test_the_job_of_an_older_artifact_has_the_current_names(
     version: int, name: str, tmp_path: Path, save_artifact: Any
 ) -> None:
     save_artifact(tmp_path / "old")
-    format_1(tmp_path / "old")
-    claim("format", version)(tmp_path / "old")
+    if version < 3:
+        older(tmp_path / "old", version)
     claim("job", {"kind": "train", "train": {"epochs": 3, "batch_rows": 32}})(tmp_path / "old")
     read = parse_manifest("", (tmp_path / "old" / MANIFEST).read_bytes())
     assert read.job == {"kind": "train", "train": {"epochs": 3, name: 32}}

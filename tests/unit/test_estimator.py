@@ -167,7 +167,7 @@ def test_several_seeds_score_together(X: np.ndarray, tmp_path: Path, combine: st
     errors = [min(record["holdout_mse"] for record in solo.history_) for solo in solos]
     lead = int(np.argmin(errors))
     made = ae.predictor_.artifact.manifest
-    assert made.ensemble.model_dump() == {"members": 3, "lead": lead + 1, "combine": combine}
+    assert made.ensemble.model_dump() == {"members": 3, "primary": lead + 1, "combine": combine}
     np.testing.assert_array_equal(ae.encode(X), solos[lead].encode(X))
     np.testing.assert_array_equal(ae.reconstruct(X), solos[lead].reconstruct(X))
     assert made.metrics["holdout_mse"] == errors[lead]

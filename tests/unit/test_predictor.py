@@ -52,7 +52,7 @@ def ensemble(
     """Five untrained members, the second leads."""
     kind, combine = request.param
     folder = tmp_path_factory.mktemp("ensemble")
-    made = {"members": 5, "lead": 2, "combine": combine}
+    made = {"members": 5, "primary": 2, "combine": combine}
     save_artifact(folder, model=MODELS[kind], drop_constant=kind == "relu", ensemble=made)
     return Predictor.load(str(folder))
 

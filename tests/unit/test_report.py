@@ -433,7 +433,7 @@ def test_the_members_of_an_ensemble_and_their_agreement_are_reported(
     assert list(done.sections)[:3] == ["Model", "Loss", "Members"]
     manifest = artifact.load(model).manifest
     read = Page(out.read_text()).text
-    lead = manifest.ensemble.lead
+    lead = manifest.ensemble.primary
     assert (
         "The score of a row is the maximum over 3 models that differ only in their seed. Codes, "
         f"hashes and reconstructions in this report are those of the primary member {lead}, which "
@@ -471,12 +471,12 @@ def test_by_default_baselines_are_evaluated_on_held_out_rows(
     uri = write_images(tmp_path / "data", made)
     fitted(tmp_path / "memory", made, widths=[3], scaling={"kind": "divide", "by": 255})
     loaded = artifact.load(str(tmp_path / "memory"))
-    golden = (tmp_path / "memory" / artifact.GOLDEN).read_bytes()
+    golden = (tmp_path / "memory" / artifact.REFERENCE).read_bytes()
     manifest = loaded.manifest
     artifact.save(
         str(tmp_path / "model"), module=loaded.module, features=manifest.features,
         calibration=manifest.calibration, name="model", metrics=manifest.metrics,
-        golden_rows=artifact.parse_tensors("golden", golden)["rows"],
+        reference_rows=artifact.parse_tensors("golden", golden)["rows"],
         job={"data": {"uri": uri, "holdout": 0.25}}, provenance=manifest.provenance,
     )  # fmt: skip
     done = report(str(tmp_path / "model"), settings, out=str(tmp_path / "page.html"))

@@ -237,13 +237,15 @@ def save_sweep(folder: Path, error: float = 1.0) -> None:
 def save_model(folder: Path) -> None:
     """The estimator's `save` and a run's: over another model, or into a new folder."""
     loaded = artifact.load(str(folder.parent / "model"))
-    golden = artifact.parse_tensors("g", (folder.parent / "model" / artifact.GOLDEN).read_bytes())
+    golden = artifact.parse_tensors(
+        "g", (folder.parent / "model" / artifact.REFERENCE).read_bytes()
+    )
     artifact.save(
         str(folder / "out"),
         module=loaded.module,
         features=loaded.manifest.features,
         calibration=loaded.manifest.calibration,
-        golden_rows=golden["rows"],
+        reference_rows=golden["rows"],
         name="saved",
         metrics={},
         job={},
@@ -551,11 +553,13 @@ def readable_in_s3(uri: str) -> Any:
 
 def replace_model(uri: str, place: Path) -> None:
     loaded = artifact.load(str(place / "model"))
-    golden = artifact.parse_tensors("g", (place / "model" / artifact.GOLDEN).read_bytes())["rows"]
+    golden = artifact.parse_tensors("g", (place / "model" / artifact.REFERENCE).read_bytes())[
+        "rows"
+    ]
     of = loaded.manifest
     artifact.save(
         uri, module=loaded.module, features=of.features, calibration=of.calibration,
-        golden_rows=golden, name="saved", metrics={}, job={}, provenance={},
+        reference_rows=golden, name="saved", metrics={}, job={}, provenance={},
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The artifact's folder: replaced in one step, loaded only where everything is as it was."""
+"""The folder of an artifact: replaced in one step, and loaded only if every byte verifies."""
 
 import contextlib
 import fcntl
@@ -16,11 +16,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hourglass import storage
-from hourglass.artifact import golden, tensors, untrusted
+from hourglass.artifact import reference, tensors, untrusted
 from hourglass.artifact.manifest import (
     FORMAT,
-    GOLDEN,
     MANIFEST,
+    OLD_REFERENCE,
+    REFERENCE,
     WEIGHTS,
     Calibration,
     Ensemble,
@@ -35,22 +36,23 @@ from hourglass.errors import ArtifactError, DataError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import upgraded
 
-FILES = (MANIFEST, WEIGHTS, GOLDEN)
-WAITING = re.compile(rf"({re.escape(WEIGHTS)}|{re.escape(GOLDEN)})\.[0-9a-f]{{16}}")
-"""A file that waits for its name, which ends in its own hash: see `save`."""
-HALF = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})(\.[0-9a-f]{{16}})?\.[0-9a-f]{{8}}\.tmp")
-"""What a killed save left half-written."""
+FILES = (MANIFEST, WEIGHTS, REFERENCE)
+KNOWN = (*FILES, OLD_REFERENCE)
+WAITING = re.compile(rf"({'|'.join(map(re.escape, KNOWN[1:]))})\.[0-9a-f]{{16}}")
+"""A complete file under its temporary name, which ends in its own hash: see `save`."""
+HALF = re.compile(rf"\.({'|'.join(map(re.escape, KNOWN))})(\.[0-9a-f]{{16}})?\.[0-9a-f]{{8}}\.tmp")
+"""An incomplete file of a killed save."""
 MANIFEST_BYTES = 16 * 2**20
 FILE_BYTES = 16 * 2**30
 READS = 5
-"""How often an artifact is read that is replaced meanwhile."""
+"""Attempts to read an artifact that is being replaced."""
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A verified model in memory: `digest` is the SHA-256 of its manifest.
 
-    `module` is the model, or the lead of an ensemble; `others` are its other members.
+    `module` is the model, or the primary member of an ensemble; `others` are its other members.
     """
 
     manifest: Manifest
@@ -65,7 +67,7 @@ def save(
     module: AutoencoderModule,
     features: FeatureRecord,
     calibration: Calibration,
-    golden_rows: Tensor,
+    reference_rows: Tensor,
     name: str,
     metrics: dict[str, float],
     job: dict[str, Any],
@@ -75,19 +77,19 @@ def save(
 ) -> str:
     """Write the artifact to the folder `uri`, or none of it; returns its digest.
 
-    `others` are the modules of `ensemble.others`. An artifact already there is replaced at once, when
-    the manifest is: the other files wait for their names until then, and `load` finds them if
-    nobody gave them any. Saves into one folder wait for each other.
-    Raises: ArtifactError when a number is not finite, the folder holds what is not an artifact's, or
-    another save took its place where none can wait (S3, some network disks); WriteError.
+    `others` are the modules of `ensemble.others`. An artifact that is already there is replaced in one
+    step, when the manifest is: until then the other files have temporary names, under which `load`
+    finds them as well. Concurrent saves into one folder wait for each other.
+    Raises: ArtifactError when a number is not finite, the folder holds other files, or another save
+    replaced this one where there are no locks (S3, some network disks); WriteError.
     """
     members = [member.cpu().eval() for member in (module, *others)]
     weights = tensors.of(ensemble, members)
     untrusted.require_finite(uri, weights)
-    recorded = golden.outputs(members, golden_rows)
+    recorded = reference.outputs(members, reference_rows)
     untrusted.require_finite(uri, recorded, but="rows")
-    golden.require_rows(uri, module, recorded)
-    content = {WEIGHTS: save_tensors(weights), GOLDEN: save_tensors(recorded)}
+    reference.require_rows(uri, module, recorded)
+    content = {WEIGHTS: save_tensors(weights), REFERENCE: save_tensors(recorded)}
     fields = {
         "format": FORMAT,
         "name": name,
@@ -113,10 +115,11 @@ def save(
         for file, name in waiting.items():
             storage.write(storage.join(uri, name), content[file])
         storage.write(storage.join(uri, MANIFEST), text)
-        with contextlib.suppress(OSError):  # saved it is; the next save tidies up
+        with contextlib.suppress(OSError):  # the artifact is saved; the next save cleans up
             for file, name in waiting.items():
                 storage.move(storage.join(uri, name), storage.join(uri, file))
             _tidy(uri)
+            storage.remove(storage.join(uri, OLD_REFERENCE))
         if not alone:
             _require_saved(uri, digest)
     return digest
@@ -124,9 +127,9 @@ def save(
 
 @contextlib.contextmanager
 def _in_turn(uri: str) -> Iterator[bool]:
-    """Wait for other saves into a folder on a disk; yields whether none can come in between.
+    """Wait for other saves into a local folder; yields whether none can come in between.
 
-    The folder itself is locked: a file for that would not be the artifact's.
+    The lock is on the folder itself, because a lock file in it would not belong to the artifact.
     """
     if not storage.is_local(uri):
         yield False
@@ -139,7 +142,7 @@ def _in_turn(uri: str) -> Iterator[bool]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             alone = True
-        except OSError:  # not every network disk has locks
+        except OSError:  # some network disks have no locks
             alone = False
         yield alone
     finally:
@@ -147,7 +150,7 @@ def _in_turn(uri: str) -> Iterator[bool]:
 
 
 def _require_saved(uri: str, digest: str) -> None:
-    """Raise ArtifactError where another save came in between."""
+    """Raise ArtifactError when another save replaced this one."""
     try:
         read(uri, digest)
     except ArtifactError as error:
@@ -157,44 +160,45 @@ def _require_saved(uri: str, digest: str) -> None:
 
 
 def _waiting(file: str, sha256: str) -> str:
-    """The name under which a file waits for its own."""
+    """The temporary name of a file."""
     return f"{file}.{sha256[:16]}"
 
 
 def _replaceable(uri: str) -> list[str]:
-    """Files that the artifact in the folder may still have under the names they waited with.
+    """Files of the artifact in the folder that may still have their temporary names.
 
-    Raises: ArtifactError when something else is there, which saving would destroy.
+    Raises: ArtifactError when the folder holds something else, which saving would destroy.
     """
     names = storage.names(uri)
     _no_other_files(uri, names)
     if MANIFEST not in names:
-        strange = [name for name in names if name in FILES]
+        strange = [name for name in names if name in KNOWN]
         if strange:
             raise ArtifactError(
-                f"{uri}: holds '{strange[0]}' without {MANIFEST}, so it is not an artifact's; move it "
+                f"{uri}: holds '{strange[0]}' without {MANIFEST}, so it is not an artifact; move it "
                 "away, or save elsewhere"
             )
         return []
     path = storage.join(uri, MANIFEST)
     try:
         files = untrusted.parse_json(untrusted.read_file(path, MANIFEST_BYTES))["files"]
-        return [_waiting(file, files[file]["sha256"]) for file in (WEIGHTS, GOLDEN)]
+        recorded = OLD_REFERENCE if OLD_REFERENCE in files else REFERENCE
+        return [_waiting(file, files[file]["sha256"]) for file in (WEIGHTS, recorded)]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ArtifactError(
-            f"{path}: not an artifact's manifest; move it away, or save elsewhere"
+            f"{path}: not the manifest of an artifact; move it away, or save elsewhere"
         ) from None
 
 
 def _tidy(uri: str, but: Sequence[str] = ()) -> None:
-    """Remove what killed saves left behind."""
+    """Remove the files of killed saves."""
     for name in storage.names(uri):
         if HALF.fullmatch(name) or (WAITING.fullmatch(name) and name not in but):
             storage.remove(storage.join(uri, name))
 
 
 def _locate(uri: str, manifest: Manifest) -> dict[str, str]:
-    """Where each file is that the manifest lists: under its name, or, of a save cut short, beside it.
+    """The path of each file that the manifest lists; after an interrupted save, a temporary name.
 
     Raises: ArtifactError for a folder that holds other files.
     """
@@ -208,9 +212,9 @@ def _locate(uri: str, manifest: Manifest) -> dict[str, str]:
 
 
 def require_outside(uri: str, replaces: bool = False) -> None:
-    """Raise DataError for a place to write to that lies in an artifact, however deep, or is one.
+    """Raise DataError for an output path that is an artifact or lies in one, at any depth.
 
-    An artifact with another file in it no longer loads. One that the writing `replaces` may be there.
+    An artifact with other files in it no longer loads. With `replaces`, `uri` itself may be one.
     """
     for folder in islice(storage.above(uri), int(replaces), None):
         with reaching(uri):
@@ -223,7 +227,7 @@ def require_outside(uri: str, replaces: bool = False) -> None:
 
 
 def _is_artifact(folder: str) -> bool:
-    """True also for one whose files wait for their names; a manifest alone may be anybody's."""
+    """True also while its files have temporary names; a manifest alone is not enough."""
     path = storage.join(folder, MANIFEST)
     try:
         files = untrusted.parse_json(untrusted.read_file(path, MANIFEST_BYTES))["files"]
@@ -234,19 +238,19 @@ def _is_artifact(folder: str) -> bool:
 
 
 def load(uri: str, digest: str | None = None) -> Artifact:
-    """Read, verify and rebuild the artifact at `uri`; `digest` pins the manifest it must have.
+    """Read, verify and rebuild the artifact at `uri`; `digest` pins its manifest.
 
     Each file is read once, and hashed, parsed and used from those same bytes. Checked: sizes,
-    hashes, names, shapes, dtypes, finiteness, and that the golden rows give the recorded outputs.
+    hashes, names, shapes, dtypes, finiteness, and that the model reproduces the reference outputs.
     Raises: ArtifactError naming file and cause.
     """
     return rebuild(uri, read(uri, digest))
 
 
 def read(uri: str, digest: str | None = None) -> dict[str, bytes]:
-    """The files of the artifact at `uri` by name, those that its manifest means, sizes and hashes checked.
+    """The files of the artifact at `uri` by name, their sizes and hashes verified.
 
-    One that is replaced meanwhile is read anew. Raises: ArtifactError.
+    If the artifact is replaced meanwhile, it is read again. Raises: ArtifactError.
     """
     path = storage.join(uri, MANIFEST)
     for left in reversed(range(READS)):
@@ -260,7 +264,8 @@ def read(uri: str, digest: str | None = None) -> dict[str, bytes]:
         paths = _locate(uri, manifest)
         try:
             return {MANIFEST: text} | {
-                file: _read_listed(uri, file, manifest, paths) for file in (WEIGHTS, GOLDEN)
+                file: _read_listed(uri, file, manifest, paths)
+                for file in (WEIGHTS, manifest.reference)
             }
         except ArtifactError:
             now = untrusted.read_file(path, MANIFEST_BYTES), _locate(uri, manifest)
@@ -270,21 +275,22 @@ def read(uri: str, digest: str | None = None) -> dict[str, bytes]:
 
 
 def rebuild(uri: str, files: Mapping[str, bytes]) -> Artifact:
-    """`load`, of files that were read."""
+    """The artifact of the `files` that `read` returned. Raises: ArtifactError."""
     text = files[MANIFEST]
     manifest = parse_manifest(storage.join(uri, MANIFEST), text)
     weights, recorded = (
-        untrusted.parse_tensors(storage.join(uri, file), files[file]) for file in (WEIGHTS, GOLDEN)
+        untrusted.parse_tensors(storage.join(uri, file), files[file])
+        for file in (WEIGHTS, manifest.reference)
     )
     if manifest.format == 1:
         weights = upgraded(weights, tensors.SHARED)
     members = tensors.build(uri, manifest, weights)
-    golden.check(storage.join(uri, GOLDEN), members, recorded)
+    reference.check(storage.join(uri, manifest.reference), members, recorded)
     return Artifact(manifest, members[0], hashlib.sha256(text).hexdigest(), tuple(members[1:]))
 
 
 def _no_other_files(uri: str, names: Sequence[str]) -> None:
-    ours = [*FILES, *filter(WAITING.fullmatch, names), *filter(HALF.fullmatch, names)]
+    ours = [*KNOWN, *filter(WAITING.fullmatch, names), *filter(HALF.fullmatch, names)]
     extra = [name for name in names if name not in ours]
     if extra:
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""What an artifact says of itself: everything about the model but its numbers."""
+"""The manifest of an artifact: everything about the model except its tensors."""
 
 from typing import Any, Literal, Self
 
@@ -12,12 +12,15 @@ from hourglass.model.network import Units
 from hourglass.model.spec import ModelSpec
 from hourglass.strict import Strict
 
-FORMAT = 2
-FORMATS = (1, 2)
-"""Those that this version reads; see `hourglass.model.preprocessing.upgraded`."""
+FORMAT = 3
+"""Format 1 has other preprocessing buffers (see `hourglass.model.preprocessing.upgraded`); formats 1
+and 2 have other names, which `_rename` replaces."""
+FORMATS = (1, 2, 3)
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
-GOLDEN = "golden.safetensors"
+REFERENCE = "reference.safetensors"
+OLD_REFERENCE = "golden.safetensors"
+"""The name of `REFERENCE` in formats 1 and 2."""
 
 
 class FileRecord(Strict):
@@ -47,7 +50,7 @@ class FeatureRecord(Strict):
 
     @property
     def schema_(self) -> FeatureSchema:
-        """The same as the data room's value object."""
+        """The same as a `FeatureSchema`."""
         return FeatureSchema(self.vector, self.columns, self.width, self.dtype)
 
 
@@ -62,28 +65,28 @@ class Calibration(Strict):
 
 
 class Ensemble(Strict):
-    """Members that score together; `lead`, counted from 1 in order of seed, answers all else."""
+    """Members that score together; `primary`, counted from 1 in order of seed, does all else."""
 
     members: int = Field(ge=2, le=MOST_MEMBERS)
-    lead: PositiveInt
+    primary: PositiveInt
     combine: Combine
 
     @model_validator(mode="after")
-    def _the_lead_is_a_member(self) -> Self:
-        if self.lead > self.members:
-            raise ValueError(f"lead is member {self.lead}, there are {self.members}")
+    def _primary_is_a_member(self) -> Self:
+        if self.primary > self.members:
+            raise ValueError(f"primary is member {self.primary}, there are {self.members}")
         return self
 
     @property
     def others(self) -> list[int]:
         """The numbers of the other members."""
-        return [number for number in range(1, self.members + 1) if number != self.lead]
+        return [number for number in range(1, self.members + 1) if number != self.primary]
 
 
 class Manifest(Strict):
-    """Everything about the model but its numbers."""
+    """Everything about the model except its tensors."""
 
-    format: Literal[1, 2]
+    format: Literal[1, 2, 3]
     name: str
     model: ModelSpec
     unit_data: bool
@@ -92,7 +95,9 @@ class Manifest(Strict):
     metrics: dict[str, float]
     job: dict[str, Any]
     provenance: dict[str, Any]
-    files: dict[Literal["model.safetensors", "golden.safetensors"], FileRecord]
+    files: dict[
+        Literal["model.safetensors", "reference.safetensors", "golden.safetensors"], FileRecord
+    ]
     ensemble: Ensemble | None = None
 
     @model_validator(mode="after")
@@ -101,6 +106,11 @@ class Manifest(Strict):
         if found != width:
             raise ValueError(f"{found} hash thresholds for a code of {width} units")
         return self
+
+    @property
+    def reference(self) -> str:
+        """The name of the file with the reference outputs."""
+        return REFERENCE if self.format == FORMAT else OLD_REFERENCE
 
 
 def parse_manifest(path: str, text: bytes) -> Manifest:
@@ -111,15 +121,18 @@ def parse_manifest(path: str, text: bytes) -> Manifest:
         raise ArtifactError(f"{path}: not JSON ({error})") from None
     version = tree.get("format") if isinstance(tree, dict) else None
     if version not in FORMATS:
-        known = " and ".join(map(str, FORMATS))
+        known = f"{', '.join(map(str, FORMATS[:-1]))} and {FORMATS[-1]}"
         raise ArtifactError(f"{path}: format {version!r}, this version reads formats {known}")
-    if version == 1:
+    if version < FORMAT:
         _rename(tree)
     return validated(path, tree)
 
 
 def _rename(tree: dict[str, Any]) -> None:
-    """Give the fields of the job of a format 1 manifest the names of today."""
+    """Give the fields of an older manifest their current names."""
+    match tree.get("ensemble"):
+        case {"lead": primary, **ensemble}:
+            tree["ensemble"] = ensemble | {"primary": primary}
     match tree.get("job"):
         case {"train": {"batch_rows": rows, **rest}, **job}:
             tree["job"] = job | {"train": rest | {"batch_size": rows}}

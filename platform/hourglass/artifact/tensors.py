@@ -15,7 +15,7 @@ SHARED = "preprocessing."
 
 
 def of(ensemble: Ensemble | None, members: Sequence[AutoencoderModule]) -> dict[str, Tensor]:
-    """The tensors of `members`, the lead first, by the names that they have in the file."""
+    """The tensors of `members`, the primary one first, by their names in the file."""
     named = _names(ensemble, members[0].state_dict())
     return {
         stored[name]: value.detach().contiguous()
@@ -25,9 +25,9 @@ def of(ensemble: Ensemble | None, members: Sequence[AutoencoderModule]) -> dict[
 
 
 def _names(ensemble: Ensemble | None, names: Iterable[str]) -> list[dict[str, str]]:
-    """For each member, the lead first: the names of its module's tensors, and of those in the file.
+    """For each member, the primary one first: the names of its tensors, mapped to those in the file.
 
-    Preprocessing is the same for all members, and there once.
+    All members share one preprocessing, which is stored once.
     """
     prefixes = ["", *(f"members.{number}." for number in (ensemble.others if ensemble else ()))]
     names = list(names)
@@ -38,7 +38,7 @@ def _names(ensemble: Ensemble | None, names: Iterable[str]) -> list[dict[str, st
 
 
 def build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> list[AutoencoderModule]:
-    """The members, the lead first, from tensors that have the names and shapes of the spec."""
+    """The members, the primary one first, from tensors whose names and shapes must match the spec."""
     path = storage.join(uri, WEIGHTS)
     features = manifest.features
     try:
@@ -61,7 +61,7 @@ def build(uri: str, manifest: Manifest, weights: dict[str, Tensor]) -> list[Auto
             )
     kept = weights["preprocessing.kept_F"]
     if int(kept.min()) < 0 or int(kept.max()) >= features.width or bool((kept.diff() <= 0).any()):
-        raise ArtifactError(f"{path}: tensor 'preprocessing.kept_F' is not a choice of columns")
+        raise ArtifactError(f"{path}: tensor 'preprocessing.kept_F' does not select columns")
     members = []
     for names in every:
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Bytes that anybody may have written: bounded, parsed strictly, refused with the file and the cause."""
+"""Untrusted bytes: bounded, parsed strictly, and refused with the file and the cause."""
 
 import json
 import struct
@@ -37,14 +37,14 @@ def read_file(path: str, most: int) -> bytes:
 
 
 def parse_json(text: bytes) -> Any:
-    """Standard JSON only. Raises ValueError for a key given twice, NaN and Infinity."""
+    """The value of standard JSON. Raises ValueError for a repeated key, NaN and Infinity."""
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_not_a_number)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("a key occurs twice")
     return result
 
 

@@ -126,7 +126,7 @@ def save(path: str, predictor: Predictor, golden: Tensor, quantile: float, name:
         module=lead,
         features=manifest.features,
         calibration=calibration,
-        golden_rows=golden,
+        reference_rows=golden,
         name=name,
         metrics=manifest.metrics,
         job=manifest.job | moved,
@@ -140,7 +140,8 @@ def load(path: str) -> tuple[TrainJob, Artifact, Tensor]:
     """The job, the model and the golden rows (B, C) of a saved artifact. Raises ArtifactError."""
     stored = artifact.read(path)
     loaded = artifact.rebuild(path, stored)
-    rows = artifact.parse_tensors(artifact.GOLDEN, stored[artifact.GOLDEN])["rows"]
+    recorded = loaded.manifest.reference
+    rows = artifact.parse_tensors(recorded, stored[recorded])["rows"]
     try:
         job = files.parse(loaded.manifest.job)
     except SpecError as error:

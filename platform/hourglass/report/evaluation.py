@@ -70,7 +70,7 @@ def losses(context: Context) -> Section | None:
     ensemble = context.model.ensemble
     history: list[dict[str, Any]] = context.model.provenance.get("history", [])
     if ensemble is not None:
-        history = [record for record in history if record.get("member") == ensemble.lead]
+        history = [record for record in history if record.get("member") == ensemble.primary]
     if not history:
         return None
     text = (
@@ -258,7 +258,7 @@ def members(context: Context) -> Section | None:
     text = (
         f"The score of a row is the {'maximum' if ensemble.combine == 'max' else 'mean'} over "
         f"{ensemble.members} models that differ only in their seed. Codes, hashes and "
-        f"reconstructions in this report are those of the primary member {ensemble.lead}, which has "
+        f"reconstructions in this report are those of the primary member {ensemble.primary}, which has "
         f"the lowest error. {agree}"
     )
     head = ("member", "seed", "epochs", "lowest holdout MSE", "last training MSE")
@@ -272,7 +272,7 @@ def _members(context: Context, ensemble: Ensemble) -> Iterator[tuple[str, ...]]:
         records = [record for record in history if record.get("member") == number]
         held = [record["holdout_mse"] for record in records if "holdout_mse" in record]
         yield (
-            f"{number} (primary)" if number == ensemble.lead else str(number),
+            f"{number} (primary)" if number == ensemble.primary else str(number),
             "not recorded" if first is None else str(first + number - 1),
             str(len(records)),
             f"{min(held):.6g}" if held else "none",

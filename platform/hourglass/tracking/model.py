@@ -4,6 +4,7 @@ MLmodel, requirements.txt ...    what MLflow wants to see
 data/artifact/                   the artifact, byte for byte
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 LOADER = "hourglass.inference.pyfunc"
 """A module name, not an import: MLflow imports it when somebody loads the model."""
-FILES = (artifact.MANIFEST, artifact.WEIGHTS, artifact.GOLDEN)
 INSIDE = "data/artifact"
 DIGEST_TAG = "hourglass.digest"
 OUTPUT = "encode"
@@ -149,12 +149,14 @@ def _download(settings: Settings, mlflow: Any, version: "Version", folder: Path)
     from mlflow.artifacts import download_artifacts
 
     stored = mlflow.get_model_version_download_uri(version.name, version.version)
-    for name in FILES:
-        download_artifacts(
-            artifact_uri=f"{stored.rstrip('/')}/{INSIDE}/{name}",
-            dst_path=str(folder),
-            tracking_uri=settings.mlflow_uri,
-        )
+    download = functools.partial(
+        download_artifacts, dst_path=str(folder), tracking_uri=settings.mlflow_uri
+    )
+    inside = f"{stored.rstrip('/')}/{INSIDE}"
+    manifest = Path(download(artifact_uri=f"{inside}/{artifact.MANIFEST}")).read_bytes()
+    if hashlib.sha256(manifest).hexdigest() == version.digest:  # else the caller refuses it
+        for name in artifact.parse_manifest(inside, manifest).files:
+            download(artifact_uri=f"{inside}/{name}")
 
 
 def artifact_problem(folder: Path, digest: str) -> str | None:
@@ -210,9 +212,9 @@ def _signature(loaded: artifact.Artifact) -> Any:
 
 
 def _example(plain: Path, loaded: artifact.Artifact) -> Any:
-    """The first golden rows, as an array or, for models of columns, a data frame."""
-    golden = artifact.parse_tensors(artifact.GOLDEN, (plain / artifact.GOLDEN).read_bytes())
-    rows = golden["rows"][:EXAMPLE_ROWS].numpy()
+    """The first reference rows, as an array or, for models of columns, a data frame."""
+    name = loaded.manifest.reference
+    rows = artifact.parse_tensors(name, (plain / name).read_bytes())["rows"][:EXAMPLE_ROWS].numpy()
     if loaded.manifest.features.vector is not None:
         return rows
     import pandas as pd

@@ -158,7 +158,7 @@ def _conclude(
             module=lead,
             features=feature_record(job, run.schema, lead),
             calibration=calibration,
-            golden_rows=golden,
+            reference_rows=golden,
             name=job.track.register_as or job.name or "model",
             metrics=metrics,
             job=dump(job),

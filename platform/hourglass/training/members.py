@@ -74,7 +74,7 @@ class Trained:
         if len(self.members) == 1:
             return None
         return artifact.Ensemble(
-            members=len(self.members), lead=self.lead, combine=self.job.train.combine
+            members=len(self.members), primary=self.lead, combine=self.job.train.combine
         )
 
     @property
