@@ -16,7 +16,6 @@ from hourglass import artifact, ray_internals, storage
 from hourglass.config.train import TrainJob
 from hourglass.data.prepare import open_dataset
 from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError, last_line
-from hourglass.process import deferred
 from hourglass.settings import Settings
 from hourglass.training.calibrate import other_quantile
 from hourglass.training.complete import FRESH, Run
