@@ -112,7 +112,7 @@ def least(alone: Run) -> float:
 
 
 def assert_like_in_process(folder: Path, point: Point, shards: Path) -> Run:
-    """The trial's artifact has the bits of the loop without Ray, whose run is returned."""
+    """The trial's artifact is bit-identical to the loop without Ray, whose run is returned."""
     found, alone = artifact_of(folder, point), fitted(point, shards)
     mine = {name: value.numpy() for name, value in found.module.state_dict().items()}
     expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
@@ -122,6 +122,6 @@ def assert_like_in_process(folder: Path, point: Point, shards: Path) -> Run:
 
 
 def assert_ranked(board: Leaderboard, expected: dict[str, float]) -> None:
-    """The trials are those expected, with these errors to the bit, the lowest first."""
+    """The trials are those expected, with exactly these errors, the lowest first."""
     ranked = sorted(expected.items(), key=lambda item: item[1])
     assert [(entry.trial, entry.holdout_mse) for entry in board.entries] == ranked

@@ -1,4 +1,4 @@
-"""Sweeps on a real cluster of two CPUs: they end, whatever fails or is killed, with the same bits."""
+"""Sweeps on a real cluster of two CPUs end bit-identical, whatever fails or is killed."""
 
 import shutil
 import sys
@@ -108,7 +108,7 @@ def test_a_wider_space_trains_what_is_new(
     assert (widest.pca_mse, widest.worse_than_pca) == (None, False)  # as wide as the rows
 
 
-def test_concurrency_changes_no_bit(
+def test_results_do_not_depend_on_concurrency(
     swept: tuple[Path, Events, Leaderboard], home: Path, shards: Path
 ) -> None:
     _, _, board = swept
@@ -149,7 +149,7 @@ class KillingOnce(threading.Thread):
                     self.killed += 1
 
 
-def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: Path) -> None:
+def test_a_killed_trial_resumes_and_a_diverging_one_fails(home: Path, shards: Path) -> None:
     space = {"train.optimizer": {"grid": [{"kind": "adam"}, {"kind": "sgd", "lr": 1e30}]}}
     made = job(shards, space, train={"epochs": 400})
     killer, events = KillingOnce(home / "killed" / "runs" / "grid" / "trials"), Events()
@@ -166,7 +166,7 @@ def test_a_killed_trial_goes_on_and_a_diverging_one_says_so(home: Path, shards: 
 
 
 def test_trials_that_differ_in_numbers_train_packed(home: Path, shards: Path) -> None:
-    """As the trials alone, within 1e-5, and none of them twice."""
+    """As when each trains by itself, within 1e-5, and no trial twice."""
     rates = {"train.optimizer.lr": {"grid": [0.001 * n for n in range(1, 10)]}}
     events = Events()
     made = job(shards, rates)

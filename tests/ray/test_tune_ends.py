@@ -1,4 +1,4 @@
-"""What ends trials and sweeps before their time, and searches that learn, on a cluster of two CPUs."""
+"""Early ends of trials and sweeps, and adaptive searches, on a cluster of two CPUs."""
 
 import contextlib
 import os
@@ -108,7 +108,7 @@ def test_patience_ends_the_sweep_at_the_same_trial(home: Path, shards: Path) -> 
     assert len(tune(without, home / "patience").entries) == 6  # the protection switched off
 
 
-def test_time_ends_a_sitting_and_the_next_goes_on(home: Path, shards: Path) -> None:
+def test_time_ends_a_session_and_the_next_resumes(home: Path, shards: Path) -> None:
     rates, long = {LR: {"grid": [0.01, 0.02]}}, {"epochs": 300}
     made = job(shards, rates, concurrency=1, max_time_s=8, train=long)
     first = tune(made, home / "time")
@@ -157,7 +157,7 @@ def test_four_trials_of_two_workers_end_on_two_cpus(home: Path, shards: Path) ->
     assert two.holdout_mse != alone
 
 
-def test_a_population_goes_on_from_its_best(home: Path, shards: Path) -> None:
+def test_a_population_continues_from_its_best(home: Path, shards: Path) -> None:
     made = job(
         shards,
         RATES,
@@ -239,7 +239,7 @@ def test_ray_11(home: Path, shards: Path, tmp_path: Path) -> None:
     for done in (2, 4):
         kill_a_trial_then_the_driver(begin(file, own), own, done)
         written = artifacts(own)
-        assert done <= len(written) < 8, "killed too late to tell anything"
+        assert done <= len(written) < 8, "killed too late for the test to prove anything"
         assert seen.items() <= written.items()  # none was trained again
         seen = written
     killer = Killing(own / "runs" / "grid" / "trials")

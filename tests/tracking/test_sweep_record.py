@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one run for it, one for each trial, each once and ended, whoever is killed."""
+"""A sweep in MLflow: one run for it and one per trial, each once and ended, even after kills."""
 
 import json
 import os
@@ -135,7 +135,7 @@ CURVE = [(1, 0.75), (2, 0.5), (3, 0.25)]
 # -- a sweep ----------------------------------------------------------------------------------
 
 
-def test_counts_of_all_ends_are_said_also_those_of_none() -> None:
+def test_all_ends_are_counted_even_if_there_are_none() -> None:
     """A later session must not leave the failures of an earlier one."""
     done = record._summary(board("counts", finished("aaaa")))["metrics"]
     assert [done[f"trials/{how}"] for how in ("finished", "stopped", "failed")] == [1.0, 0.0, 0.0]
@@ -247,10 +247,10 @@ def test_a_sweep_is_recorded_whole(
 # -- once, not twice --------------------------------------------------------------------------
 
 
-def test_a_second_sitting_goes_on_in_the_same_runs(
+def test_a_second_session_continues_the_same_runs(
     settings: Settings, trained: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one loses a trial, the second finishes it, and it is the best; the third has nothing."""
+    """The first session loses a trial, the second finishes it as the best, the third has none left."""
     folder, space = str(tmp_path / "sweep"), sweep("session", "session")
     trained("aaaa", final=0.5)
     recorder = record.start(settings, space, DATASET)
@@ -261,7 +261,7 @@ def test_a_second_sitting_goes_on_in_the_same_runs(
         folder,
         "session",
     )
-    # Nobody recorder that aaaa ended: it did when its artifact was written.
+    # The end of aaaa was not reported: it ended when its artifact was written.
     parents, below = runs(settings, "session")
     written = (tmp_path / "sweep/trials/aaaa/artifact/manifest.json").stat().st_mtime
     assert abs(one(below["aaaa"]).info.end_time - 1000 * written) < 2
@@ -338,7 +338,7 @@ def test_a_driver_killed_twice_leaves_one_ended_run_for_each_of_eight_trials(
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         recorder = record.start(settings, sweep(name), DATASET)
-        for trial in (1, 3, 4):  # t1 is told a second time, as by a session that ran it again
+        for trial in (1, 3, 4):  # t1 is reported again, as by a session that ran it again
             recorder.ended(finished(f"t{trial}"), uri[trial])
 
     if not guard:  # negative control: without the look at the runs that exist, t1 has two
@@ -363,10 +363,10 @@ def test_a_driver_killed_twice_leaves_one_ended_run_for_each_of_eight_trials(
         assert history(settings, below[f"t{trial}"][-1].info.run_id) == CURVE
 
 
-def test_a_death_in_the_middle_of_a_trial_is_made_good(
+def test_a_trial_that_was_half_written_is_completed(
     settings: Settings, trained: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The epochs are there and the run is not ended: the next attempt ends it and repeats nothing."""
+    """A run with epochs that has not ended: the next attempt ends it and repeats nothing."""
     trained("aaaa")
     ends = store.client(settings).__class__.set_terminated
     faults = iter([True])
@@ -399,14 +399,14 @@ def test_a_death_in_the_middle_of_a_trial_is_made_good(
 
 
 @pytest.mark.parametrize("guard", [True, False])
-def test_a_trial_trained_anew_has_its_new_numbers(
+def test_a_trial_trained_again_has_its_new_numbers(
     settings: Settings,
     trained: Callable[..., str],
     tmp_path: Path,
     guard: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As after --fresh: the same numbers are not written again, others are, and are the latest."""
+    """As after --fresh: equal numbers are not written again; others are, and are the latest."""
     if not guard:  # negative control: without the look at the steps, every number is there twice
         monkeypatch.setattr(trials.Trials, "_steps", lambda *_: {})
     name, folder = f"anew-{guard}", str(tmp_path / "sweep")
@@ -427,8 +427,8 @@ def test_a_trial_trained_anew_has_its_new_numbers(
         assert points[2] == sorted([*CURVE, (1, 1.5), (2, 1.0), (3, 0.5)])
 
 
-def test_what_another_file_says_is_told(settings: Settings, tmp_path: Path) -> None:
-    """MLflow's params never change: those that are others now are named."""
+def test_a_run_that_differs_from_the_file_is_noted(settings: Settings, tmp_path: Path) -> None:
+    """MLflow's params never change: those that differ now are named."""
     first = record.start(settings, sweep("changed", max_trials=4), DATASET)
     first.finish(None, "failed", str(tmp_path), None)
     parent = one(runs(settings, "changed")[0])
@@ -448,7 +448,7 @@ def test_what_another_file_says_is_told(settings: Settings, tmp_path: Path) -> N
 
 
 def everything(settings: Settings, name: str) -> Any:
-    """All that MLflow has of a sweep, and of the model of that name."""
+    """Everything that MLflow has of a sweep and of the model with its name."""
     parents, below = runs(settings, name)
     every = [*parents, *(run for found in below.values() for run in found)]
     client = store.client(settings)
@@ -459,10 +459,10 @@ def everything(settings: Settings, name: str) -> Any:
     )
 
 
-def test_a_sweep_that_ended_whole_is_left_as_it_is(
+def test_a_complete_sweep_is_left_unchanged(
     settings: Settings, trained: Callable[..., str], tmp_path: Path
 ) -> None:
-    """Nothing is left to train: the same command says where it is recorded, and changes nothing."""
+    """Nothing is left to train: the same command names the runs and changes nothing."""
     folder, space = str(tmp_path / "sweep"), sweep("ended", "ended")
     trained("aaaa")
     last = board("ended", finished("aaaa"))
@@ -480,10 +480,10 @@ def test_a_sweep_that_ended_whole_is_left_as_it_is(
     assert everything(settings, "ended") != before
 
 
-def test_the_challenger_is_the_best_of_the_latest_sitting(
+def test_the_challenger_is_the_best_of_the_latest_session(
     settings: Settings, trained: Callable[..., str], tmp_path: Path
 ) -> None:
-    """A trial that was best, then was not, then is again: the sweep's alias goes back to it."""
+    """A trial that is the best, then is not, then is again: the sweep's alias returns to it."""
     folder, space = str(tmp_path / "sweep"), sweep("back", "back")
     trained("aaaa")
     trained("bbbb", seed=1)
@@ -505,7 +505,7 @@ def test_a_trials_run_is_on_the_sweeps_rows_and_shows_its_kept_weights(
     guard: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It kept its second epoch; trained anew, it kept its last one."""
+    """It kept its second epoch; when trained again, its last one."""
     if not guard:  # negative control: MLflow shows the last epoch
         monkeypatch.setattr(trials, "step_to_show", lambda *_: None)
     name, folder = f"shown-{guard}", tmp_path / "sweep"
@@ -535,12 +535,11 @@ def concluded(
     *entries: Entry,
     register: bool = True,
 ) -> tuple[str, ...]:
-    """The last words of a sweep that found its trials on the disk, but the first two lines."""
+    """The messages of a sweep that found its trials on disk, but the first."""
     ended = board(space.name or "", *entries)
 
     def found(made: TuneJob, at: Settings, listener: Any, fresh: bool) -> Swept:
-        crew = Resources(Share(1.0, 0.0, 1), 1, 1)
-        listener.sweeping(len(entries), crew, DATASET)
+        listener.sweeping(len(entries), Resources(Share(1.0, 0.0, 1), 1, 1), DATASET)
         return Swept(ended, sweeps.folder_of(made, at), {}, {}, None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sweeps, "run", found)
@@ -548,23 +547,23 @@ def concluded(
     return sweeps.tune(space, settings, register=register).messages[1:]
 
 
-def test_a_sweep_says_which_version_is_challenger_or_why_none(
+def test_the_message_names_the_challenger_or_why_there_is_none(
     settings: Settings, save_artifact: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = f"{settings.runs_uri}/words/trials/aaaa/artifact"
     save_artifact(trial)
-    best, told = finished("aaaa"), sweep("words", "words")
+    best, job = finished("aaaa"), sweep("words", "words")
     of = "trial aaaa, the best by holdout_mse"
-    said = concluded(settings, monkeypatch, told, best)
-    assert said == (f"words version 1 is challenger: {of}",)
-    assert concluded(settings, monkeypatch, told, best) == said
-    assert concluded(settings, monkeypatch, told, best, register=False) == (
+    message = concluded(settings, monkeypatch, job, best)
+    assert message == (f"words version 1 is challenger: {of}",)
+    assert concluded(settings, monkeypatch, job, best) == message
+    assert concluded(settings, monkeypatch, job, best, register=False) == (
         "no trial was registered: --refit registers the run on all rows",
     )
     assert concluded(settings, monkeypatch, sweep("words"), best) == (
         "no trial was registered: base.track.register names no model",
     )
-    assert concluded(settings, monkeypatch, told, lost("bbbb", reason="lost")) == (
+    assert concluded(settings, monkeypatch, job, lost("bbbb", reason="lost")) == (
         "no trial was registered as words: none finished",
     )
 
@@ -572,23 +571,23 @@ def test_a_sweep_says_which_version_is_challenger_or_why_none(
 def test_a_sweep_that_mlflow_missed_is_registered_by_the_same_command(
     settings: Settings, save_artifact: Save, monkeypatch: pytest.MonkeyPatch, closed_port: int
 ) -> None:
-    """Also after the spool was lost."""
+    """Even after the outbox was lost."""
     save_artifact(f"{settings.runs_uri}/missed/trials/aaaa/artifact")
-    best, told = finished("aaaa"), sweep("missed", "missed")
+    best, job = finished("aaaa"), sweep("missed", "missed")
     down = at(settings.root, f"http://127.0.0.1:{closed_port}")
-    assert concluded(down, monkeypatch, told, best) == (
+    assert concluded(down, monkeypatch, job, best) == (
         "no trial was registered as missed: MLflow has not received the model of trial aaaa yet; run the "
         "same command again to register it",
     )
     (settings.root / "spool" / f"missed@{'d' * 8}.jsonl").unlink()
-    (said,) = concluded(settings, monkeypatch, told, best)
-    assert said.startswith("missed version 1 is challenger: trial aaaa")
+    (message,) = concluded(settings, monkeypatch, job, best)
+    assert message.startswith("missed version 1 is challenger: trial aaaa")
     parents, below = runs(settings, "missed")
     assert one(parents).info.status == one(below["aaaa"]).info.status == "FINISHED"
     (version,) = registry.versions(settings, "missed")
     assert version.aliases == ("challenger",)
     before = everything(settings, "missed")
-    assert concluded(settings, monkeypatch, told, best) == (said,)
+    assert concluded(settings, monkeypatch, job, best) == (message,)
     assert everything(settings, "missed") == before
 
     def interrupted(made: TuneJob, at: Settings, listener: Any, fresh: bool) -> None:
@@ -600,7 +599,7 @@ def test_a_sweep_that_mlflow_missed_is_registered_by_the_same_command(
     monkeypatch.setattr(sweeps, "run", interrupted)
     for trains in (False, True):
         with pytest.raises(KeyboardInterrupt):
-            sweeps.tune(told, settings)
+            sweeps.tune(job, settings)
         assert (everything(settings, "missed") == before) is not trains
     assert one(runs(settings, "missed")[0]).info.status == "FAILED"
 
@@ -664,8 +663,8 @@ def test_down_then_delivered_by_sync(
     assert Path(spool).exists()
 
     environment = {"HOURGLASS_HOME": str(settings.root)}
-    said = CliRunner().invoke(cli.app, ["models", "sync"], env=environment).output
-    assert said == f"down@{'d' * 8}: delivered\n"
+    message = CliRunner().invoke(cli.app, ["models", "sync"], env=environment).output
+    assert message == f"down@{'d' * 8}: delivered\n"
     assert not Path(spool).exists()
     parents, below = runs(settings, "down")
     assert one(parents).info.status == "FINISHED"
@@ -677,8 +676,8 @@ def test_down_then_delivered_by_sync(
     assert registry.version(settings, "down-sweep", "1").aliases == ("challenger",)
 
 
-def test_what_is_gone_is_said_and_holds_nothing_up(settings: Settings, tmp_path: Path) -> None:
-    """The artifact is removed before MLflow came to it: figures are there, epochs and model not."""
+def test_a_missing_artifact_is_noted_and_blocks_nothing(settings: Settings, tmp_path: Path) -> None:
+    """The artifact was removed before MLflow read it: it has the metrics, but no epochs and no model."""
     folder = tmp_path / "sweep"
     recorder = record.start(settings, sweep("gone", "gone"), DATASET)
     uri = f"{folder}/trials/aaaa/artifact"

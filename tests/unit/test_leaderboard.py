@@ -126,7 +126,7 @@ def test_a_wide_terminal_shows_everything(
     assert failed == 'failed: optimizer.lr 1: no, this: "x"'
 
 
-def test_a_narrow_one_goes_without_the_least_and_breaks_no_figure(
+def test_a_narrow_terminal_drops_optional_columns_and_wraps_no_number(
     board: Leaderboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = shown(board, 90, monkeypatch)
@@ -151,7 +151,7 @@ def test_no_swept_value_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["holdout_mse"], found["holdout_fvu"]) == ("0", "0")
 
 
-def test_a_date_among_the_values_is_said(tmp_path: Path) -> None:
+def test_a_date_among_the_values_is_shown(tmp_path: Path) -> None:
     odd = Entry(trial="", status="failed", values={"train.epochs": datetime.date(2024, 1, 1)})
     assert format_values(odd.values) == 'epochs "2024-01-01"'
     ranked("grid", "holdout_mse", [odd]).save(str(tmp_path))

@@ -170,7 +170,7 @@ def epoch(number: int, error: float) -> dict[str, float]:
     return {"epoch": float(number), "holdout_mse": error}
 
 
-def test_a_stopped_trial_keeps_its_newest_checkpoint_alone(tmp_path: Path) -> None:
+def test_a_stopped_trial_keeps_only_its_newest_checkpoint(tmp_path: Path) -> None:
     events = Events()
     session, (first, second, _) = open_session(asked(scheduler={"kind": "asha"}), tmp_path, events)
     for trial in (first, second):

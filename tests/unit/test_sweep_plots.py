@@ -143,14 +143,14 @@ def test_dark_lines_are_the_best_either_way() -> None:
         assert section is not None
         (trace,) = section.parts[0].to_dict()["data"]
         assert trace["line"]["reversescale"] is turned
-        assert ("highest" if turned else "lowest") in section.sentence
+        assert ("highest" if turned else "lowest") in section.text
 
 
 def test_what_is_left_out_is_counted(mixed: Leaderboard) -> None:
     section = plots._swept(mixed)
     assert section is not None
-    assert section.sentence.endswith("2 trials that did not finish are not shown.")
-    assert plots._leaders(mixed).sentence == (
+    assert section.text.endswith("2 trials that did not finish are not shown.")
+    assert plots._leaders(mixed).text == (
         "8 trials: 6 finished, 1 stopped, 1 failed. Ranked by holdout_mse, lowest first."
     )
 
@@ -218,7 +218,7 @@ def test_the_width_error_curve_stands_beside_pca() -> None:
     assert list(traces["best trial of a width"]["x"]) == [2, 4, 8]
     assert list(traces["best trial of a width"]["y"]) == [0.10, 0.09, 0.01]
     assert (list(traces["PCA"]["x"]), list(traces["PCA"]["y"])) == ([2, 4], [0.20, 0.08])
-    assert section.sentence.endswith("The best trial beats PCA at 2 units, but not at the others.")
+    assert section.text.endswith("The best trial beats PCA at 2 units, but not at the others.")
     assert plots._widths(board(*entries), {}) is None
 
 
@@ -233,7 +233,7 @@ def test_the_width_error_curve_stands_beside_pca() -> None:
 def test_the_caption_about_pca(mse: float, pca: float | None, ends: str) -> None:
     section = plots._widths(board(entry("a", mse, pca_mse=pca)), {"a": 2})
     assert section is not None
-    assert section.sentence.endswith(ends)
+    assert section.text.endswith(ends)
 
 
 # -- the page ---------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_a_point_is_drawn_once_and_a_small_space_ends() -> None:
 
 
 def test_a_value_is_set_only_where_its_condition_holds() -> None:
-    """The condition sees the values above it; a base that says nothing has null there."""
+    """The condition sees the values above it; a field that the base does not set is null."""
     space = {
         "model.code": {"grid": [{"kind": "plain"}, {"kind": "top_k", "k": 1}]},
         "model.code.k": {"grid": [1, 2, 3], "when": {"model.code.kind": "top_k"}},

@@ -1,7 +1,7 @@
-"""From a space to its points, each a job of its own.
+"""The points of a search space, each with a job of its own.
 
-Grids and random draws are a pure function of the sweep's file: neither concurrency nor results can
-change them, and a sweep with more trials has those of the shorter one first.
+Grids and random draws are a pure function of the sweep's file: they depend on neither concurrency nor
+results, and a sweep with more trials begins with those of the shorter one.
 """
 
 import copy
@@ -25,14 +25,14 @@ from hourglass.errors import SpecError
 
 MISTAKES = re.compile(r"\d+ mistakes?")
 REPEATS = 1000
-"""Draws in a row that bring nothing new, after which a space counts as exhausted."""
+"""Consecutive draws without a new point after which a space counts as exhausted."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The values that make one trial, by path, and its job, or the reason why there is none.
+    """The values of one trial, by path, and its job, or the reason why they make no valid job.
 
-    In a population a trial may train only `until` an epoch, and go on from the trial `parent`.
+    In a population a trial may train only `until` an epoch, from the checkpoint of the trial `parent`.
     """
 
     values: dict[str, Any]
@@ -53,16 +53,16 @@ class Point:
 
     @cached_property
     def key(self) -> str:
-        """What tells it from other points, jobs or not."""
+        """An identifier of the point, also without a job."""
         return self.trial or json.dumps(self.values, default=str)
 
 
 def points(sweep: TuneJob) -> list[Point]:
-    """The points of the sweep, each once, in the order in which trials start."""
+    """The distinct points of the sweep, in the order in which trials start."""
     found: dict[str, Point] = {}
     repeats = 0
     for chosen in _chosen(sweep):
-        point = choose_point(sweep, partial(_planned, chosen))
+        point = choose_point(sweep, partial(_chosen_value, chosen))
         repeats = repeats + 1 if point.key in found else 0
         found.setdefault(point.key, point)
         exhausted = not sweep.search.exhaustive and repeats == REPEATS
@@ -72,7 +72,7 @@ def points(sweep: TuneJob) -> list[Point]:
 
 
 def _chosen(sweep: TuneJob) -> Iterator[dict[str, Any]]:
-    """A value for every path, without a look at conditions: all of a grid, or draws without end."""
+    """Values for every path, whatever the conditions: the whole grid, or draws without end."""
     if sweep.search.exhaustive:
         grids = [values.grid or () for values in sweep.space.values()]
         for combination in itertools.product(*grids):
@@ -84,7 +84,7 @@ def _chosen(sweep: TuneJob) -> Iterator[dict[str, Any]]:
 
 
 def draw(values: Values, rng: np.random.Generator) -> Any:
-    """One of the values, at random. Raises ValueError for a grid."""
+    """Draw one of the values. Raises ValueError for a grid."""
     if values.choice is not None:
         return values.choice[rng.integers(len(values.choice))]
     if values.uniform is not None:
@@ -102,32 +102,32 @@ def draw(values: Values, rng: np.random.Generator) -> Any:
     raise ValueError("a grid is not drawn from")
 
 
-def _planned(chosen: dict[str, Any], path: str, _: Values) -> Any:
+def _chosen_value(chosen: dict[str, Any], path: str, _: Values) -> Any:
     return chosen[path]
 
 
 def choose_point(sweep: TuneJob, choose: Callable[[str, Values], Any]) -> Point:
-    """The base with what `choose` takes for each path in it, where its conditions hold."""
+    """The base with the value that `choose` returns for each path whose conditions hold."""
     tree = copy.deepcopy(sweep.base)
     tree["scale"] = {**(tree.get("scale") or {}), "workers": sweep.workers_per_trial}
     values: dict[str, Any] = {}
     try:
-        for path, ways in sweep.space.items():
-            if all(paths.field_at(tree, field) == want for field, want in ways.when.items()):
-                values[path] = choose(path, ways)
+        for path, candidates in sweep.space.items():
+            if all(paths.field_at(tree, field) == want for field, want in candidates.when.items()):
+                values[path] = choose(path, candidates)
                 paths.put(tree, path, copy.deepcopy(values[path]), f"space.{path}")
         job = files.parse(tree)
     except SpecError as error:
         return Point(values, None, one_line(error))
     assert isinstance(job, TrainJob)  # its kind is the base's
     scheduler, seeds = sweep.scheduler, job.train.seeds
-    if scheduler.compares and seeds > 1:  # as a preset in the space may bring them
+    if scheduler.compares and seeds > 1:  # a preset in the space may set them
         reason = f"scheduler {scheduler.kind} compares epochs of single models, found train.seeds: {seeds}"
         return Point(values, None, f"{reason}; set it to 1")
     return Point(values, job)
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line: the mistakes of a job without the heading above them."""
+    """The message of an error on one line, without the heading above the mistakes of a job."""
     lines = [line.strip().removeprefix("job: ") for line in str(error).splitlines()]
     return "; ".join(lines[1:] if len(lines) > 1 and MISTAKES.fullmatch(lines[0]) else lines)
