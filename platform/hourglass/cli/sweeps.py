@@ -137,9 +137,8 @@ def _table(board: "Leaderboard", columns: dict[str, list[str]]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    best = "lowest" if board.mode == "min" else "highest"
     running = "" if board.ended else ", not ended"
-    table = Table(title=f"{board.sweep}, by {board.metric}, {best} first{running}")
+    table = Table(title=f"{board.sweep}, by {board.metric}, {board.best_is} first{running}")
     swept = _headings(board).values()
     for heading in columns:
         if heading in swept:

@@ -217,16 +217,6 @@ def even_ticks(low: float, high: float) -> list[float]:
     return [round(step * n, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def set_scale(update: Any, values: Sequence[float], title: str, always: bool = False) -> None:
-    """A log axis with readable ticks for values over a wide range; else a linear one."""
-    if min(values) > 0 and (always or max(values) / min(values) >= MAX_RATIO / 2):
-        ticks = log_ticks(min(values) / 1.3, max(values) * 1.3)
-        labels = [f"{tick:g}" for tick in ticks]
-        update(type="log", title=f"{text(title)}, log axis", tickvals=ticks, ticktext=labels)
-    else:
-        update(title=text(title), exponentformat="none")
-
-
 def _log(values: Sequence[float] | Array) -> dict[str, Any]:
     """A log axis with `log_ticks`; on a short one, where there would be few, plotly chooses them."""
     low, high = (min(values), max(values)) if len(values) else (1.0, 1.0)

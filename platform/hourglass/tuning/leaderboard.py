@@ -78,6 +78,11 @@ class Leaderboard(Strict):
         return next((entry for entry in self.entries if entry.rank == 1), None)
 
     @property
+    def best_is(self) -> Literal["lowest", "highest"]:
+        """Which end of the metric is best."""
+        return "lowest" if self.mode == "min" else "highest"
+
+    @property
     def paths(self) -> list[str]:
         """The swept paths in the order of the space: first those of the entry that has most."""
         every = sorted(self.entries, key=lambda entry: -len(entry.values))

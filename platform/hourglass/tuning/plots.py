@@ -12,6 +12,7 @@ from plotly import graph_objects as go
 from hourglass import storage
 from hourglass.report.charts import (
     BLUE,
+    MAX_RATIO,
     MOST_TICKS,
     PALETTE,
     RED,
@@ -19,7 +20,6 @@ from hourglass.report.charts import (
     figure,
     is_log,
     log_ticks,
-    set_scale,
     text,
 )
 from hourglass.report.page import Section, note, render, table
@@ -72,7 +72,7 @@ def _leaders(board: Leaderboard) -> Section:
     summary = (
         f"{'1 trial' if count == 1 else f'{count} trials'}: "
         f"{', '.join(f'{number} {status}' for status, number in ends.items())}. "
-        f"Ranked by {board.metric}, {_best(board)} first."
+        f"Ranked by {board.metric}, {board.best_is} first."
     )
     first = [entry for entry in board.entries if entry.rank is not None][:SHOWN]
     if not first:
@@ -102,10 +102,10 @@ def _swept(board: Leaderboard) -> Section | None:
     names = board.names
     axes = [axis(names[path], [entry.values.get(path) for entry in drawn]) for path in paths]
     axes.append(axis(board.metric, metric))
-    colour, ticks = metric, {}
+    colour, ticks = metric, dict[str, Any]()
     if is_log(metric):
-        colour = [math.log10(value) for value in metric]
-        ticks = _log10_ticks(min(metric), max(metric))
+        colour, at = [*map(math.log10, metric)], log_ticks(min(metric), max(metric))
+        ticks = {"tickvals": [*map(math.log10, at)], "ticktext": [f"{tick:g}" for tick in at]}
     made = figure(470)
     first = max((len(name) for name in axes[0]["ticktext"]), default=0)
     made.update_layout(margin={"l": 40 + 7 * first, "r": 60, "t": 70, "b": 30})
@@ -126,7 +126,7 @@ def _swept(board: Leaderboard) -> Section | None:
     )
     caption = (
         "Each line is a trial: it runs through the trial's values to its metric; dark lines are the "
-        f"{_best(board)}. Drag along an axis to select lines, drag a name to move its axis."
+        f"{board.best_is}. Drag along an axis to select lines, drag a name to move its axis."
     )
     if left := len(board.entries) - len(drawn):
         caption += f" {left} trials that did not finish are not shown."
@@ -160,7 +160,7 @@ def _time(board: Leaderboard) -> Section | None:
     set_scale(made.update_xaxes, [float(e.seconds or 0.0) for e in known], "seconds of training")
     set_scale(made.update_yaxes, [float(_metric(board, e) or 0.0) for e in known], board.metric)
     caption = (
-        f"Each point is a trial. The line is the {_best(board)} {board.metric} of all trials that took "
+        f"Each point is a trial. The line is the {board.best_is} {board.metric} of all trials that took "
         "no longer. The seconds are the training time of the session in which a trial ended."
     )
     return Section("Metric and time", caption, (made,))
@@ -327,17 +327,17 @@ def _numeric(name: str, values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def _log10_ticks(low: float, high: float) -> dict[str, Any]:
-    """The ticks of a log axis where plotly draws the logarithms of the values."""
-    ticks = log_ticks(low, high)
-    return {"tickvals": [*map(math.log10, ticks)], "ticktext": [f"{tick:g}" for tick in ticks]}
+def set_scale(update: Any, values: Sequence[float], title: str, always: bool = False) -> None:
+    """A log axis with readable ticks for values over a wide range; else a linear one."""
+    if min(values) > 0 and (always or max(values) / min(values) >= MAX_RATIO / 2):
+        ticks = log_ticks(min(values) / 1.3, max(values) * 1.3)
+        labels = [f"{tick:g}" for tick in ticks]
+        update(type="log", title=f"{text(title)}, log axis", tickvals=ticks, ticktext=labels)
+    else:
+        update(title=text(title), exponentformat="none")
 
 
 # -- text -------------------------------------------------------------------------------------
-
-
-def _best(board: Leaderboard) -> str:
-    return "lowest" if board.mode == "min" else "highest"
 
 
 def _metric(board: Leaderboard, entry: Entry) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hourglass.config.search import Pbt, Values
 from hourglass.config.tune import TuneJob
-from hourglass.tuning.space import Point, choose_point, draw, points
+from hourglass.tuning.space import Point, choose_point, draw
 
 REDRAWN = 0.25
 """How often a number is drawn anew instead of being changed a little."""
@@ -37,9 +37,9 @@ class Slot:
 class Population:
     """Generations of trials, each from a trial of the generation before."""
 
-    def __init__(self, sweep: TuneJob, spec: Pbt) -> None:
+    def __init__(self, sweep: TuneJob, spec: Pbt, first: Sequence[Point]) -> None:
         self._sweep, self._spec = sweep, spec
-        self._slots = [Slot(point.values) for point in points(sweep)]
+        self._slots = [Slot(point.values) for point in first]
         self._ends = list(ends(sweep.job.train.epochs, spec.every_epochs))
         self._generation = 0
         self._asked: list[Point] = []

@@ -41,9 +41,10 @@ def search(sweep: TuneJob) -> Searching:
     """The search that the sweep's file names."""
     if isinstance(sweep.search, OptunaSearch):
         return Learning(sweep, sweep.search)
+    every = points(sweep)
     if isinstance(sweep.scheduler, Pbt):
-        return Population(sweep, sweep.scheduler)
-    return Planned(points(sweep))
+        return Population(sweep, sweep.scheduler, every)
+    return Planned(every)
 
 
 def empty_places(sweep: TuneJob, at_once: int) -> str:
