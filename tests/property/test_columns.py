@@ -25,6 +25,7 @@ from hourglass.data.manifest import scan
 from hourglass.data.stats import measure, merge_all
 from hourglass.errors import DataError
 from hourglass.inference import parts
+from hourglass.inference.endpoints import ModelMetadata
 from hourglass.inference.pyfunc import Pyfunc
 from hourglass.model.preprocessing import (
     ColumnStats,
@@ -35,8 +36,8 @@ from hourglass.model.preprocessing import (
     Unit,
 )
 from hourglass.serving.arrow import decode_arrow, encode_arrow
+from hourglass.serving.json_body import decode_json
 from hourglass.serving.limits import RequestError
-from hourglass.serving.rows import Expected, decode_json
 
 ROWS = 400
 SHAPES = {
@@ -219,7 +220,7 @@ def surfaces(ae: Autoencoder, path: str, rows: pd.DataFrame, folder: Path) -> di
     """The scores, or the refusal, of the same rows on every surface that needs no cluster."""
     predictor = load(path)
     table = pa.Table.from_pandas(rows, preserve_index=False)
-    expected = Expected(predictor.features, predictor.missing)
+    metadata = ModelMetadata.of(predictor, "model", None)
     pq.write_table(table, folder / "rows.parquet")
     item = parts.items(scan(str(folder / "rows.parquet"))[0], 8)[0]
     options = parts.Options(("score",), (), 1.0, predictor.missing, "m", "1", "d")
@@ -237,8 +238,8 @@ def surfaces(ae: Autoencoder, path: str, rows: pd.DataFrame, folder: Path) -> di
         "loaded": lambda: predictor.anomaly(predictor.from_columns(rows)),
         "batch": batch,
         "pyfunc": lambda: Pyfunc(predictor).predict(rows, {"output": "anomaly"}),
-        "json": lambda: predictor.anomaly(decode_json(body, expected, Limits())),
-        "arrow": lambda: predictor.anomaly(decode_arrow(stream, expected, Limits())),
+        "json": lambda: predictor.anomaly(decode_json(body, metadata, Limits())),
+        "arrow": lambda: predictor.anomaly(decode_arrow(stream, metadata, Limits())),
     }
     found = {}
     for name, ask in asked.items():

@@ -56,9 +56,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SHARDS", 2)
     monkeypatch.setattr(demo, "SERIES_ROWS", 40)
     monkeypatch.setattr(demo, "STRANGE_ROWS", 4)
-    places = SimpleNamespace(judged=SimpleNamespace(places=[1]), notes=())
-    monkeypatch.setattr(report, "read", lambda *_: places)
-    monkeypatch.setattr(report, "look", lambda *_: None)
+    selection = SimpleNamespace(sample=SimpleNamespace(places=[1]), notes=())
+    monkeypatch.setattr(report, "select", lambda *_: selection)
+    monkeypatch.setattr(report, "evaluate", lambda *_: None)
     monkeypatch.setattr(report, "_sections", lambda _: [])
     schema = {"type": "object", "properties": {}}
     monkeypatch.setattr(TypeAdapter, "json_schema", lambda *_, **__: schema)
@@ -804,7 +804,7 @@ def test_schema_replaces_nothing_but_schemas(content: str, place: Path, capsys: 
     assert capsys.readouterr().err == (
         "error: "
         + "\n".join(
-            f"{folder}/{name}: exists, and is no JSON Schema; move it away, or choose another folder"
+            f"{folder}/{name}: exists and is not a JSON Schema; move it, or choose another folder"
             for name in ("train.json", "tune.json")
         )
         + "\n"
