@@ -91,7 +91,7 @@ def test_an_existing_file_is_replaced_only_with_force() -> None:
 def test_a_file_that_is_no_schema_is_kept() -> None:
     Path("train.schema.json").write_text("mine")
     refused = hourglass("init", "--force")
-    assert "train.schema.json: exists, and is no JSON Schema" in str(refused.exception)
+    assert "train.schema.json: exists and is not a JSON Schema" in str(refused.exception)
     assert Path("train.schema.json").read_text() == "mine"
     assert not Path("train.yaml").exists()
 

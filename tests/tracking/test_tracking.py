@@ -553,8 +553,8 @@ def test_promote_says_who_was_champion(settings: Settings, digits: list[str]) ->
         for version in ("1", "2")
     ]
     assert said == [
-        "digits version 1 is champion; there was none before\n",
-        "digits version 2 is champion; version 1 was\n",
+        "digits version 1 is champion (no champion before)\n",
+        "digits version 2 is champion (previously version 1)\n",
     ]
     found = {v.version: v.aliases for v in registry.versions(settings, "digits")}
     assert found == {"2": ("challenger", "champion"), "1": ()}

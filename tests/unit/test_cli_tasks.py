@@ -280,11 +280,11 @@ def test_a_feature_keeps_its_name(folder: Path, save_artifact: Callable[..., str
     assert not Path("d.parquet").exists()
 
 
-def test_the_seed_is_of_the_noise(folder: Path) -> None:
+def test_a_seed_needs_corruption(folder: Path) -> None:
     done = hourglass("denoise", "model", "data", "--seed", 1, "--out", "d.parquet")
     assert done.exit_code == 2
     assert done.output.splitlines()[-1] == (
-        "Error: Invalid value: --seed is of the noise that --corrupt adds; add it, or remove it"
+        "Error: Invalid value: --seed needs --corrupt, which adds the noise"
     )
 
 
@@ -374,7 +374,7 @@ def test_generate_traverses_the_range_of_a_unit(folder: Path, rows: np.ndarray) 
     model = Predictor.load("model")
     unit = model.encode(rows)[:, 1]
     low, high = float(unit.min()), float(unit.max())
-    assert lines[1] == f"unit 1       {low:.4f} to {high:.4f}, its range over the rows read"
+    assert lines[1] == f"unit 1       {low:.4f} to {high:.4f}, its range in the rows read"
     expected = traverse(model, rows[9], 1, np.linspace(low, high, 10, dtype=np.float32))
     np.testing.assert_array_equal(cells("g.parquet", "image"), expected)
 
@@ -450,7 +450,7 @@ DATA_REFUSALS: list[tuple[tuple[Any, ...], str]] = [
     ),
     (
         ("similar", "model", "data", "--row", 4, "-k", 300),
-        "-k: found 300, allowed are 1 to 299: the rows beside row 4",
+        "-k: found 300, allowed are 1 to 299, the number of other rows",
     ),
     (
         ("similar", "model", "data", "--row", 4, "--label", "lable"),
@@ -481,20 +481,23 @@ def test_every_row_needs_a_label(folder: Path, rows: np.ndarray) -> None:
 
 
 OPTION_REFUSALS: list[tuple[tuple[Any, ...], str]] = [
-    ((), "give one of --count, --between, --traverse; found none"),
+    ((), "found none; give exactly one of --count, --between, --traverse"),
     (
         ("--count", 3, "--traverse", 1),
-        "give one of --count, --between, --traverse; found --count and --traverse",
+        "found --count and --traverse; give exactly one of --count, --between, --traverse",
     ),
     (("--between", 1, 2), "--between needs --uri"),
     (("--traverse", 1, "--uri", "data"), "--traverse needs --row"),
-    (("--count", 3, "--steps", 4), "--count takes no --steps; remove it"),
-    (("--between", 1, 2, "--uri", "data", "--seed", 1), "--between takes no --seed; remove it"),
+    (("--count", 3, "--steps", 4), "--count does not accept --steps; remove it"),
+    (
+        ("--between", 1, 2, "--uri", "data", "--seed", 1),
+        "--between does not accept --seed; remove it",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("options", "sentence"), OPTION_REFUSALS)
-def test_ways_to_generate_do_not_mix(options: tuple[Any, ...], sentence: str) -> None:
+def test_sources_of_codes_are_exclusive(options: tuple[Any, ...], sentence: str) -> None:
     done = hourglass("generate", "model", "--out", "g.parquet", *options)
     assert done.exit_code == 2
     assert done.output.splitlines()[-1] == f"Error: Invalid value: {sentence}"

@@ -624,7 +624,7 @@ def test_every_shipped_job_draws(
     assert done.exit_code == 0, done.exception
     first, second = done.stdout.splitlines()
     assert re.fullmatch(r"network      \w+[ ,].*, [\d,]+ parameters", first)
-    assert second == "picture      x/n.svg"
+    assert second == "diagram      x/n.svg"
     root = ET.parse(tmp_path / "x" / "n.svg").getroot()
     assert words(root)[1] == first.removeprefix("network      ")
     assert len(groups(root, "code")) == 1
@@ -671,5 +671,5 @@ def test_the_picture_is_svg_and_says_so(tmp_path: Path) -> None:
         cli.app, ["plot-model", job_file(tmp_path), "--features", "9", "--out", str(out)]
     )
     assert done.exit_code == 2
-    assert "end it in .svg" in done.output
+    assert "allowed are names that end in .svg" in done.output
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
+"""The command line. Heavy imports happen inside commands, so that `--help` responds at once."""
 
 import contextlib
 import signal
@@ -24,46 +24,49 @@ def _version(value: bool) -> None:
 
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks of errors.")] = False,
 ) -> None:
-    """Distributed autoencoders: Parquet shards in, registered models and scores out."""
+    """Train, register, score with and serve autoencoders on Ray."""
 
 
 RESUMED = ("train", "tune", "score")
-"""Commands that go on where they were stopped when they are given again."""
+"""Commands that resume when they are run again."""
 
 
 def interrupted(stop: KeyboardInterrupt, then: str = "") -> SystemExit:
-    """The end of this process with the code of the signal, once its last line is printed."""
+    """Print the last line; the exit of this process with the code of the signal."""
     for late in (signal.SIGINT, signal.SIGTERM):
         signal.signal(late, signal.SIG_IGN)  # there is nothing left to interrupt
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError):  # the reader has closed the pipe
         typer.echo(f"interrupted{then}", err=True)
     return SystemExit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
 
 
 class Commands(TyperGroup):
-    """Runs one of them; when it is interrupted, its last line says what becomes of the work."""
+    """Runs a command; if it is interrupted, the last line states whether it can be resumed."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Typer's, which makes of Ctrl-C an exit code alone, and of SIGTERM that of Ctrl-C."""
+        """Typer's, which prints nothing for Ctrl-C and gives SIGTERM the exit code of Ctrl-C."""
         try:
             return super().make_context(*args, **kwargs)
         except KeyboardInterrupt as stop:
             raise interrupted(stop) from None
 
     def invoke(self, ctx: Any) -> Any:
-        """Typer's, which makes of Ctrl-C an exit code alone, or other words in other versions."""
+        """Typer's, which prints nothing for Ctrl-C, or text that depends on the version."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             resumes = ctx.invoked_subcommand in RESUMED
             apart = "--fresh" in sys.argv and ctx.invoked_subcommand != "score"
-            goes_on = f"the same command{' without --fresh' if apart else ''} resumes"
-            said = getattr(stop, "__notes__", [goes_on])  # by who knows what is on the disk
-            raise interrupted(stop, f"; {said[-1]}" if resumes else "") from None
+            default = f"the same command{' without --fresh' if apart else ''} resumes"
+            notes = getattr(stop, "__notes__", [default])  # from code that knows the state on disk
+            raise interrupted(stop, f"; {notes[-1]}" if resumes else "") from None
 
 
 app = typer.Typer(
@@ -100,11 +103,11 @@ for command in (
 
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
-        "Look at Parquet shards, or make some.",
+        "Inspect, pin and generate Parquet shards.",
         {"inspect": data.inspect, "manifest": data.manifest, "make": data.make},
     ),
     "models": (
-        "The registry.",
+        "List, show and promote registered models.",
         {
             "list": models.list_models,
             "show": models.show,
@@ -113,11 +116,11 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         },
     ),
     "jobs": (
-        "Jobs on a cluster.",
+        "List, follow and stop jobs on a cluster.",
         {"list": cluster.list_jobs, "logs": cluster.logs, "stop": cluster.stop_job},
     ),
     "cluster": (
-        "A secure Ray head on this machine.",
+        "Start and stop a secure Ray head node on this machine.",
         {"start": cluster.start, "stop": cluster.stop, "status": cluster.status},
     ),
 }
@@ -129,14 +132,14 @@ for group, (about, members) in GROUPS.items():
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Our own warnings as plain lines; those of libraries about their own future stay silent."""
+    """Print our warnings as plain lines; hide deprecation warnings of libraries."""
     if category is UserWarning:
-        with contextlib.suppress(OSError):  # it fails no work that nobody reads it
+        with contextlib.suppress(OSError):  # a closed pipe must not fail the command
             typer.echo(f"warning: {message}", err=True)
 
 
 def main() -> None:
-    """Run the command line: exit 2 on what the user can mend, 1 on failures, 128 + N for a signal."""
+    """Run the command line: exit code 2 for user errors, 1 for failures, 128 + N for a signal."""
     raise_on_sigterm()
     warnings.showwarning = _warn
     try:
@@ -149,13 +152,13 @@ def main() -> None:
     except Exception as error:
         from hourglass.storage import trouble
 
-        sentence, code = trouble(error), 2
-        if sentence is None and isinstance(error, OSError):  # of a disk; nobody had more to say
+        message, code = trouble(error), 2
+        if message is None and isinstance(error, OSError):  # of a disk, with no context added
             where = f"{error.filename}: " if error.filename else ""
-            sentence, code = f"{where}{error.strerror or error}", 1
-        if sentence is None or "--debug" in sys.argv:
+            message, code = f"{where}{error.strerror or error}", 1
+        if message is None or "--debug" in sys.argv:
             raise
-        typer.echo(f"error: {sentence}", err=True)
+        typer.echo(f"error: {message}", err=True)
         sys.exit(code)
     except KeyboardInterrupt as stop:
         raise interrupted(stop) from None

@@ -8,13 +8,20 @@ from hourglass.cli.arguments import Address, File, JobName, Overrides
 
 
 def start(
-    cpus: Annotated[int | None, typer.Option(min=0, help="Logical CPUs [all].")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs [all].")] = None,
-    port: Annotated[int, typer.Option(help="Port of the head.")] = 6379,
-    dashboard_port: Annotated[int, typer.Option(help="Port of the dashboard and jobs.")] = 8265,
-    insecure: Annotated[bool, typer.Option("--insecure", help="No token; loopback only.")] = False,
+    cpus: Annotated[int | None, typer.Option(min=0, help="Logical CPUs; default: all.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs; default: all.")] = None,
+    port: Annotated[int, typer.Option(help="Port of the head node.")] = 6379,
+    dashboard_port: Annotated[
+        int, typer.Option(help="Port of the dashboard and of job submission.")
+    ] = 8265,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Require no token; the head still listens on loopback only."
+        ),
+    ] = False,
 ) -> None:
-    """Start a head on loopback, with a token, and say how to use it."""
+    """Start a head node on loopback, secured by a token."""
     from hourglass.cluster import start
     from hourglass.settings import Settings
 
@@ -30,26 +37,29 @@ def start(
 
 
 def stop() -> None:
-    """Stop the head of this project, with its jobs, and nothing else."""
+    """Stop the head node of this project and its jobs."""
     from hourglass.cluster import start
     from hourglass.settings import Settings
 
     head = start.stop(Settings())
-    typer.echo("no cluster of this project" if head is None else f"stopped {head.dashboard}")
+    typer.echo("this project has no cluster" if head is None else f"stopped {head.dashboard}")
 
 
 def status() -> None:
-    """Say whether the head of this project is up; exit 1 when it is not."""
+    """Print whether the head node of this project runs.
+
+    Exits with code 1 if it does not.
+    """
     from hourglass.cluster import start
     from hourglass.settings import Settings
 
     head = start.find(Settings())
     if head is None:
-        typer.echo("down: no cluster of this project; `hourglass cluster start` starts one")
+        typer.echo("down: this project has no cluster; `hourglass cluster start` starts one")
         raise typer.Exit(1)
     if head.dead:
         names = ", ".join(sorted({daemon.name for daemon in head.dead}))
-        typer.echo(f"damaged: {names} ended; run `hourglass cluster stop`, then `start`")
+        typer.echo(f"damaged: {names} exited; run `hourglass cluster stop`, then `start`")
         raise typer.Exit(1)
     typer.echo(start.describe(head, Settings()))
 
@@ -58,14 +68,19 @@ def submit(
     file: File,
     address: Address = None,
     overrides: Overrides = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the name and leave.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Print the job's name and return at once.")
+    ] = False,
     job: Annotated[
-        str | None, typer.Option("--id", metavar="JOB", help="Name; again is the same job.")
+        str | None,
+        typer.Option(
+            "--id", metavar="JOB", help="Name of the job; the same file and name reattach to it."
+        ),
     ] = None,
 ) -> None:
     """Run a job file on a cluster and follow its log.
 
-    Exits with the code of the job.
+    Exits with the exit code of the job.
     """
     from hourglass.cluster import plan
     from hourglass.cluster import submit as jobs
@@ -81,7 +96,7 @@ def submit(
 
 
 def list_jobs(address: Address = None) -> None:
-    """List the jobs of a cluster, the newest last."""
+    """List the jobs of a cluster, newest last."""
     from hourglass.cluster import submit as jobs
     from hourglass.progress import print_table
     from hourglass.settings import Settings
@@ -92,11 +107,13 @@ def list_jobs(address: Address = None) -> None:
 def logs(
     job: JobName,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Keep printing until the job ends.")
+    ] = False,
 ) -> None:
     """Print the log of a job.
 
-    With --follow, prints it until the job ends and exits with the code of the job.
+    With --follow, exits with the exit code of the job.
     """
     from hourglass.cluster import submit as jobs
     from hourglass.settings import Settings
@@ -109,7 +126,7 @@ def logs(
 
 
 def stop_job(job: JobName, address: Address = None) -> None:
-    """End a job and wait until it has ended."""
+    """Stop a job and wait until it has ended."""
     from hourglass.cluster import submit as jobs
     from hourglass.settings import Settings
 
@@ -120,13 +137,15 @@ def stop_job(job: JobName, address: Address = None) -> None:
 def render(
     file: File,
     overrides: Overrides = None,
-    image: Annotated[str, typer.Option(help="Image of the pods.")] = "hourglass:local",
-    namespace: Annotated[str | None, typer.Option(help="Namespace of the objects.")] = None,
-    memory_gib: Annotated[int, typer.Option(min=1, help="Memory of a worker's pod.")] = 8,
+    image: Annotated[str, typer.Option(help="Container image of the pods.")] = "hourglass:local",
+    namespace: Annotated[
+        str | None, typer.Option(help="Namespace of the objects; default: kubectl's.")
+    ] = None,
+    memory_gib: Annotated[int, typer.Option(min=1, help="Memory per worker pod in GiB.")] = 8,
 ) -> None:
     """Print Kubernetes objects that run a job file.
 
-    They are for a cluster with KubeRay.
+    The cluster needs the KubeRay operator.
     """
     import math
 
@@ -138,7 +157,7 @@ def render(
 
     job = files.load(file, overrides or ())
     if job.kind == "tune":
-        raise SpecError(f"{file}: a tune job; render takes train and score jobs")
+        raise SpecError(f"{file}: found a tune job, render accepts train and score jobs")
     workers = job.scale.workers if job.kind == "train" else job.workers
     cpus = job.scale.cpus_per_worker if job.kind == "train" else 1
     accelerator = job.scale.accelerator if job.kind == "train" else job.accelerator

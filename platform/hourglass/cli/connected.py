@@ -1,4 +1,4 @@
-"""What commands that need a cluster share."""
+"""The connection to Ray of commands that need a cluster."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def connected(settings: "Settings") -> Iterator[None]:
-    """A connection to Ray for the length of a block; a terminal says what it waits for meanwhile."""
+    """A connection to Ray for the length of a block; a terminal shows a status until it is open."""
     from rich.console import Console
 
     from hourglass.process import native_stderr_aside
@@ -19,8 +19,8 @@ def connected(settings: "Settings") -> Iterator[None]:
     with ExitStack() as stack:
         if "--debug" not in sys.argv:
             stack.enter_context(native_stderr_aside())
-        with Console(stderr=True).status("starting Ray, or connecting to it"):
-            from hourglass import run  # noqa: F401  # PyTorch and the rest take seconds too
+        with Console(stderr=True).status("starting or connecting to Ray"):
+            from hourglass import run  # noqa: F401  # PyTorch takes seconds to import
             from hourglass.cluster.connect import connection
 
             stack.enter_context(connection(settings=settings))

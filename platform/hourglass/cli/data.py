@@ -1,4 +1,4 @@
-"""Commands that look at shards."""
+"""Commands on Parquet shards."""
 
 from typing import Annotated, Literal
 
@@ -6,11 +6,13 @@ import typer
 
 from hourglass.cli.arguments import not_in_an_artifact
 
-Uris = Annotated[list[str], typer.Argument(metavar="URI...", help="Folder, glob, file or s3://.")]
+Uris = Annotated[
+    list[str], typer.Argument(metavar="URI...", help="Folder, glob, file or s3:// URI.")
+]
 
 
 def inspect(uris: Uris) -> None:
-    """Print shards, rows, types and figures of each column."""
+    """Print shards, rows, and type and statistics of each column."""
     from hourglass.data.inspect import inspect, lines
     from hourglass.progress import bar
 
@@ -27,14 +29,14 @@ def manifest(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Where to; an older one is replaced.",
+            help="Manifest to write; replaces an existing manifest.",
             callback=not_in_an_artifact,
         ),
     ] = "data-manifest.json",
 ) -> None:
-    """Write a manifest of shards that a job can pin.
+    """Write a manifest of shards, which a job can pin.
 
-    It has the size, rows and digest of every shard.
+    It records the size, rows and digest of every shard.
     """
     from hourglass.data.manifest import require_replaceable, save_manifest, scan
 
@@ -46,15 +48,17 @@ def manifest(
 
 
 def make(
-    name: Annotated[Literal["digits", "lorenz"], typer.Argument(help="What to write.")],
+    name: Annotated[Literal["digits", "lorenz"], typer.Argument(help="Dataset to generate.")],
     folder: Annotated[
         str,
-        typer.Argument(metavar="FOLDER", help="Where to; also s3://.", callback=not_in_an_artifact),
+        typer.Argument(
+            metavar="FOLDER", help="Folder or s3:// URI to write to.", callback=not_in_an_artifact
+        ),
     ],
 ) -> None:
     """Write sample shards: handwritten digits or a series.
 
-    The series is chaotic, and has a part with anomalies.
+    The series is chaotic and has an anomalous part.
     """
     from hourglass.data.demo import write_digits, write_lorenz
 

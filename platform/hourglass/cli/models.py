@@ -1,4 +1,4 @@
-"""Commands on the registry, and its web page."""
+"""Commands on the model registry, and MLflow's web UI."""
 
 from typing import Annotated
 
@@ -8,7 +8,10 @@ from hourglass.cli.arguments import ModelName
 
 
 def list_models() -> None:
-    """List the registered models: versions, aliases, digest and metric."""
+    """List the registered models.
+
+    Prints versions, aliases, digest and metric of each.
+    """
     from hourglass.settings import Settings
     from hourglass.tracking import registry, table
 
@@ -22,9 +25,9 @@ def list_models() -> None:
 
 def show(
     name: ModelName,
-    version: Annotated[str | None, typer.Option(help="One version, in full.")] = None,
+    version: Annotated[str | None, typer.Option(help="Show all fields of one version.")] = None,
 ) -> None:
-    """Show the versions of a registered model, or one of them in full."""
+    """Show the versions of a registered model."""
     from hourglass.settings import Settings
     from hourglass.tracking import registry, table
 
@@ -36,21 +39,21 @@ def show(
 
 def promote(
     name: ModelName,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="The champion to be.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Version to promote.")],
 ) -> None:
-    """Verify a version's artifact, then make it the champion."""
+    """Verify a version and make it the champion."""
     from hourglass.settings import Settings
     from hourglass.tracking import registry
 
     promoted = registry.promote(Settings(), name, version)
-    before = f"version {promoted.before} was" if promoted.before else "there was none before"
-    typer.echo(f"{name} version {promoted.version.version} is champion; {before}")
+    before = f"previously version {promoted.before}" if promoted.before else "no champion before"
+    typer.echo(f"{name} version {promoted.version.version} is champion ({before})")
 
 
 def sync() -> None:
-    """Deliver to MLflow what runs could not deliver.
+    """Deliver records to MLflow that runs could not deliver.
 
-    Exits with 1 if something could not be delivered.
+    Exits with code 1 if some cannot be delivered yet.
     """
     from hourglass.settings import Settings
     from hourglass.tracking import tracker
@@ -65,9 +68,9 @@ def sync() -> None:
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Start MLflow's web page; runs until Ctrl-C.
+    """Start MLflow's web UI and run until Ctrl-C.
 
-    It listens on this machine only.
+    It listens on loopback only.
     """
     from hourglass.settings import Settings
     from hourglass.tracking import ui as page

@@ -1,4 +1,4 @@
-"""Commands that show a model: on one page, or its network as a picture."""
+"""Commands that visualize a model: a report, or a diagram of its network."""
 
 from typing import Annotated
 
@@ -9,23 +9,25 @@ from hourglass.cli.arguments import not_in_an_artifact
 
 def report(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="An artifact's folder or models:/NAME@ALIAS.")
+        str, typer.Argument(metavar="MODEL", help="Artifact folder or models:/NAME@ALIAS.")
     ],
     rows: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="Parquet rows; default: the held-out rows of training."),
+        typer.Option(
+            metavar="URI", help="Parquet rows to use; default: the held-out rows of training."
+        ),
     ] = None,
     label: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that colours the codes.")
+        str | None, typer.Option(metavar="COLUMN", help="Column to colour the codes by.")
     ] = None,
     out: Annotated[
-        str, typer.Option(metavar="FILE", help="Where to.", callback=not_in_an_artifact)
+        str, typer.Option(metavar="FILE", help="Page to write.", callback=not_in_an_artifact)
     ] = "report.html",
-    max_rows: Annotated[int, typer.Option(min=4, metavar="N", help="Most rows to look at.")] = 5000,
+    max_rows: Annotated[int, typer.Option(min=4, metavar="N", help="Maximum rows to read.")] = 5000,
 ) -> None:
     """Write one self-contained HTML page about a model.
 
-    Losses, codes, hashes, worst rows, and PCA for comparison.
+    It shows losses, codes, hashes, abnormal rows, and PCA for comparison.
     """
     from hourglass.report import report as write
     from hourglass.settings import Settings
@@ -43,25 +45,27 @@ def report(
 def plot_model(
     source: Annotated[
         str,
-        typer.Argument(metavar="FILE|ARTIFACT", help="A train job's YAML file, or an artifact."),
+        typer.Argument(metavar="FILE|ARTIFACT", help="YAML file of a train job, or an artifact."),
     ],
     out: Annotated[
         str,
-        typer.Option("--out", metavar="FILE.svg", help="Where to.", callback=not_in_an_artifact),
+        typer.Option(
+            "--out", metavar="FILE.svg", help="SVG to write.", callback=not_in_an_artifact
+        ),
     ] = "network.svg",
     features: Annotated[
         int | None,
         typer.Option(
-            min=1, max=2**30, metavar="N", help="Features of a row, where no shard tells."
+            min=1, max=2**30, metavar="N", help="Number of features; default: from the shards."
         ),
     ] = None,
 ) -> None:
     """Draw the network of a job file or a model as SVG.
 
-    The picture shows how many parameters the layers have.
+    The diagram shows the number of parameters of each layer.
     """
     if not out.endswith(".svg"):
-        raise typer.BadParameter(f"--out: found '{out}', the picture is SVG; end it in .svg")
+        raise typer.BadParameter(f"--out: found '{out}', allowed are names that end in .svg")
     from hourglass.report.network import plot
     from hourglass.settings import Settings
 
@@ -69,4 +73,4 @@ def plot_model(
     for note in done.notes:
         typer.echo(f"warning: {note}", err=True)
     typer.echo(f"network      {done.summary}")
-    typer.echo(f"picture      {done.uri}")
+    typer.echo(f"diagram      {done.uri}")

@@ -1,4 +1,4 @@
-"""Commands on job files: check, schema, train, score, and the demo."""
+"""Commands on job files: check, schema, init, train, score, and the demo."""
 
 import os
 from typing import Annotated
@@ -14,10 +14,10 @@ def check(
     file: File,
     overrides: Overrides = None,
     data: Annotated[
-        bool, typer.Option("--data", help="Compare a job with the shards that it names as well.")
+        bool, typer.Option("--data", help="Also check the job against its shards.")
     ] = False,
 ) -> None:
-    """Validate a job or serve file; report all mistakes at once.
+    """Validate a job or serve file and report all mistakes.
 
     Prints the file with overrides applied and defaults filled in.
     """
@@ -28,7 +28,7 @@ def check(
 
     if serve.is_serve_file(errors.read_yaml(file)[0]):
         if data:
-            raise SpecError(f"{file}: a serve file names no shards; run it without --data")
+            raise SpecError(f"{file}: a serve file has no shards to check; remove --data")
         tree = serve.load(file, overrides or ()).model_dump(mode="json", exclude_none=True)
         typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
         return
@@ -44,12 +44,13 @@ def check(
 
 def schema(
     folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="Where to.", callback=not_in_an_artifact)
+        str,
+        typer.Argument(metavar="FOLDER", help="Folder to write to.", callback=not_in_an_artifact),
     ] = "docs/schema",
 ) -> None:
     """Write the JSON Schemas of job and serve files.
 
-    Editors complete and check the files with them.
+    Editors use them to complete and validate the files.
     """
     import json
     from typing import Any
@@ -82,15 +83,15 @@ def _recipe_names(context: typer.Context, incomplete: str) -> list[str]:
 def init(
     kind: Annotated[
         recipes.Kind,
-        typer.Argument(metavar="|".join(recipes.FILES), help="The command that the file is for."),
+        typer.Argument(metavar="|".join(recipes.FILES), help="Command that the file is for."),
     ] = "train",
     file: Annotated[
         str | None,
-        typer.Argument(metavar="FILE", help="Where to write it [named after the command]."),
+        typer.Argument(metavar="FILE", help="File to write; default: named after the command."),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The recipe to copy.", autocompletion=_recipe_names),
+        typer.Option(metavar="NAME", help="Recipe to copy.", autocompletion=_recipe_names),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the recipes of this command.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
@@ -119,7 +120,7 @@ def init(
 
 
 def _require_schemas(paths: list[str]) -> None:
-    """Raise DataError naming the files that are there and are no JSON Schemas."""
+    """Raise DataError naming the files that exist and are not JSON Schemas."""
     import json
 
     from hourglass import storage
@@ -137,7 +138,7 @@ def _require_schemas(paths: list[str]) -> None:
     if others:
         raise DataError(
             "\n".join(
-                f"{path}: exists, and is no JSON Schema; move it away, or choose another folder"
+                f"{path}: exists and is not a JSON Schema; move it, or choose another folder"
                 for path in others
             )
         )
@@ -146,11 +147,13 @@ def _require_schemas(paths: list[str]) -> None:
 def train(
     file: File,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the run did before.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Discard the progress of earlier executions.")
+    ] = False,
 ) -> None:
     """Train the model of a job file.
 
-    The same command resumes a run that was stopped, and does nothing if the run is complete.
+    The same command resumes an interrupted run, and does nothing if the run is complete.
     """
     from hourglass.config.files import load_kind
     from hourglass.config.train import TrainJob
@@ -165,7 +168,7 @@ def train(
         trained = run.train(job, settings, fresh)
     found = trained.outcome
     if found.already:
-        typer.echo(f"run {job.run_name} was finished before; --fresh trains it anew")
+        typer.echo(f"run {job.run_name} is already complete; --fresh trains it again")
     for name in ("train_mse", "holdout_mse", "holdout_fvu"):
         if name in found.manifest.metrics:
             typer.echo(f"{name:<12} {found.manifest.metrics[name]:.6f}")
@@ -187,11 +190,13 @@ def train(
 def score(
     file: File,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what the output holds.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Replace the contents of the output.")
+    ] = False,
 ) -> None:
     """Write the codes, hashes and anomaly scores of rows.
 
-    The same command resumes a run that was stopped.
+    The same command resumes an interrupted run.
     """
     from hourglass.config.files import load_kind
     from hourglass.config.train import ScoreJob
@@ -215,7 +220,8 @@ def score(
 def demo() -> None:
     """Run every step on real data, from shards to endpoints.
 
-    Parquet shards, training on two workers, the registry, batch scores and HTTP endpoints.
+    It writes Parquet shards, trains on two workers, registers the model, scores rows in batch, and
+    calls an HTTP endpoint.
     """
     from hourglass.demo import demo as show
     from hourglass.settings import Settings

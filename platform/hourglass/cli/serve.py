@@ -1,4 +1,4 @@
-"""The command that starts the endpoints."""
+"""The command that serves models."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ def serve(
     file: File,
     overrides: Overrides = None,
 ) -> None:
-    """Start the endpoints of a serve file; runs until Ctrl-C."""
+    """Start the endpoints of a serve file and run until Ctrl-C."""
     from hourglass.config.serve import load
     from hourglass.serving import auth
     from hourglass.settings import Settings
@@ -37,7 +37,7 @@ def serve(
 
 
 def _serve_token(settings: "Settings") -> str:
-    """Where the endpoints' token is; made there first when it is ours to make."""
+    """The location of the endpoints' token, which is generated if there is none."""
     from hourglass.cluster import tokens
 
     if settings.serve_token is not None:

@@ -1,4 +1,4 @@
-"""Commands that put a trained model to a task: encode, decode, denoise, similar and more."""
+"""Commands that apply a trained model: encode, decode, denoise, similar and others."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,14 +15,19 @@ MOST = 100_000
 STEPS = 10
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Artifact folder, s3://, or models:/NAME@ALIAS.")
+    str, typer.Argument(metavar="MODEL", help="Artifact folder, s3:// URI, or models:/NAME@ALIAS.")
 ]
-Uri = Annotated[str, typer.Argument(metavar="URI", help="Rows: folder, glob, file or s3://.")]
+Uri = Annotated[str, typer.Argument(metavar="URI", help="Rows: folder, glob, file or s3:// URI.")]
 Out = Annotated[
     str,
-    typer.Option("--out", metavar="FILE.parquet", help="A new file.", callback=not_in_an_artifact),
+    typer.Option(
+        "--out",
+        metavar="FILE.parquet",
+        help="File to write; must not exist.",
+        callback=not_in_an_artifact,
+    ),
 ]
-MaxRows = Annotated[int, typer.Option("--max-rows", min=1, help="Read no more rows than these.")]
+MaxRows = Annotated[int, typer.Option("--max-rows", min=1, help="Maximum rows to read.")]
 
 
 def encode(
@@ -30,7 +35,7 @@ def encode(
     uri: Uri,
     out: Out,
     layer: Annotated[
-        int | None, typer.Option(help="Encoder layer, counted from 1 [the last: the code].")
+        int | None, typer.Option(help="Encoder layer, from 1; default: the last, the code.")
     ] = None,
     max_rows: MaxRows = MOST,
 ) -> None:
@@ -54,21 +59,21 @@ def encode(
 def decode(
     model: Model,
     codes: Annotated[
-        str, typer.Argument(metavar="CODES", help="Codes: folder, glob, file or s3://.")
+        str, typer.Argument(metavar="CODES", help="Codes: folder, glob, file or s3:// URI.")
     ],
     out: Out,
     column: Annotated[str, typer.Option(metavar="COL", help="Column of the codes.")] = "code",
     max_rows: MaxRows = MOST,
 ) -> None:
-    """Write the rows that codes stand for.
+    """Write the decoded rows of codes.
 
-    The codes are read as `encode` and `score` write them.
+    The input is a file or folder written by `encode` or `score`.
     """
     from hourglass.inference.table_io import read_codes, require_new
 
     require_new(out)
     predictor = _predictor(model)
-    rows = _told(read_codes(codes, column, predictor.code_width, max_rows), max_rows)
+    rows = _counted(read_codes(codes, column, predictor.code_width, max_rows), max_rows)
     origin = dict(zip(rows.columns.column_names, rows.columns.columns, strict=True))
     _write_rows(out, predictor, predictor.decode(rows.features), origin)
 
@@ -78,17 +83,19 @@ def denoise(
     uri: Uri,
     out: Out,
     corrupt: Annotated[
-        bool, typer.Option("--corrupt", help="The rows are clean: add the noise of training.")
+        bool, typer.Option("--corrupt", help="The rows are clean: add the training noise first.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of that noise [0].")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the noise that --corrupt adds; default: 0.")
+    ] = None,
     max_rows: MaxRows = MOST,
 ) -> None:
-    """Write noisy rows without their noise.
+    """Write denoised rows.
 
-    With --corrupt, the noise of training is added to the rows first.
+    With --corrupt, the noisy rows are written as well, and the gain in dB is printed.
     """
     if seed is not None and not corrupt:
-        raise typer.BadParameter("--seed is of the noise that --corrupt adds; add it, or remove it")
+        raise typer.BadParameter("--seed needs --corrupt, which adds the noise")
     from hourglass.inference import generate as make
     from hourglass.inference.table_io import as_columns, require_new
 
@@ -101,8 +108,8 @@ def denoise(
         noisy, made = make.denoise(predictor, rows.features, seed or 0)
         columns = as_columns(noisy, predictor.features)
         beside |= {f"noisy_{name}": cells for name, cells in columns.items()}
-        won = make.gain(rows.features, noisy, made)
-        typer.echo(f"gain         {won:.2f} dB over the noisy rows")
+        gain = make.gain(rows.features, noisy, made)
+        typer.echo(f"gain         {gain:.2f} dB over the noisy rows")
     else:
         made = predictor.reconstruct(rows.features)
     _write_rows(out, predictor, made, beside)
@@ -111,12 +118,12 @@ def denoise(
 def similar(
     model: Model,
     uri: Uri,
-    row: Annotated[int, typer.Option(min=0, help="Number of the row, from 0 in shard order.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours to show.")] = 10,
-    by: Annotated[Literal["code", "hash"], typer.Option(help="What is compared.")] = "code",
+    row: Annotated[int, typer.Option(min=0, help="Row number, from 0 in shard order.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbours.")] = 10,
+    by: Annotated[Literal["code", "hash"], typer.Option(help="What to compare.")] = "code",
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", metavar="COL", help="Column to print; may be given again."),
+        typer.Option("--label", metavar="COL", help="Column to print; repeatable."),
     ] = None,
     max_rows: MaxRows = MOST,
 ) -> None:
@@ -132,11 +139,11 @@ def similar(
     own = rows.position(row)
     if k >= len(rows.numbers):
         raise DataError(
-            f"-k: found {k}, allowed are 1 to {len(rows.numbers) - 1}: the rows beside row {row}"
+            f"-k: found {k}, allowed are 1 to {len(rows.numbers) - 1}, the number of other rows"
         )
     points = predictor.encode(rows.features) if by == "code" else predictor.hash(rows.features)
     distances, found = Index(points).nearest(points[own : own + 1], k + 1)
-    # Equal rows before it may have pushed the row itself out of the k + 1.
+    # Equal rows with lower numbers may have displaced the row itself from the k + 1.
     others = [(d, at) for d, at in zip(distances[0], found[0], strict=True) if at != own][:k]
     typer.echo(f"{'row':>10} {'distance':>10}" + "".join(f"  {name}" for name in label or ()))
     for distance, at in [(0, own), *others]:
@@ -147,24 +154,24 @@ def similar(
 
 def classify_probe(
     model: Model,
-    train: Annotated[str, typer.Option(metavar="URI", help="Rows to learn the label from.")],
-    test: Annotated[str, typer.Option(metavar="URI", help="Rows to be right about.")],
+    train: Annotated[str, typer.Option(metavar="URI", help="Rows to fit the classifiers on.")],
+    test: Annotated[str, typer.Option(metavar="URI", help="Rows to evaluate them on.")],
     label: Annotated[str, typer.Option(metavar="COL", help="Column of the label.")],
     max_rows: MaxRows = MOST,
 ) -> None:
     """Print how well the codes predict a label.
 
-    By nearest neighbours and logistic regression, beside the majority baseline.
+    Compares nearest neighbours and logistic regression with the majority baseline.
     """
     from hourglass.inference.classify import NEIGHBOURS, STEPS, classify
 
     predictor = _predictor(model)
-    known, asked = (_rows(predictor, uri, max_rows, label) for uri in (train, test))
+    fitted, evaluated = (_rows(predictor, uri, max_rows, label) for uri in (train, test))
     found = classify(
-        predictor.encode(known.features),
-        known.labels(label),
-        predictor.encode(asked.features),
-        asked.labels(label),
+        predictor.encode(fitted.features),
+        fitted.labels(label),
+        predictor.encode(evaluated.features),
+        evaluated.labels(label),
     )
     stopped = "" if found.logistic_converged else f" (stopped after {STEPS} steps)"
     near = f"{NEIGHBOURS} neighbours"
@@ -179,25 +186,34 @@ def generate(
     model: Model,
     out: Out,
     count: Annotated[int | None, typer.Option(min=1, help="Rows to draw from the prior.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws [0].")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws; default: 0.")] = None,
     between: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="ROW ROW", help="Go from one row to another.")
+        tuple[int, int] | None,
+        typer.Option(metavar="ROW ROW", help="Interpolate between two rows."),
     ] = None,
     traverse: Annotated[
-        int | None, typer.Option(metavar="UNIT", help="Move this code unit, counted from 0.")
+        int | None, typer.Option(metavar="UNIT", help="Vary this code unit, counted from 0.")
     ] = None,
-    row: Annotated[int | None, typer.Option(help="The row whose code is traversed.")] = None,
-    uri: Annotated[str | None, typer.Option(metavar="URI", help="Where the rows are.")] = None,
-    steps: Annotated[int | None, typer.Option(min=2, help=f"Rows to make [{STEPS}].")] = None,
+    row: Annotated[
+        int | None, typer.Option(help="Row number for --traverse, from 0 in shard order.")
+    ] = None,
+    uri: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Rows for --between and --traverse."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help=f"Number of rows to write; default: {STEPS}.")
+    ] = None,
     max_rows: Annotated[
-        int | None, typer.Option(min=1, help=f"Read no more rows than these [{MOST}].")
+        int | None, typer.Option(min=1, help=f"Maximum rows to read; default: {MOST}.")
     ] = None,
 ) -> None:
-    """Write new rows that the decoder makes from codes.
+    """Write new rows, decoded from codes.
 
-    Codes drawn from the prior, interpolated between two rows, or with one unit moved.
+    The codes are drawn from the prior, interpolated between two rows, or those of a row with one
+    unit varied.
     """
-    _one_way(
+    _check_options(
         {"--count": count, "--between": between, "--traverse": traverse},
         {"--seed": seed, "--row": row, "--uri": uri, "--steps": steps, "--max-rows": max_rows},
     )
@@ -209,7 +225,7 @@ def generate(
     if count is not None:
         made = make.prior(predictor, count, seed or 0)
     else:
-        assert uri is not None  # `_one_way` saw to it
+        assert uri is not None  # `_check_options` requires it
         rows = _rows(predictor, uri, max_rows or MOST)
         if between is not None:
             first, second = (rows.features[rows.position(number)] for number in between)
@@ -221,30 +237,30 @@ def generate(
     _write_rows(out, predictor, made, {})
 
 
-WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+SOURCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--count": ((), ("--seed",)),
     "--between": (("--uri",), ("--steps", "--max-rows")),
     "--traverse": (("--row", "--uri"), ("--steps", "--max-rows")),
 }
-"""Ways to generate: the options each needs, and those it allows."""
+"""Sources of codes: the options that each requires, and those it accepts."""
 
 
-def _one_way(ways: dict[str, Any], options: dict[str, Any]) -> None:
-    """Refuse none or two ways, an option that a way needs and has not, and one it would ignore."""
-    given = [name for name, value in ways.items() if value is not None]
+def _check_options(sources: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raise BadParameter unless there is one source, with its options and no others."""
+    given = [name for name, value in sources.items() if value is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none"
-        raise typer.BadParameter(f"give one of {', '.join(ways)}; found {found}")
-    needs, allows = WAYS[given[0]]
+        raise typer.BadParameter(f"found {found}; give exactly one of {', '.join(sources)}")
+    needs, allows = SOURCES[given[0]]
     for name, value in options.items():
         if value is None and name in needs:
             raise typer.BadParameter(f"{given[0]} needs {name}")
         if value is not None and name not in needs + allows:
-            raise typer.BadParameter(f"{given[0]} takes no {name}; remove it")
+            raise typer.BadParameter(f"{given[0]} does not accept {name}; remove it")
 
 
 def _traversed(predictor: "Predictor", rows: "LoadedRows", row: int, unit: int, steps: int) -> Any:
-    """The row's code with `unit` going from its lowest to its highest value among the rows read."""
+    """Decoded codes of the row with `unit` varied over its range in the rows read."""
     import numpy as np
 
     from hourglass.inference.generate import require_unit, traverse
@@ -253,7 +269,7 @@ def _traversed(predictor: "Predictor", rows: "LoadedRows", row: int, unit: int, 
     require_unit(predictor, unit)
     values_B = predictor.encode(rows.features)[:, unit]
     low, high = float(values_B.min()), float(values_B.max())
-    typer.echo(f"unit {unit:<7} {low:.4f} to {high:.4f}, its range over the rows read")
+    typer.echo(f"unit {unit:<7} {low:.4f} to {high:.4f}, its range in the rows read")
     return traverse(predictor, chosen, unit, np.linspace(low, high, steps, dtype=np.float32))
 
 
@@ -267,14 +283,14 @@ def _predictor(model: str) -> "Predictor":
 
 
 def _rows(predictor: "Predictor", uri: str, most: int, *columns: str) -> "LoadedRows":
-    """The first `most` rows at `uri`; says how many were read, dropped and left out."""
+    """The first `most` rows at `uri`; prints how many were read, dropped and left out."""
     from hourglass.inference.table_io import read_rows
 
-    return _told(read_rows(uri, predictor.features, predictor.missing, columns, most), most)
+    return _counted(read_rows(uri, predictor.features, predictor.missing, columns, most), most)
 
 
-def _told(rows: "LoadedRows", most: int) -> "LoadedRows":
-    """The rows; says how many were read, dropped and left out."""
+def _counted(rows: "LoadedRows", most: int) -> "LoadedRows":
+    """The rows; prints how many were read, dropped and left out."""
     dropped = f", {rows.dropped} dropped for missing cells" if rows.dropped else ""
     left_out = f", {rows.left_out} left out by --max-rows {most}" if rows.left_out else ""
     typer.echo(f"rows         {len(rows.numbers)} of {rows.uri}{dropped}{left_out}")
@@ -282,7 +298,7 @@ def _told(rows: "LoadedRows", most: int) -> "LoadedRows":
 
 
 def _write_rows(out: str, predictor: "Predictor", made: Any, beside: Mapping[str, Any]) -> None:
-    """Write rows made, after the columns `beside` them; says how many, and what was clipped."""
+    """Write rows after the columns `beside` them; prints how many, and how many cells were clipped."""
     from hourglass.inference.table_io import as_table, write_table
 
     table, clipped = as_table(made, predictor.features, beside)
