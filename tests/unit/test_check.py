@@ -83,7 +83,7 @@ def test_serve_files_are_checked(check: Any) -> None:
         "1: application: unknown field, did you mean 'applications'? Allowed: applications, "
         "controller_options, http_options, proxy_location",
     ]
-    with pytest.raises(SpecError, match="a serve file names no shards; run it without --data"):
+    with pytest.raises(SpecError, match="a serve file has no shards to check; remove --data"):
         check(tree)
 
 

@@ -404,7 +404,7 @@ def test_a_sweep_is_submitted_with_its_base_in_it(check: Any, tmp_path: Path) ->
     assert parse(tree) == check(TUNE, f"base.data.uri={tmp_path / 'rows'}")
 
 
-def test_render_says_what_it_takes(check: Any) -> None:
+def test_render_names_the_kinds_it_accepts(check: Any) -> None:
     check(TUNE)
     done = CliRunner().invoke(cli.app, ["render", "tune.yaml"])
-    assert str(done.exception) == "tune.yaml: a tune job; render takes train and score jobs"
+    assert str(done.exception) == "tune.yaml: found a tune job, render accepts train and score jobs"

@@ -280,7 +280,7 @@ def resolved(folder: Path) -> None:
     version = Version("m", "1", digest, (), {}, None, 0)
 
     def download(settings: Any, mlflow: Any, version: Any, into: Path) -> None:
-        for name in stored_model.FILES:
+        for name in (artifact.MANIFEST, artifact.WEIGHTS, artifact.REFERENCE):
             with open(into / name, "wb") as file:
                 file.write((folder / "model" / name).read_bytes())
 
