@@ -140,8 +140,11 @@ class SchedulerSpec(Strict):
     """True where trials are compared epoch by epoch, so each must be a single model of one worker."""
     stops: ClassVar[bool] = False
     """True where `stop` may end a trial, whose epochs must be reported while it trains."""
-    population: ClassVar[bool] = False
-    """True where trials train in generations, and continue from one another (see `Pbt`)."""
+
+    @property
+    def population(self) -> "Pbt | None":
+        """The numbers of a scheduler whose trials train in generations and continue one another."""
+        return None
 
     @property
     def grace(self) -> int:
@@ -249,12 +252,16 @@ class Pbt(SchedulerSpec):
     """
 
     kind: Literal["pbt"] = "pbt"
-    population: ClassVar[bool] = True
     every_epochs: PositiveInt = Field(2, description="Epochs between two comparisons.")
     share: float = Field(
         0.25, gt=0.0, le=0.5, description="Share of the trials that take over, and are taken over."
     )
     seed: int = Field(0, ge=0, lt=2**31, description="The same seed makes the same changes.")
+
+    @property
+    def population(self) -> "Pbt":
+        """Its own."""
+        return self
 
     def contradictions(
         self, train: "TrainSpec", search: "Search", max_trials: int | None, ends: bool

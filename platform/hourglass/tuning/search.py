@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hourglass.config.search import OptunaSearch, Pbt, Values
+from hourglass.config.search import OptunaSearch, Values
 from hourglass.config.tune import TuneJob
 from hourglass.tuning.population import Population
 from hourglass.tuning.space import REPEATS, Point, choose_point, points
@@ -42,8 +42,8 @@ def search(sweep: TuneJob) -> Searching:
     if isinstance(sweep.search, OptunaSearch):
         return Learning(sweep, sweep.search)
     every = points(sweep)
-    if isinstance(sweep.scheduler, Pbt):
-        return Population(sweep, sweep.scheduler, every)
+    if sweep.scheduler.population is not None:
+        return Population(sweep, sweep.scheduler.population, every)
     return Planned(every)
 
 
