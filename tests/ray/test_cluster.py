@@ -358,7 +358,7 @@ def test_ports_are_checked(empty: Project) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = empty.run("cluster", "start", "--dashboard-port", str(port))
-    assert f"--dashboard-port {port}: cannot listen on 127.0.0.1:{port} (" in done.stderr
+    assert f"error: --dashboard-port: cannot listen on 127.0.0.1:{port} (" in done.stderr
 
 
 def test_insecure_must_be_said_and_stop_ends_one_head_only(
