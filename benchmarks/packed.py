@@ -23,9 +23,9 @@ import torch
 from hourglass.config.files import parse
 from hourglass.config.train import TrainJob
 from hourglass.data import stats
+from hourglass.data.dataset import open_dataset
 from hourglass.data.decode import read_chunks
 from hourglass.data.loader import MemoryLoader
-from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.schema import Features
 from hourglass.training import members, packed
 from hourglass.training.collective import SingleProcessGroup
@@ -44,9 +44,9 @@ def generated(rows: int, columns: int) -> np.ndarray:
 
 def images(folder: str, rows: int) -> np.ndarray:
     """The first rows of the shards."""
-    manifest, schema = open_dataset(folder)
-    columns = feature_schema(manifest, schema, Features(vector="image"), "error")
-    chunks = read_chunks(manifest.shards[0].path, 0, columns, "error")
+    dataset = open_dataset(folder)
+    columns = dataset.features(Features(vector="image"), "error")
+    chunks = read_chunks(dataset.manifest.shards[0].path, 0, columns, "error")
     return np.concatenate([chunk.features for chunk in chunks])[:rows]
 
 

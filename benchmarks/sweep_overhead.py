@@ -93,7 +93,7 @@ def alone(job: TuneJob, swept: Swept) -> float:
             loaded.train, loaded.holdout.copy(), batch_size=train.batch_size, seed=train.seed
         )
         began = time.perf_counter()
-        stats = loaded.measured.statistics.stats
+        stats = loaded.data.statistics.stats
         members.train(
             job.job, stats, loader, SingleProcessGroup(), torch.device("cpu"), lambda *_: None
         )

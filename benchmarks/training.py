@@ -23,8 +23,8 @@ from torch import nn
 from hourglass.cluster.connect import connection
 from hourglass.config.files import parse
 from hourglass.config.train import TrainJob
+from hourglass.data.dataset import open_dataset
 from hourglass.data.decode import read_chunks
-from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.schema import Features
 from hourglass.settings import Settings
 from hourglass.training.launch import train
@@ -100,12 +100,12 @@ def ours(folder: str, cache: str, settings: Settings) -> list[float]:
 def main() -> None:
     torch.set_num_threads(1)
     folder = shards("train")
-    manifest, schema = open_dataset(folder)
-    columns = feature_schema(manifest, schema, Features(vector="image"), "error")
+    dataset = open_dataset(folder)
+    columns = dataset.features(Features(vector="image"), "error")
     rows = np.concatenate(
         [
             chunk.features
-            for shard in manifest.shards
+            for shard in dataset.manifest.shards
             for group in range(len(shard.rows))
             for chunk in read_chunks(shard.path, group, columns, "error")
         ]

@@ -4,17 +4,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pyarrow as pa
-
 from hourglass import artifact
 from hourglass.config.files import AnyJob
 from hourglass.config.train import ScoreJob, TrainJob
 from hourglass.config.tune import TuneJob
 from hourglass.data import unlikely
+from hourglass.data.dataset import Dataset, scan_dataset
 from hourglass.data.decode import read_tables, to_matrix
 from hourglass.data.footer import open_shard
-from hourglass.data.manifest import Manifest, scan
-from hourglass.data.prepare import feature_schema, require_data
 from hourglass.data.schema import Features, FeatureSchema, require_columns
 from hourglass.data.stats import measure, merge_all
 from hourglass.data.unlikely import Sample
@@ -57,23 +54,23 @@ def _into(told: list[str]) -> Iterator[None]:
 
 def _to_train(job: TrainJob, told: list[str]) -> str:
     data = job.data
-    manifest, schema = scan(data.uri)
+    dataset = scan_dataset(data.uri)
     with _into(told):
-        require_data(data.uri, manifest, data.manifest)
+        dataset.check(data.manifest)
     with _into(told):
-        columns = feature_schema(manifest, schema, data.features, data.missing)
-        require_width(job, columns.width)
-        _warn(data.features, manifest, schema, columns, data.constant == "keep")
-        return f"{_size(manifest)}, {columns.width} features"
+        schema = dataset.features(data.features, data.missing)
+        require_width(job, schema.width)
+        _warn(data.features, dataset, schema, data.constant == "keep")
+        return f"{_size(dataset)}, {schema.width} features"
     return ""
 
 
 def _to_score(job: ScoreJob, settings: Settings, told: list[str]) -> str:
     from hourglass.inference import batch  # Ray takes a second, which no other job needs here
 
-    manifest, schema = scan(job.uri)
+    dataset = scan_dataset(job.uri)
     with _into(told):
-        require_data(job.uri, manifest, job.manifest)
+        dataset.check(job.manifest)
     for require in (batch.require_elsewhere, batch.require_no_clash):
         with _into(told):
             require(job)
@@ -82,27 +79,26 @@ def _to_score(job: ScoreJob, settings: Settings, told: list[str]) -> str:
         model = resolve(job.model, settings)
         features = artifact.load(model.path, model.digest).manifest.features.schema_
     with _into(told):
-        require_columns(manifest.shards[0].path, schema, features, job.passthrough)
+        first = dataset.manifest.shards[0].path
+        require_columns(first, dataset.schema, features, job.passthrough)
         if features.vector is not None:
-            found = feature_schema(manifest, schema, Features(vector=features.vector), "error")
+            found = dataset.features(Features(vector=features.vector), "error")
             if found.width != features.width:
                 raise DataError(
-                    f"{manifest.shards[0].path}: column '{features.vector}' holds lists of "
+                    f"{first}: column '{features.vector}' holds lists of "
                     f"{found.width} numbers, the model needs {features.width}"
                 )
-    return f"{_size(manifest)}, {features.width} features"
+    return f"{_size(dataset)}, {features.width} features"
 
 
-def _size(manifest: Manifest) -> str:
-    return f"{len(manifest.shards)} shards, {manifest.rows} rows"
+def _size(dataset: Dataset) -> str:
+    return f"{len(dataset.manifest.shards)} shards, {dataset.manifest.rows} rows"
 
 
-def _warn(
-    features: Features, manifest: Manifest, schema: pa.Schema, columns: FeatureSchema, keep: bool
-) -> None:
+def _warn(features: Features, dataset: Dataset, columns: FeatureSchema, keep: bool) -> None:
     """Warn of columns that a glob chose and that are hardly features, by the first rows of some shards."""
     chosen = unlikely.globbed(features, columns.columns)
-    full = [shard for shard in manifest.shards if sum(shard.rows)]
+    full = [shard for shard in dataset.manifest.shards if sum(shard.rows)]
     if not chosen or not full:
         return
     parts = []
@@ -118,7 +114,7 @@ def _warn(
     constant = merge_all(map(measure, parts)).constant
     reasons = unlikely.why(
         chosen,
-        index=unlikely.index_columns(schema),
+        index=unlikely.index_columns(dataset.schema),
         near_unique=[n for n, sample in zip(chosen, samples, strict=True) if sample.near_unique],
         constant=[n for n, flat in zip(chosen, constant, strict=True) if flat and keep],
     )

@@ -21,9 +21,9 @@ from hourglass.cluster.connect import connection
 from hourglass.config import serve
 from hourglass.config.files import load_kind
 from hourglass.config.train import ScoreJob, TrainJob
+from hourglass.data.dataset import Rows
 from hourglass.data.demo import write_digits
 from hourglass.data.manifest import scan
-from hourglass.data.reading import groups, of
 from hourglass.errors import RegistryError
 from hourglass.inference.predictor import Predictor
 from hourglass.progress import console
@@ -136,8 +136,8 @@ def _pca_mse(job: TrainJob, predictor: Predictor) -> float:
     from sklearn.decomposition import PCA
 
     manifest, _ = scan(job.data.uri)
-    rows = of(manifest, predictor.features, job.data.missing, job.data.holdout)
-    chunks = [chunk for item in groups(manifest.shards) for chunk in rows.chunks(*item)]
+    rows = Rows(manifest.shards, predictor.features, job.data.missing, job.data.holdout)
+    chunks = [chunk for item in rows.groups for chunk in rows.chunks(*item)]
     features = np.concatenate([features for _, features, _, _ in chunks])
     held = np.concatenate([held for _, _, held, _ in chunks])
     model_space = predictor.module.preprocessing(torch.from_numpy(features)).numpy()

@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 
 from hourglass.cluster.connect import connection
 from hourglass.config.train import TrainJob
-from hourglass.data import reading, stats
+from hourglass.data import stats
+from hourglass.data.dataset import Rows, open_dataset
 from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
-from hourglass.data.manifest import Manifest
 from hourglass.data.order import GroupCount
-from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.settings import Settings
 from hourglass.training import state
 from hourglass.training.build import build
@@ -65,12 +64,12 @@ def write(path: Path, rows: np.ndarray) -> None:
 
 def in_process(made: TrainJob, shards: Path) -> Run:
     """The same run without Ray, reading with plain Python."""
-    found, schema = open_dataset(str(shards), None)
-    assert isinstance(found, Manifest)
-    columns = feature_schema(found, schema, made.data.features, made.data.missing)
-    rows = reading.of(found, columns, made.data.missing, made.data.holdout)
+    dataset = open_dataset(str(shards), None)
+    found, data = dataset.manifest, made.data
+    columns = dataset.features(data.features, data.missing)
+    rows = Rows(found.shards, columns, data.missing, data.holdout)
     parts, features, masks, counts = [], [], [], []
-    for shard, group in reading.groups(found.shards):
+    for shard, group in rows.groups:
         for _, chunk, held, _ in rows.chunks(shard, group):
             parts.append(stats.measure(chunk[~held]))
             features.append(chunk)
@@ -91,7 +90,7 @@ def in_process(made: TrainJob, shards: Path) -> Run:
     return Run(made, loader, state.fresh(build(made, stats.merge_all(parts)), made.train))
 
 
-def _read_all(rows: reading.Rows, slices: Any) -> Iterator[np.ndarray]:
+def _read_all(rows: Rows, slices: Any) -> Iterator[np.ndarray]:
     for part in slices:
         yield from rows.read_slice(part)
 

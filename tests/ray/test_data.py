@@ -16,10 +16,9 @@ import pytest
 from hourglass import storage
 from hourglass.cluster.connect import connection
 from hourglass.data import order, reading
+from hourglass.data.dataset import Rows, open_dataset
 from hourglass.data.loader import MemoryLoader, StreamLoader
 from hourglass.data.order import Slice
-from hourglass.data.prepare import feature_schema, open_dataset
-from hourglass.data.reading import Rows
 from hourglass.data.schema import Features, Missing
 from hourglass.errors import DataError
 from hourglass.settings import Settings
@@ -61,9 +60,9 @@ def shard(first: int) -> bytes:
 
 
 def rows_of(uri: str, missing: Missing = "error", **features: Any) -> Rows:
-    manifest, arrow = open_dataset(uri)
-    schema = feature_schema(manifest, arrow, Features.model_validate(features), missing)
-    return reading.of(manifest, schema, missing, HOLDOUT)
+    dataset = open_dataset(uri)
+    schema = dataset.features(Features.model_validate(features), missing)
+    return Rows(dataset.manifest.shards, schema, missing, HOLDOUT)
 
 
 HELD = np.concatenate(

@@ -20,7 +20,7 @@ import pytest
 from hourglass import artifact, storage
 from hourglass.config.train import TrainJob
 from hourglass.data import stats
-from hourglass.data.manifest import Manifest
+from hourglass.data.dataset import Dataset
 from hourglass.data.schema import FeatureSchema
 from hourglass.errors import (
     ClusterError,
@@ -99,23 +99,24 @@ class Home:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """The workers are this process, and rows are those of ROWS."""
 
-    def measure(job: TrainJob, manifest: Manifest, schema: pa.Schema) -> Any:
-        said = {"dataset": {"digest": manifest.digest}}
+    def prepare(job: TrainJob, dataset: Dataset) -> Any:
+        digest = dataset.manifest.digest
+        record = {"digest": digest}
 
         def run(made: TrainJob, uri: str) -> Run:
-            figures = stats.measure(ROWS[~held_out(len(ROWS))])
+            measured = stats.measure(ROWS[~held_out(len(ROWS))])
             features = FeatureSchema("x", (), ROWS.shape[1], "float32")
-            return Run(made, features, figures, uri, manifest.digest, said)
+            return Run(made, features, measured, uri, digest, {"dataset": record})
 
-        return SimpleNamespace(run=run, dataset=said["dataset"])
+        return SimpleNamespace(run=run, record=record)
 
-    def distribute(run: Run, measured: Any, room: Any, listener: Heard) -> None:
+    def distribute(run: Run, data: Any, resources: Any, listener: Heard) -> None:
         run.checkpoints.check()
         complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, listener.tell)
 
-    monkeypatch.setattr(launch, "measure", measure)
+    monkeypatch.setattr(launch, "prepare", prepare)
     monkeypatch.setattr(launch, "distribute", distribute)
-    monkeypatch.setattr(launch, "_room", lambda job: None)
+    monkeypatch.setattr(launch, "_resources", lambda job: None)
     return Home(tmp_path)
 
 
@@ -130,9 +131,9 @@ def refusing(kind: type[HourglassError]) -> Callable[..., Any]:
     ("what", "kind"),
     [
         ("open_dataset", DataError),
-        ("_room", ClusterError),
-        ("measure", DataError),
-        ("measure", SpecError),
+        ("_resources", ClusterError),
+        ("prepare", DataError),
+        ("prepare", SpecError),
         ("distribute", TrainingError),
     ],
 )
@@ -224,7 +225,7 @@ def test_interrupted_it_says_when_nothing_of_it_is_kept(
         patch.setattr(Checkpoints, "save", interrupt)
         with pytest.raises(KeyboardInterrupt) as caught:
             home.train(fresh=True)
-    assert getattr(caught.value, "__notes__", []) == ([] if kept else [launch.BEGINS])
+    assert getattr(caught.value, "__notes__", []) == ([] if kept else [launch.STARTS_OVER])
     assert home.train().resumed_at == (2 if kept else 0)
     assert home.outcome.already is not kept
 

@@ -16,15 +16,15 @@ from hourglass.config.files import dump, parse
 from hourglass.config.train import TrainJob
 from hourglass.config.tune import TuneJob
 from hourglass.data import reading
-from hourglass.data.prepare import open_dataset
-from hourglass.data.reading import DatasetStatistics, _merged, _ReadAll
+from hourglass.data.dataset import DatasetStatistics, open_dataset
+from hourglass.data.reading import _merged, _ReadAll
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import measure
 from hourglass.errors import SpecError
 from hourglass.training.build import build
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete
-from hourglass.training.measure import measure as measure_rows
+from hourglass.training.prepare import prepare
 from hourglass.training.sensitivity import check_sensitivity
 from hourglass.tuning.store import SharedRows
 
@@ -211,7 +211,7 @@ def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray reads nothing: this process does."""
 
     def load(rows: Any, keep_features: bool, watched: Any) -> tuple[DatasetStatistics, list[Any]]:
-        items = reading.groups(rows.shards)
+        items = rows.groups
         tables = list(_ReadAll(rows, keep_features, tuple(watched))(items))
         return _merged([row for table in tables for row in table.to_pylist()]), tables
 
@@ -225,8 +225,8 @@ def measured(read_here: None, tmp_path: Path) -> Callable[..., Any]:
     path = tmp_path / "shard.parquet"
     lists = pa.array(generated(6).tolist(), pa.list_(pa.float32()))
     pq.write_table(pa.table({"x": lists}), path, write_page_checksum=True)
-    manifest, arrow = open_dataset(str(path))
-    return lambda made: measure_rows(made, manifest, arrow)
+    dataset = open_dataset(str(path))
+    return lambda made: prepare(made, dataset)
 
 
 def of_sweep(space: dict[str, Any]) -> TuneJob:
@@ -238,13 +238,13 @@ def of_sweep(space: dict[str, Any]) -> TuneJob:
 
 def test_early_stop_without_held_out_rows_is_refused(measured: Callable[..., Any]) -> None:
     """With a holdout of a tenth, none of these six rows is in it."""
-    assert measured(job()).dataset["holdout_rows"] == 0
+    assert measured(job()).record["holdout_rows"] == 0
     with pytest.raises(SpecError) as caught:
         measured(job(early_stop={"patience": 3}))
     assert str(caught.value) == UNWATCHED.format("train.early_stop")
     tree = dump(job(early_stop={"patience": 3}))
     tree["data"]["holdout"] = 0.5
-    assert measured(parse(tree)).dataset["holdout_rows"] > 0
+    assert measured(parse(tree)).record["holdout_rows"] > 0
 
 
 @pytest.mark.parametrize("path", ["train.early_stop", "train.early_stop.patience"])
@@ -253,12 +253,12 @@ def test_early_stop_of_a_space_without_held_out_rows_is_refused(
 ) -> None:
     values = [{"patience": 3}] if path.endswith("stop") else [1, 2]
     found = measured(job())
-    manifest, schema = open_dataset([shard.path for shard in found.rows.shards])
+    dataset = open_dataset([shard.path for shard in found.rows.shards])
     with pytest.raises(SpecError) as caught:
-        _ = SharedRows(of_sweep({path: {"grid": values}}), manifest, schema).loaded
+        _ = SharedRows(of_sweep({path: {"grid": values}}), dataset).loaded
     assert str(caught.value) == UNWATCHED.format(f"space.{path}")
     other = of_sweep({"train.optimizer.lr": {"grid": [0.1]}})
-    assert len(SharedRows(other, manifest, schema).loaded.train) == 6
+    assert len(SharedRows(other, dataset).loaded.train) == 6
 
 
 def table_job(**data: Any) -> TrainJob:
@@ -278,16 +278,16 @@ def test_a_run_warns_of_columns_that_a_glob_chose_and_that_are_hardly_features(
     pq.write_table(pa.table(table), tmp_path / "a.parquet", write_page_checksum=True)
     dataset = open_dataset(str(tmp_path / "a.parquet"))
     with pytest.warns(UserWarning, match="hardly") as caught:
-        measure_rows(table_job(), *dataset)
+        prepare(table_job(), dataset)
     assert str(caught[0].message) == (
         "features.columns: a glob chose hardly features: 'id' (near-unique whole numbers, as ids "
         "are), 'same' (constant), '__index_level_0__' (the index of a table); to leave them out: "
         '`exclude: ["id", "same", "__index_level_0__"]`'
     )
     with pytest.warns(UserWarning, match="hardly features: 'id'") as caught:
-        measure_rows(table_job(constant="drop"), *dataset)
+        prepare(table_job(constant="drop"), dataset)
     assert "same" not in str(caught[0].message)
     named = {"features": {"columns": ["id", "same", "x", "__index_level_0__"]}}
     with warnings.catch_warnings(action="error", category=UserWarning):
-        measure_rows(table_job(**named), *dataset)
-        measure_rows(table_job(features={"columns": ["*"], "exclude": ["[!x]*"]}), *dataset)
+        prepare(table_job(**named), dataset)
+        prepare(table_job(features={"columns": ["*"], "exclude": ["[!x]*"]}), dataset)

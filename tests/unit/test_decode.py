@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hourglass.data import decode, footer
+from hourglass.data.dataset import scan_dataset
 from hourglass.data.decode import read_chunks
 from hourglass.data.footer import read_footer
-from hourglass.data.manifest import scan
-from hourglass.data.prepare import feature_schema
 from hourglass.data.schema import Features, FeatureSchema, Missing
 from hourglass.errors import DataError
 
@@ -25,8 +24,8 @@ ADVICE = "`missing: error` allows finite numbers only. Set data.missing to `mean
 
 
 def schema_of(path: Path, missing: Missing, **features: Any) -> FeatureSchema:
-    manifest, arrow = scan(str(path))
-    return feature_schema(manifest, arrow, Features.model_validate(features), missing)
+    dataset = scan_dataset(str(path))
+    return dataset.features(Features.model_validate(features), missing)
 
 
 def decoded(path: Path, schema: FeatureSchema, missing: Missing) -> tuple[np.ndarray, np.ndarray]:

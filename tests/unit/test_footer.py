@@ -20,9 +20,9 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 from ray.data._internal.tensor_extensions import arrow as tensors
 
 from hourglass.data import footer
+from hourglass.data.dataset import open_dataset
 from hourglass.data.footer import open_shard, read_footer
 from hourglass.data.inspect import inspect
-from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.schema import Features
 from hourglass.errors import DataError
 
@@ -199,9 +199,9 @@ def test_pickles_in_plain_columns_and_pandas_metadata_are_only_bytes(tmp_path: P
     pandas = json.dumps({"columns": [{"pandas_type": "object", "metadata": payload.hex()}]})
     table = pa.table({"bytes": [payload] * 3, "word": pa.array(["a"] * 3).dictionary_encode()})
     pq.write_table(table.replace_schema_metadata({"pandas": pandas}), path)
-    manifest, schema = open_quietly(path)
+    dataset = open_quietly(path)
     with pytest.raises(DataError) as caught:
-        feature_schema(manifest, schema, Features(columns=("bytes",)), "error")
+        dataset.features(Features(columns=("bytes",)), "error")
     assert str(caught.value) == (
         f"{path}: column 'bytes' has unsupported type binary; allowed: numbers, booleans, strings, "
         "dates, timestamps and lists of numbers"

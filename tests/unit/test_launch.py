@@ -9,7 +9,7 @@ import pytest
 
 from hourglass import ray_internals, storage
 from hourglass.errors import DataError, TrainingError, WriteError
-from hourglass.training import launch, measure
+from hourglass.training import launch, prepare
 from hourglass.tuning import execution
 from hourglass.tuning.trial import Resources, Share
 
@@ -24,22 +24,22 @@ class Lost(Exception):
 
 
 def test_an_error_of_ours_that_a_worker_raised_is_the_error_of_the_run() -> None:
-    found = launch._told(
+    found = launch._raised(
         Lost(a="ValueError: other", b="hourglass.errors.DataError: s.parquet: gone")
     )
     assert (type(found), str(found)) == (DataError, "s.parquet: gone")
-    found = launch._told(Lost(a="hourglass.errors.WriteError: /f: cannot be written (full)"))
+    found = launch._raised(Lost(a="hourglass.errors.WriteError: /f: cannot be written (full)"))
     assert (type(found), str(found)) == (WriteError, "/f: cannot be written (full)")
-    found = launch._told(Lost(a="hourglass.errors.TrainingError: stopped at step 7: x is NaN"))
+    found = launch._raised(Lost(a="hourglass.errors.TrainingError: stopped at step 7: x is NaN"))
     assert (type(found), str(found)) == (TrainingError, "stopped at step 7: x is NaN")
 
 
 @pytest.mark.parametrize("words", ["ValueError: no", "other.errors.DataError: no", "killed"])
 def test_other_errors_are_told_with_their_worker(words: str) -> None:
     lost = Lost(a=words)
-    assert launch._told(lost) is None
+    assert launch._raised(lost) is None
     assert launch._cause(lost) == f"worker a: {words}."
-    assert launch._told(RuntimeError("no workers")) is None
+    assert launch._raised(RuntimeError("no workers")) is None
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 5)])
@@ -50,7 +50,7 @@ def test_a_run_without_an_answer_of_git_has_no_commit(
         raise error
 
     monkeypatch.setattr(subprocess, "run", fails)
-    assert measure._git_commit() is None
+    assert prepare._git_commit() is None
 
 
 def test_a_folder_that_cannot_be_removed_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,15 +64,15 @@ def test_a_folder_that_cannot_be_removed_hides_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(ray_internals, "trainer_class", lambda: trainer)
     monkeypatch.setattr(execution, "tune", tune)
     subscription = MagicMock(failure=None)
-    task, room = MagicMock(), launch.Room(1.0, 0.0, 1.0)
+    task = MagicMock(resources=launch.WorkerResources(1.0, 0.0, 1.0))
     task.run.uri, task.run.job.scale = "/r", SimpleNamespace(workers=1, max_failures=0)
     source = MagicMock(folder="/r", resources=Resources(Share(1.0, 0.0, 1), 1, 1), watched=False)
-    launch._fit(task, room, subscription)
+    launch._fit(task, subscription)
     execution.train(source)
     trainer.return_value.fit.side_effect = tune.Tuner.return_value.fit.side_effect = (
         KeyboardInterrupt
     )
     with pytest.raises(KeyboardInterrupt):
-        launch._fit(task, room, subscription)
+        launch._fit(task, subscription)
     with pytest.raises(KeyboardInterrupt):
         execution.train(source)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hourglass.data.dataset import open_dataset
 from hourglass.data.manifest import (
     Manifest,
     list_shards,
@@ -20,7 +21,6 @@ from hourglass.data.manifest import (
     save_manifest,
     scan,
 )
-from hourglass.data.prepare import open_dataset
 from hourglass.errors import DataError
 
 NAMES = ("part-0.parquet", "part-1.parquet", "2026/07/part-2.parquet", "2026/part-3.parquet")
@@ -221,7 +221,7 @@ def test_shards_without_rows(tmp_path: Path, groups: int) -> None:
         open_dataset(str(tmp_path))
     assert str(caught.value) == f"{tmp_path}: 1 shards without a single row"
     shard(tmp_path / "full.parquet")
-    manifest, _ = open_dataset(str(tmp_path))
+    manifest = open_dataset(str(tmp_path)).manifest
     assert manifest.rows == 10
     assert json.loads(manifest.model_dump_json())["shards"][1]["rows"] == [4, 4, 2]
 

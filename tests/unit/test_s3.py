@@ -15,6 +15,7 @@ import pytest
 import s3fs
 
 from hourglass import storage
+from hourglass.data.dataset import open_dataset, scan_dataset
 from hourglass.data.decode import read_chunks
 from hourglass.data.inspect import inspect
 from hourglass.data.manifest import (
@@ -25,7 +26,6 @@ from hourglass.data.manifest import (
     save_manifest,
     scan,
 )
-from hourglass.data.prepare import feature_schema, open_dataset
 from hourglass.data.schema import Features
 from hourglass.errors import DataError
 
@@ -106,10 +106,10 @@ def test_shards_are_listed(folder: str, pattern: str, found: list[int]) -> None:
 
 
 def test_a_dataset_has_one_identity_on_disk_and_in_s3(folder: str, tmp_path: Path) -> None:
-    manifest, _ = open_dataset(folder)
+    manifest = open_dataset(folder).manifest
     for number in range(3):
         (tmp_path / f"part-{number}.parquet").write_bytes(shard(10 * number))
-    local, _ = open_dataset(str(tmp_path))
+    local = open_dataset(str(tmp_path)).manifest
     assert manifest.digest == local.digest
     names = [shard.name for shard in manifest.shards]
     assert names == ["part-0.parquet", "part-1.parquet", "part-2.parquet"]
@@ -117,11 +117,11 @@ def test_a_dataset_has_one_identity_on_disk_and_in_s3(folder: str, tmp_path: Pat
 
 
 def test_rows_are_decoded(folder: str) -> None:
-    manifest, arrow = scan(folder)
-    schema = feature_schema(manifest, arrow, Features(vector="image"), "error")
+    dataset = scan_dataset(folder)
+    schema = dataset.features(Features(vector="image"), "error")
     chunks = [
         chunk
-        for one in manifest.shards
+        for one in dataset.manifest.shards
         for group in range(3)
         for chunk in read_chunks(one.path, group, schema, "error", ("image",), one.digest)
     ]
@@ -158,9 +158,9 @@ def test_a_manifest_pins_objects_by_etag_or_by_hash(folder: str, tmp_path: Path)
 
 
 def test_damage_and_replacement_are_told_as_on_disk(folder: str) -> None:
-    manifest, arrow = scan(folder)
-    schema = feature_schema(manifest, arrow, Features(vector="image"), "error")
-    one = manifest.shards[1]
+    dataset = scan_dataset(folder)
+    schema = dataset.features(Features(vector="image"), "error")
+    one = dataset.manifest.shards[1]
     content = bytearray(storage.read(one.path))
     column = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(1).column(0)
     content[column.dictionary_page_offset + column.total_compressed_size - 2] ^= 1

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hourglass.data.dataset import scan_dataset
 from hourglass.data.decode import read_chunks
 from hourglass.data.footer import read_footer
 from hourglass.data.manifest import scan
-from hourglass.data.prepare import feature_schema
 from hourglass.data.schema import Features, FeatureSchema, Missing, require_columns
 from hourglass.errors import DataError
 
@@ -113,12 +113,12 @@ def written(folder: Path, drift: Drift) -> tuple[Path, Path]:
 
 
 def features_of(uri: str, features: Features, missing: Missing = "error") -> np.ndarray:
-    manifest, arrow = scan(uri)
-    schema = feature_schema(manifest, arrow, features, missing)
+    dataset = scan_dataset(uri)
+    schema = dataset.features(features, missing)
     return np.concatenate(
         [
             chunk.features
-            for shard in manifest.shards
+            for shard in dataset.manifest.shards
             for group in range(len(shard.rows))
             for chunk in read_chunks(shard.path, group, schema, missing)
         ]
@@ -189,8 +189,8 @@ def shard(tmp_path: Path) -> Path:
 
 
 def resolved(shard: Path, missing: Missing = "error", **features: Any) -> FeatureSchema:
-    manifest, arrow = scan(str(shard))
-    return feature_schema(manifest, arrow, Features.model_validate(features), missing)
+    dataset = scan_dataset(str(shard))
+    return dataset.features(Features.model_validate(features), missing)
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,10 @@ def asked(space: Any = SEEDS, train: dict[str, Any] | None = None, **how: Any) -
 
 def rows() -> Any:
     """As much of a sweep's rows as a session needs before any row is read."""
-    measured = SimpleNamespace(dataset={})
-    loaded = SimpleNamespace(measured=measured, train=SimpleNamespace(shape=(9, 6)))
-    return SimpleNamespace(manifest=SimpleNamespace(digest="abc"), loaded=loaded)
+    data = SimpleNamespace(record={})
+    loaded = SimpleNamespace(data=data, train=SimpleNamespace(shape=(9, 6)))
+    dataset = SimpleNamespace(manifest=SimpleNamespace(digest="abc"))
+    return SimpleNamespace(dataset=dataset, loaded=loaded)
 
 
 def open_session(made: TuneJob, folder: Path, events: Events) -> tuple[Session, list[str]]:
@@ -279,8 +280,7 @@ def train_none(source: TrialSource) -> None:
 def test_a_sweep_notes_once_that_places_stay_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, notes: list[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "open_dataset", lambda *_: (None, None))
-    monkeypatch.setattr(sweep, "describe", lambda _: {})
+    monkeypatch.setattr(sweep, "open_dataset", lambda *_: SimpleNamespace(record={}))
     monkeypatch.setattr(sweep, "SharedRows", lambda *_: rows())
     monkeypatch.setattr(sweep, "resources", lambda _: Resources(Share(1.0, 0.0, 1), 8, at_once))
     monkeypatch.setattr(execution, "train", train_none)

@@ -123,9 +123,7 @@ def test_a_fresh_sweep_that_finishes_nothing_keeps_the_leaderboard_of_before(
         advance=lambda: True, close=lambda: ranked("new"), widths={}, histories={}
     )
     listener = SimpleNamespace(sweeping=lambda *_: None, note=lambda _: None)
-    monkeypatch.setattr(sweep, "open_dataset", lambda *_: (None, None))
-    monkeypatch.setattr(sweep, "locate", lambda _: {})
-    monkeypatch.setattr(sweep, "describe", lambda _: {})
+    monkeypatch.setattr(sweep, "open_dataset", lambda *_: SimpleNamespace(record={}))
     monkeypatch.setattr(sweep, "SharedRows", lambda *_: SimpleNamespace(loaded=True))
     monkeypatch.setattr(sweep, "Session", lambda *_: session)
     monkeypatch.setattr(sweep, "resources", lambda _: SimpleNamespace(at_once=1))

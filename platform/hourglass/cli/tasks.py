@@ -9,7 +9,7 @@ from hourglass.cli.arguments import not_in_an_artifact
 
 if TYPE_CHECKING:
     from hourglass.inference.predictor import Predictor
-    from hourglass.inference.table_io import LoadedRows
+    from hourglass.inference.table_io import FirstRows
 
 MOST = 100_000
 STEPS = 10
@@ -259,7 +259,7 @@ def _check_options(sources: dict[str, Any], options: dict[str, Any]) -> None:
             raise typer.BadParameter(f"{given[0]} does not accept {name}; remove it")
 
 
-def _traversed(predictor: "Predictor", rows: "LoadedRows", row: int, unit: int, steps: int) -> Any:
+def _traversed(predictor: "Predictor", rows: "FirstRows", row: int, unit: int, steps: int) -> Any:
     """Decoded codes of the row with `unit` varied over its range in the rows read."""
     import numpy as np
 
@@ -282,14 +282,14 @@ def _predictor(model: str) -> "Predictor":
     return Predictor.load(found.path, found.digest)
 
 
-def _rows(predictor: "Predictor", uri: str, most: int, *columns: str) -> "LoadedRows":
+def _rows(predictor: "Predictor", uri: str, most: int, *columns: str) -> "FirstRows":
     """The first `most` rows at `uri`; prints how many were read, dropped and left out."""
     from hourglass.inference.table_io import read_rows
 
     return _counted(read_rows(uri, predictor.features, predictor.missing, columns, most), most)
 
 
-def _counted(rows: "LoadedRows", most: int) -> "LoadedRows":
+def _counted(rows: "FirstRows", most: int) -> "FirstRows":
     """The rows; prints how many were read, dropped and left out."""
     dropped = f", {rows.dropped} dropped for missing cells" if rows.dropped else ""
     left_out = f", {rows.left_out} left out by --max-rows {most}" if rows.left_out else ""

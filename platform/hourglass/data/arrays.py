@@ -15,9 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hourglass.data import order
+from hourglass.data.dataset import DatasetStatistics
 from hourglass.data.decode import Matrix, bounded, cells, chunk_rows
+from hourglass.data.order import GroupCount
 from hourglass.data.schema import FEATURE_TYPES, FeatureSchema, Missing, feature_dtype, is_list
-from hourglass.data.stats import Stats, measure, merge_all
+from hourglass.data.stats import measure, merge_all
+from hourglass.data.unlikely import Sample
 from hourglass.errors import DataError
 
 VECTOR = "x"
@@ -255,21 +258,22 @@ def schema(
     return FeatureSchema(None, tuple(names), rows.shape[1], dtype)
 
 
-def split(
-    rows: Matrix, schema: FeatureSchema, missing: Missing, holdout: float
-) -> tuple[Matrix, NDArray[np.bool_], int]:
-    """Features, which of them are held out (by row number, whatever the seed), and rows dropped."""
+def read(
+    rows: Matrix, schema: FeatureSchema, missing: Missing, holdout: float, levels: bool = False
+) -> tuple[Matrix, NDArray[np.bool_], DatasetStatistics]:
+    """Features (B, C), which of them are held out, and their statistics, as of a shard with these rows.
+
+    Which rows are held out depends on their numbers alone.
+    """
     with np.errstate(over="ignore"):
         features, missed = bounded(rows.astype(schema.dtype, copy=False))
     held = order.holdout_mask("", 0, 0, len(rows), holdout)
-    if missing != "drop_row":
-        return features, held, 0
-    whole = ~missed
-    return features[whole], held[whole], int((~whole).sum())
-
-
-def figures(features: Matrix, schema: FeatureSchema, levels: bool = False) -> Stats:
-    """Figures of the features, chunk by chunk as a shard's are measured."""
-    size = chunk_rows(schema)
-    starts = range(0, max(1, len(features)), size)
-    return merge_all(measure(features[start : start + size], levels) for start in starts)
+    if missing == "drop_row":
+        features, held = features[~missed], held[~missed]
+    train, size = features[~held], chunk_rows(schema)
+    starts = range(0, max(1, len(train)), size)
+    stats = merge_all(measure(train[start : start + size], levels) for start in starts)
+    count = GroupCount(0, 0, len(train), int(held.sum()), len(rows) - len(features))
+    imputed = int((~np.isfinite(features)).sum())
+    samples = tuple(map(Sample.of, rows.T)) if schema.columns else ()
+    return features, held, DatasetStatistics(stats, (count,), imputed, samples)

@@ -20,12 +20,10 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from hourglass import ray_internals
-from hourglass.data import order
-from hourglass.data.decode import read_chunks
+from hourglass.data.dataset import DatasetStatistics, Rows
 from hourglass.data.failures import plain_errors
-from hourglass.data.manifest import Manifest, Shard
 from hourglass.data.order import GroupCount, Slice
-from hourglass.data.schema import FeatureSchema, Missing
+from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats, measure, merge_all
 from hourglass.data.unlikely import Sample
 from hourglass.errors import DataError
@@ -38,56 +36,6 @@ RUN_BYTES = 128 * 2**20
 
 RETRIES = 3
 """How often a task begins again whose process died; Ray Data would begin again without end."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """How rows are read: which shards, which features, what becomes of missing cells, what is counted."""
-
-    shards: tuple[Shard, ...]
-    schema: FeatureSchema
-    missing: Missing
-    holdout: float
-    levels: bool = False
-
-    def chunks(
-        self, shard: int, group: int
-    ) -> Iterator[tuple[int, NDArray[Any], NDArray[np.bool_], int]]:
-        """Start, whole rows' features, their holdout mask and the count of dropped rows."""
-        source = self.shards[shard]
-        footer = source.digest if source.digest.startswith("footer-") else None
-        for chunk in read_chunks(source.path, group, self.schema, self.missing, digest=footer):
-            rows = len(chunk.whole)
-            held = order.holdout_mask(source.name, group, chunk.start, rows, self.holdout)
-            if chunk.whole.all():
-                yield chunk.start, chunk.features, held, 0
-            else:
-                kept = chunk.features[chunk.whole]
-                yield chunk.start, kept, held[chunk.whole], rows - len(kept)
-
-    def read_slice(self, part: Slice) -> Iterator[NDArray[Any]]:
-        """The features of one slice, chunk by chunk."""
-        offset = 0
-        for _, features, held, _ in self.chunks(part.shard, part.group):
-            mask = held if part.split == "holdout" else ~held
-            chosen = features if mask.all() else features[mask]
-            low, high = max(part.start - offset, 0), min(part.stop - offset, len(chosen))
-            if low < high:
-                yield chosen[low:high]
-            offset += len(chosen)
-            if offset >= part.stop:
-                return
-
-    def read_through(self, shard: int) -> None:
-        """Read all of a shard, and keep nothing."""
-        for group, count in enumerate(self.shards[shard].rows):
-            for _ in self.chunks(shard, group) if count else ():
-                pass
-
-
-def groups(shards: Sequence[Shard]) -> list[tuple[int, int]]:
-    """(shard, row group) of every row group that has rows, in order."""
-    return [(s, g) for s, shard in enumerate(shards) for g, rows in enumerate(shard.rows) if rows]
 
 
 class TaskSource(Datasource):  # type: ignore[misc]
@@ -168,29 +116,6 @@ def pack(items: Sequence[Any], size: Callable[[Any], int], most: int) -> list[li
     return runs
 
 
-@dataclass(frozen=True)
-class DatasetStatistics:
-    """Statistics of the training rows, and the counts of rows of each row group.
-
-    `imputed` counts the missing cells of all rows, held-out ones included; `samples` belong to the
-    watched columns.
-    """
-
-    stats: Stats
-    counts: tuple[GroupCount, ...]
-    imputed: int
-    samples: tuple[Sample, ...] = ()
-
-    def rows(self, split: order.Split) -> int:
-        """Rows of one split."""
-        return sum(count.of(split) for count in self.counts)
-
-    @property
-    def dropped(self) -> int:
-        """Rows dropped for missing cells."""
-        return sum(count.dropped for count in self.counts)
-
-
 def load(
     rows: Rows, keep_features: bool, watched: Sequence[int] = ()
 ) -> tuple[DatasetStatistics, list[Any]]:
@@ -199,7 +124,7 @@ def load(
     With `watched` columns, the statistics contain samples of their values.
     Raises DataError with the file, row group and column of the first damaged or missing cell.
     """
-    items = groups(rows.shards)
+    items = rows.groups
     tasks = pack(
         items, lambda item: rows.shards[item[0]].rows[item[1]] * rows.schema.row_bytes, TASK_BYTES
     )
@@ -330,14 +255,3 @@ def stream_features(
                     yield flat.reshape(-1, rows.schema.width)
     finally:
         opener.shutdown(wait=False, cancel_futures=True)
-
-
-def of(
-    manifest: Manifest,
-    schema: FeatureSchema,
-    missing: Missing,
-    holdout: float,
-    levels: bool = False,
-) -> Rows:
-    """The rows of a dataset; with `levels` distinct values are counted as they are measured."""
-    return Rows(manifest.shards, schema, missing, holdout, levels)

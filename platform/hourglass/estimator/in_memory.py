@@ -23,18 +23,10 @@ from hourglass.data.decode import Matrix
 from hourglass.data.loader import MemoryLoader
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
-from hourglass.data.unlikely import Sample
 from hourglass.errors import ArtifactError, SpecError
 from hourglass.inference.predictor import Predictor
 from hourglass.training import members
-from hourglass.training.build import (
-    account,
-    build,
-    feature_record,
-    require_values,
-    require_watched,
-    software,
-)
+from hourglass.training.build import account, build, feature_record, software
 from hourglass.training.calibrate import calibrate
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.sensitivity import check_sensitivity
@@ -65,7 +57,7 @@ def fit(
     that do not fit, TrainingError when a value becomes non-finite.
     """
     schema = arrays.schema(rows, vector, names, job.data.missing)
-    features, held, stats, dataset = _measured(job, rows, schema)
+    features, held, stats, dataset = _read(job, rows, schema)
     device = _device(job)
     loader = MemoryLoader(features, held, batch_size=job.train.batch_size, seed=job.train.seed)
     say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
@@ -151,36 +143,26 @@ def load(path: str) -> tuple[TrainJob, Artifact, Tensor]:
     return job, loaded, rows
 
 
-def _measured(
+def _read(
     job: TrainJob, rows: Matrix, schema: FeatureSchema
 ) -> tuple[Matrix, NDArray[np.bool_], Stats, dict[str, Any]]:
-    """The features, which of them are held out, the figures of the others, and what was counted."""
-    features, held, dropped = arrays.split(rows, schema, job.data.missing, job.data.holdout)
-    stats = arrays.figures(features[~held], schema, job.data.scaling.counts_levels)
-    require_values(stats, schema.feature_names)
-    counted = account(
-        job,
-        stats,
-        schema.feature_names,
-        train=int((~held).sum()),
-        holdout=int(held.sum()),
-        dropped=dropped,
-        imputed=int((~np.isfinite(features)).sum()),
+    """The features, which of them are held out, the statistics of the others, and the record of all."""
+    data = job.data
+    features, held, statistics = arrays.read(
+        rows, schema, data.missing, data.holdout, data.scaling.counts_levels
     )
-    if job.train.early_stop is not None:
-        require_watched(counted)
+    counts = account(job, schema, statistics)
+    samples = zip(schema.columns, statistics.samples, strict=True)
     reasons = unlikely.why(
         schema.columns,
         index=[name for name in schema.columns if unlikely.INDEX.fullmatch(name)],
-        near_unique=[
-            n for n, x in zip(schema.columns, rows.T, strict=False) if Sample.of(x).near_unique
-        ],
-        constant=counted["constant_names"] if job.data.constant == "keep" else (),
+        near_unique=[name for name, sample in samples if sample.near_unique],
+        constant=counts["constant_names"] if data.constant == "keep" else (),
     )
     if reasons:
-        sentence = unlikely.advice(reasons, how="X.drop(columns={})")
-        warnings.warn(f"among the columns are some that are {sentence}", stacklevel=2)
-    return features, held, stats, {"rows": len(rows), **counted}
+        advice = unlikely.advice(reasons, how="X.drop(columns={})")
+        warnings.warn(f"among the columns are some that are {advice}", stacklevel=2)
+    return features, held, statistics.stats, {"rows": len(rows), **counts}
 
 
 def _device(job: TrainJob) -> torch.device:

@@ -23,10 +23,10 @@ from ray.data.exceptions import ExecutionTimeoutError
 from hourglass import storage
 from hourglass.artifact import Artifact, load, require_outside
 from hourglass.config.train import ScoreJob
+from hourglass.data.dataset import open_dataset
 from hourglass.data.decode import read_chunks
 from hourglass.data.failures import deadly, threads_ended
 from hourglass.data.manifest import Manifest, Shard, describe
-from hourglass.data.prepare import open_dataset
 from hourglass.data.reading import RETRIES
 from hourglass.data.schema import FeatureSchema, require_columns
 from hourglass.errors import ClusterError, DataError, WriteError
@@ -70,11 +70,12 @@ def score(job: ScoreJob, model: Model, listener: Listener, fresh: bool = False) 
     Raises: DataError, ArtifactError, ClusterError, WriteError.
     """
     job = _absolute(job)
-    manifest, schema = open_dataset(job.uri, job.manifest)
+    dataset = open_dataset(job.uri, job.manifest)
+    manifest = dataset.manifest
     require_elsewhere(job)
     loaded = load(model.path, model.digest)
     features = loaded.manifest.features.schema_
-    require_columns(manifest.shards[0].path, schema, features, job.passthrough)
+    require_columns(manifest.shards[0].path, dataset.schema, features, job.passthrough)
     require_no_clash(job)
     options = Options(
         outputs=job.outputs,

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hourglass import storage
+from hourglass.data.dataset import open_dataset
 from hourglass.data.decode import Chunk, read_chunks
 from hourglass.data.manifest import Manifest
-from hourglass.data.prepare import open_dataset
 from hourglass.data.schema import FeatureSchema, Missing, check_column, is_list
 from hourglass.errors import DataError
 
@@ -26,7 +26,7 @@ ORIGIN = ("shard", "row_group", "row")
 
 
 @dataclass(frozen=True)
-class LoadedRows:
+class FirstRows:
     """The first rows of a dataset: features (B, C), and for each its number in the dataset.
 
     `dropped` had missing cells; `left_out` come after those that were read.
@@ -65,23 +65,24 @@ class LoadedRows:
 
 def read_rows(
     uri: str, features: FeatureSchema, missing: Missing, columns: Sequence[str], most: int
-) -> LoadedRows:
+) -> FirstRows:
     """The first `most` rows at `uri`, with `columns` beside their features; nothing runs on Ray.
 
     Raises: DataError naming file, row group and column, or when every row is dropped.
     """
-    manifest, schema = open_dataset(uri)
+    dataset = open_dataset(uri)
     for name in [*features.source_columns, *columns]:
-        check_column(manifest.shards[0].path, schema, name)
-    return _read(uri, manifest, features, missing, columns, most)
+        check_column(dataset.manifest.shards[0].path, dataset.schema, name)
+    return _read(uri, dataset.manifest, features, missing, columns, most)
 
 
-def read_codes(uri: str, column: str, width: int, most: int) -> LoadedRows:
+def read_codes(uri: str, column: str, width: int, most: int) -> FirstRows:
     """The first `most` codes (B, K) in the list column `column` at `uri`, with their ORIGIN if known.
 
     Raises: DataError naming file and column (and row, for a code that cannot be decoded).
     """
-    manifest, schema = open_dataset(uri)
+    dataset = open_dataset(uri)
+    manifest, schema = dataset.manifest, dataset.schema
     first = manifest.shards[0].path
     kind = check_column(first, schema, column)
     if not is_list(kind):
@@ -116,7 +117,7 @@ def _read(
     missing: Missing,
     columns: Sequence[str],
     most: int,
-) -> LoadedRows:
+) -> FirstRows:
     """The first `most` rows of the manifest. Raises DataError when every row is dropped."""
     read = min(most, manifest.rows)
     parts: list[Array] = []
@@ -132,7 +133,7 @@ def _read(
     found = np.concatenate(numbers)
     if not len(found):
         raise DataError(f"{uri}: each of the {read} rows read has missing cells; none is left")
-    return LoadedRows(
+    return FirstRows(
         uri=uri,
         features=np.concatenate(parts),
         numbers=found,

@@ -15,7 +15,7 @@ import torch
 from hourglass import artifact, storage
 from hourglass.config.files import load_kind
 from hourglass.config.train import TrainJob
-from hourglass.data.prepare import feature_schema, open_dataset
+from hourglass.data.dataset import open_dataset
 from hourglass.errors import DataError, SpecError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.network import Layer, count
@@ -170,7 +170,7 @@ def _width(file: str, job: TrainJob, given: int | None) -> int:
 
 def _in_shards(job: TrainJob) -> int:
     data = job.data
-    return feature_schema(*open_dataset(data.uri, data.manifest), data.features, data.missing).width
+    return open_dataset(data.uri, data.manifest).features(data.features, data.missing).width
 
 
 def _agreed(given: int | None, known: int, where: str) -> int:

@@ -1,4 +1,4 @@
-"""From a job and the figures of its rows to the seeded module, and what the run records about both."""
+"""From a job and the statistics of its rows to the seeded module and the record of a run."""
 
 import platform
 import time
@@ -12,6 +12,7 @@ import torch
 from hourglass import __version__
 from hourglass.artifact import FeatureRecord
 from hourglass.config.train import TrainJob
+from hourglass.data.dataset import DatasetStatistics
 from hourglass.data.decode import FLOAT32_MAX
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
@@ -19,9 +20,12 @@ from hourglass.errors import DataError, SpecError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import ColumnStats, Preprocessing
 
+MAX_NAMES = 100
+"""Names of constant columns in the record of a run."""
+
 
 def build(job: TrainJob, stats: Stats) -> AutoencoderModule:
-    """The module before training: the same job and rows give the same bits.
+    """The module before training: bit-identical for the same job and rows.
 
     Raises: DataError, SpecError (see `fit_preprocessing`).
     """
@@ -32,7 +36,7 @@ def build(job: TrainJob, stats: Stats) -> AutoencoderModule:
 
 
 def require_width(job: TrainJob, features: int) -> None:
-    """Raises SpecError when the network is made for rows of another number of features."""
+    """Raise SpecError when the network needs another number of features."""
     try:
         job.model.network.require(features)
     except ValueError as error:
@@ -40,7 +44,7 @@ def require_width(job: TrainJob, features: int) -> None:
 
 
 def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
-    """The part of the module that the rows decide.
+    """The part of the module that the rows determine.
 
     Raises: DataError when there are no rows or no column is left, SpecError when the loss or a phase
     does not fit the rows.
@@ -54,7 +58,7 @@ def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
             f"feature {large[0]} has values from {low:g} to {high:g}, which float32 does not hold; "
             "exclude that column"
         )
-    figures = ColumnStats(
+    columns = ColumnStats(
         mean=stats.mean,
         sd=stats.sd,
         low=stats.low,
@@ -66,7 +70,7 @@ def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
     drop = job.data.constant == "drop"
     if drop and stats.constant.all():
         raise DataError("every column is constant; `constant: drop` leaves none")
-    preprocessing = Preprocessing.fit(job.data.scaling, figures, drop)
+    preprocessing = Preprocessing.fit(job.data.scaling, columns, drop)
     low, high = float(preprocessing.low_F.min()), float(preprocessing.high_F.max())
     asks = [f"loss {job.model.loss.kind}"] if job.model.loss.unit_data else []
     asks += [f"phase {phase.kind}" for phase in job.train.phases if phase.unit_rows]
@@ -78,22 +82,10 @@ def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:
     return preprocessing
 
 
-def require_values(stats: Stats, names: Sequence[str]) -> None:
-    """Raise DataError naming the features that have no value in any training row."""
-    empty = [names[index] for index in np.flatnonzero(stats.count == 0).tolist()]
-    if empty and stats.count.any():
-        shown = ", ".join(f"'{name}'" for name in empty[:20])
-        more = f" and {len(empty) - 20} more" if len(empty) > 20 else ""
-        raise DataError(
-            f"column {shown}{more}: no value in any training row (NaN, infinity and numbers beyond "
-            f"±{FLOAT32_MAX:.2g} are missing); exclude {'it' if len(empty) == 1 else 'them'}"
-        )
-
-
 def feature_record(
     job: TrainJob, schema: FeatureSchema, module: AutoencoderModule
 ) -> FeatureRecord:
-    """What the artifact says about the rows it takes."""
+    """The description in the artifact of the rows that the model takes."""
     return FeatureRecord(
         vector=schema.vector,
         columns=schema.columns,
@@ -104,50 +96,55 @@ def feature_record(
     )
 
 
-MOST_NAMES = 100
+def account(job: TrainJob, schema: FeatureSchema, statistics: DatasetStatistics) -> dict[str, Any]:
+    """Rows and cells that did not reach training unchanged, counted for the record of the run.
 
-
-def account(
-    job: TrainJob,
-    stats: Stats,
-    names: Sequence[str],
-    *,
-    train: int,
-    holdout: int,
-    dropped: int,
-    imputed: int,
-) -> dict[str, Any]:
-    """Nothing silent: rows and cells that did not go through untouched, counted.
-
-    `stats` are the figures of the training rows, `names` those of the features; the others count
-    rows, and cells in training and held-out rows alike.
+    Raises: DataError when a feature has no value in any training row, SpecError when the job does not
+    fit the rows.
     """
+    stats, names = statistics.stats, schema.feature_names
+    _require_values(stats, names)
+    fit_preprocessing(job, stats)
     constant = [names[i] for i in stats.constant.nonzero()[0].tolist()]
-    return {
-        "train_rows": train,
-        "holdout_rows": holdout,
-        "dropped_rows": dropped,
-        "imputed_cells": imputed,
+    counts = {
+        "train_rows": statistics.rows("train"),
+        "holdout_rows": statistics.rows("holdout"),
+        "dropped_rows": statistics.dropped,
+        "imputed_cells": statistics.imputed,
         "constant_columns": len(constant),
         "constant_policy": job.data.constant,
-        "constant_names": constant[:MOST_NAMES],
+        "constant_names": constant[:MAX_NAMES],
     }
+    if job.train.early_stop is not None:
+        require_holdout(counts, "train.early_stop")
+    return counts
 
 
-def require_watched(dataset: Mapping[str, Any], field: str = "train.early_stop") -> None:
-    """Raise SpecError when `field` would watch nothing; `dataset` is the account of the rows."""
-    if not dataset["holdout_rows"]:
+def require_holdout(record: Mapping[str, Any], field: str) -> None:
+    """Raise SpecError when `field` needs held-out rows and the record of the data has none."""
+    if not record["holdout_rows"]:
         raise SpecError(
-            f"{field} watches the holdout error, but none of the {dataset['train_rows']} rows is held "
+            f"{field} watches the holdout error, but none of the {record['train_rows']} rows is held "
             "out; raise data.holdout, or remove it"
         )
 
 
 def software(*more: str) -> dict[str, Any]:
-    """Versions of Python and of the packages that decide the numbers, `more` included; the time."""
+    """Versions of Python and of the packages that affect results, `more` included; the time."""
     packages = ("torch", "pyarrow", "numpy", "safetensors", *more)
     return {
         "packages": {"hourglass": __version__} | {name: version(name) for name in packages},
         "python": platform.python_version(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _require_values(stats: Stats, names: Sequence[str]) -> None:
+    empty = [names[index] for index in np.flatnonzero(stats.count == 0).tolist()]
+    if empty and stats.count.any():
+        shown = ", ".join(f"'{name}'" for name in empty[:20])
+        more = f" and {len(empty) - 20} more" if len(empty) > 20 else ""
+        raise DataError(
+            f"column {shown}{more}: no value in any training row (NaN, infinity and numbers beyond "
+            f"±{FLOAT32_MAX:.2g} are missing); exclude {'it' if len(empty) == 1 else 'them'}"
+        )

@@ -1,4 +1,4 @@
-"""Launching a run on Ray Train: check, measure the rows, start the workers, listen, conclude."""
+"""Runs on Ray Train: the launching process prepares the data and starts workers, which train."""
 
 import math
 import secrets
@@ -6,32 +6,50 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import ray
 import ray.train
+import ray.train.torch
+import ray.util
+import torch
 from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hourglass import artifact, ray_internals, storage
 from hourglass.config.train import TrainJob
-from hourglass.data.prepare import open_dataset
+from hourglass.data.dataset import open_dataset
+from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
+from hourglass.data.reading import fetch, settle, stream_features
 from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError, last_line
 from hourglass.settings import Settings
 from hourglass.training.calibrate import other_quantile
-from hourglass.training.complete import FRESH, Run
-from hourglass.training.events import Listener, Subscription, error_of
+from hourglass.training.collective import (
+    DistributedProcessGroup,
+    ProcessGroup,
+    SingleProcessGroup,
+)
+from hourglass.training.complete import FRESH, Run, complete
+from hourglass.training.events import (
+    RESERVED,
+    Event,
+    Listener,
+    Publisher,
+    Subscription,
+    error_of,
+)
 from hourglass.training.folder import anew, began_anew, clear_up, run_uri
-from hourglass.training.measure import Measured, measure
-from hourglass.training.worker import Task, train_worker
+from hourglass.training.prepare import TrainingData, prepare
 
-BEGINS = "nothing was committed yet; the same command begins again"
-LEAST_READ_CPUS = 0.5
-"""What workers must leave: a read task computes as much as it can, so it asks for a whole CPU."""
+STARTS_OVER = "nothing was committed yet; the same command starts over"
+MIN_READ_CPUS = 0.5
+"""What workers must leave free: a read task is CPU-bound, so it asks for a whole CPU if there is one."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: where its artifact is, and what it says."""
+    """A finished run and its artifact; `already` when it had finished before."""
 
     uri: str
     manifest: artifact.Manifest
@@ -40,8 +58,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Room:
-    """What each worker of a run owns, and the CPUs of a read task beside them."""
+class WorkerResources:
+    """What each worker of a run owns, and the CPUs of each read task."""
 
     cpus: float
     gpus: float
@@ -49,40 +67,40 @@ class Room:
 
     @property
     def threads(self) -> int:
-        """Threads of torch: the CPUs owned."""
+        """Threads of PyTorch: the CPUs owned."""
         return max(1, int(self.cpus))
 
 
 def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = False) -> Outcome:
-    """Run `job` to its end on the connected Ray cluster; the same job again resumes or is done.
+    """Run `job` to its end on the connected Ray cluster; the same job again resumes it, if need be.
 
-    With `fresh`, it trains anew, and what is there stays until the new artifact takes its place; a
-    `fresh` run that was cut short is gone on with, once it has a checkpoint, by the same job without.
-    Hold `alone` meanwhile.
+    With `fresh`, the job is trained anew, and the artifact stays until the new one replaces it. Once an
+    interrupted `fresh` run has a checkpoint, the same job without `fresh` resumes it.
+    The caller holds `alone` meanwhile.
     Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
     uri = run_uri(job, settings)
-    manifest, schema = open_dataset(job.data.uri, job.data.manifest)
+    dataset = open_dataset(job.data.uri, job.data.manifest)
     found = storage.join(uri, "artifact")
     replaces = bool(storage.names(uri)) if fresh else began_anew(uri, found)
     if not replaces and storage.exists(storage.join(found, artifact.MANIFEST)):
-        outcome = _finished(job, found, manifest.digest)
+        outcome = _finished(job, found, dataset.manifest.digest)
         if FRESH in outcome.manifest.provenance:
             clear_up(uri)
         return outcome
-    room = _room(job)
-    measured = measure(job, manifest, schema)
+    resources = _resources(job)
+    data = prepare(job, dataset)
     if fresh:
         anew(uri).remove()
-    listener.prepared(job, measured.dataset)
-    run = replace(measured.run(job, uri), fresh=replaces)
+    listener.prepared(job, data.record)
+    run = replace(data.run(job, uri), fresh=replaces)
     if fresh:
         run = replace(run, again="the same command without --fresh")
     try:
-        distribute(run, measured, room, listener)
+        distribute(run, data, resources, listener)
     except KeyboardInterrupt as stop:
         if fresh and not run.checkpoints.committed():
-            stop.add_note(BEGINS)
+            stop.add_note(STARTS_OVER)
         raise
     loaded = artifact.load(found)
     if replaces:
@@ -92,37 +110,29 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
 
 def distribute(
     run: Run,
-    measured: "Measured",
-    room: Room,
+    data: TrainingData,
+    resources: WorkerResources,
     listener: Listener,
     reserved: Callable[[str], None] | None = None,
 ) -> None:
     """Complete `run` with Ray Train, one process for each of its workers.
 
-    `reserved` hears the id of their placement group, which is free in the end, whoever died. Raises:
-    whatever ends the run, as in one process.
+    `reserved` is called with the id of their placement group, which is always removed in the end.
+    Raises: the error that ended the run, as in one process.
     """
     groups: list[str] = []
 
-    def hear(group: str) -> None:
+    def keep(group: str) -> None:
         groups.append(group)
         if reserved:
             reserved(group)
 
-    subscription = Subscription(listener, hear)
+    subscription = Subscription(listener, keep)
     with _freed(groups), subscription as publisher:
-        task = Task(
-            run=run,
-            rows=measured.rows,
-            statistics=measured.statistics,
-            refs=measured.refs,
-            threads=room.threads,
-            read_cpus=room.read_cpus,
-            publisher=publisher,
-        )
+        task = Task(run, data, resources, publisher)
         for number in range(1, run.job.train.seeds + 1):
             run.checkpoints.of(number).check()
-        _fit(task, room, subscription)
+        _fit(task, subscription)
 
 
 @contextmanager
@@ -134,19 +144,20 @@ def _freed(groups: list[str]) -> Iterator[None]:
 
 
 def free(groups: Iterable[str]) -> None:
-    """Free what workers reserved; what is free already stays free, and a lost cluster holds nothing."""
+    """Remove placement groups; removing one twice is harmless, and a lost cluster has none."""
     for group in groups:
         with suppress(ray.exceptions.RayError):
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
-def _fit(task: Task, room: Room, subscription: Subscription) -> None:
-    """Run the workers to their end; Ray Train's own files are gone after it."""
+def _fit(task: "Task", subscription: Subscription) -> None:
+    """Run the workers to their end, then remove Ray Train's own files."""
+    cpus, gpus = task.resources.cpus, task.resources.gpus
     folder = storage.join(task.run.uri, "ray")
     scaling = ray.train.ScalingConfig(
         num_workers=task.run.job.scale.workers,
-        use_gpu=room.gpus > 0,
-        resources_per_worker={"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})},
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
     )
     trainer = ray_internals.trainer_class()(
         train_worker,
@@ -166,9 +177,9 @@ def _fit(task: Task, room: Room, subscription: Subscription) -> None:
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         lost = error
     finally:
-        with suppress(OSError):  # the next attempt removes it, and what ends this one is told
+        with suppress(OSError):  # the next attempt removes it; an error here must not hide another
             storage.remove(folder)
-    failure = subscription.failure or (lost and _told(lost))
+    failure = subscription.failure or (lost and _raised(lost))
     if failure:
         raise failure from None
     if lost:
@@ -177,13 +188,13 @@ def _fit(task: Task, room: Room, subscription: Subscription) -> None:
         ) from lost
 
 
-def _told(lost: Exception) -> HourglassError | None:
-    """The error of ours that a worker raised, of which Ray Train has the traceback in words."""
+def _raised(lost: Exception) -> HourglassError | None:
+    """The HourglassError that a worker raised, parsed from the traceback that Ray Train has of it."""
     for error in (getattr(lost, "worker_failures", None) or {}).values():
-        kind, _, words = last_line(error).partition(": ")
+        kind, _, message = last_line(error).partition(": ")
         package, _, name = kind.rpartition(".")
         if package == HourglassError.__module__:
-            return error_of((name, words))
+            return error_of((name, message))
     return None
 
 
@@ -208,10 +219,10 @@ def _finished(job: TrainJob, uri: str, data: str) -> Outcome:
     return Outcome(uri, loaded.manifest, loaded.digest, already=True)
 
 
-def _room(job: TrainJob) -> Room:
-    """What the cluster has for each worker. Raises ClusterError when that is not enough.
+def _resources(job: TrainJob) -> WorkerResources:
+    """The cluster's share for each worker. Raises ClusterError when that is not enough.
 
-    Workers never take every CPU: Ray Data needs some to read, and would wait forever for it.
+    Workers never take every CPU: Ray Data would wait forever for one to read with.
     """
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
@@ -229,9 +240,76 @@ def _room(job: TrainJob) -> Room:
     else:
         each = job.scale.cpus_per_worker
     left = cpus - each * workers
-    if left < LEAST_READ_CPUS:
+    if left < MIN_READ_CPUS:
         raise ClusterError(
             f"{workers} workers of {each:g} CPUs leave none of the cluster's {cpus:g} to read; "
             f"use fewer workers, or scale.cpus_per_worker up to {spare / workers:.2g}"
         )
-    return Room(each, 1.0 if gpu else 0.0, min(1.0, left))
+    return WorkerResources(each, 1.0 if gpu else 0.0, min(1.0, left))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to take part in a run."""
+
+    run: Run
+    data: TrainingData
+    resources: WorkerResources
+    publisher: Publisher
+
+
+def train_worker(config: dict[str, Task]) -> list[Event]:
+    """Train as one of the workers; returns the events that were not delivered.
+
+    An HourglassError goes to the event channel, and a restarted worker that finds one there returns at
+    once. A TrainingError is raised by all workers at the same step, so all return; another error may be
+    this worker's alone while the others wait for it, so it is raised and Ray ends them.
+    """
+    task = config["task"]
+    if task.publisher.failure():
+        return []
+    try:
+        _work(task)
+    except TrainingError as error:
+        task.publisher.fail(error)
+    except HourglassError as error:
+        task.publisher.fail(error)
+        if task.run.job.scale.workers > 1:
+            raise
+    return task.publisher.undelivered()
+
+
+def _work(task: Task) -> None:
+    torch.set_num_threads(task.resources.threads)
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    group: ProcessGroup = DistributedProcessGroup() if size > 1 else SingleProcessGroup()
+    send = task.publisher.send if rank == 0 else _ignore
+    placement = ray.util.get_current_placement_group()
+    if placement is not None:
+        send(RESERVED, placement.id.hex())
+    complete(task.run, _loader(task, rank, size), group, ray.train.torch.get_device(), send)
+
+
+def _loader(task: Task, rank: int, size: int) -> Loader:
+    job, data = task.run.job, task.data
+    common = {"batch_size": job.train.batch_size, "seed": job.train.seed}
+    if data.chunks:
+        features, held = fetch(data.chunks, data.rows.schema)
+        return MemoryLoader(features, held, worker=rank, workers=size, **common)
+    settle()
+    return StreamLoader(
+        data.statistics.counts,
+        partial(stream_features, data.rows, cpus=task.resources.read_cpus),
+        columns=data.rows.schema.width,
+        window_rows=job.data.shuffle_rows,
+        epochs=job.train.epochs,
+        keep_bytes=job.data.cache_bytes,
+        worker=rank,
+        workers=size,
+        **common,
+    )
+
+
+def _ignore(kind: str, payload: Any) -> None:
+    """Only the first worker sends events."""

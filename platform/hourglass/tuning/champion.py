@@ -50,7 +50,7 @@ class Baseline:
             loaded = rows.loaded
             self._known |= dict.fromkeys(new)
             self._known |= pca_errors(
-                new, loaded.measured.statistics.stats, loaded.train, loaded.holdout
+                new, loaded.data.statistics.stats, loaded.train, loaded.holdout
             )
         return [
             entry.having(pca_mse=self._known[entry.trial]) if entry.trial in finished else entry

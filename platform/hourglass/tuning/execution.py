@@ -100,7 +100,7 @@ def train(source: TrialSource) -> None:
     share, rows = source.resources.share, source.rows.loaded
     trainable = tune.with_parameters(
         train_trials,
-        template=rows.measured.run(source.rows.sweep.job, source.folder),
+        template=rows.data.run(source.rows.sweep.job, source.folder),
         rows=rows,
         share=share,
         watched=source.watched,

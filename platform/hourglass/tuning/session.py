@@ -45,7 +45,7 @@ class Session:
         search: Searching,
     ) -> None:
         self.job, self.folder, self.rows, self.resources = job, folder, rows, resources
-        self.store = TrialStore(folder, rows.manifest.digest, resources.share.workers)
+        self.store = TrialStore(folder, rows.dataset.manifest.digest, resources.share.workers)
         self.histories: dict[str, Sequence[Record]] = {}
         self._listener, self._search = listener, search
         self._points: list[Point] = []
@@ -106,7 +106,7 @@ class Session:
         ended = {*self._entries, *self._ended, *self._stopped_before}
         todo = [point for key, point in unique.items() if key not in ended]
         if todo and not self.over():
-            self._listener.loaded(self.rows.loaded.measured.dataset)
+            self._listener.loaded(self.rows.loaded.data.record)
             self._queue = self._grouped(todo)
 
     def _grouped(self, todo: Sequence[Point]) -> list[list[Point]]:

@@ -10,20 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import pyarrow as pa
-
 from hourglass import artifact, storage
 from hourglass.artifact import Calibration
 from hourglass.config.paths import below
 from hourglass.config.tune import TuneJob
+from hourglass.data.dataset import Dataset
 from hourglass.data.loader import Features
-from hourglass.data.manifest import Manifest
-from hourglass.data.prepare import feature_schema
 from hourglass.data.reading import fetch
 from hourglass.errors import DataError, SpecError
-from hourglass.training.build import require_watched
+from hourglass.training.build import require_holdout
 from hourglass.training.checkpoint import Checkpoints
-from hourglass.training.measure import Measured, measure
+from hourglass.training.prepare import TrainingData, prepare
 from hourglass.training.state import Record
 from hourglass.tuning.leaderboard import METRICS, Entry
 from hourglass.tuning.space import Point
@@ -58,9 +55,9 @@ def is_finished(folder: str, trial: str) -> bool:
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """The rows of a sweep in memory: measured, and split into training and held-out rows."""
+    """The data of a sweep, with its training and held-out rows in memory."""
 
-    measured: Measured
+    data: TrainingData
     train: Features
     holdout: Features
 
@@ -70,24 +67,23 @@ class SharedRows:
     """The rows that all trials of a sweep share, loaded once and only when a trial needs them."""
 
     sweep: TuneJob
-    manifest: Manifest
-    schema: pa.Schema
+    dataset: Dataset
 
     @cached_property
     def loaded(self) -> LoadedRows:
         """The rows. Raises: DataError, SpecError when they do not fit the job or its memory limit."""
         base, metric = self.sweep.job, self.sweep.metric
         data = base.data
-        columns = feature_schema(self.manifest, self.schema, data.features, data.missing)
-        size = self.manifest.rows * columns.row_bytes
+        schema = self.dataset.features(data.features, data.missing)
+        size = self.dataset.manifest.rows * schema.row_bytes
         if size > data.cache_bytes:
             raise SpecError(
                 f"base.data.cache_bytes: all trials share the rows in memory, which takes {size} bytes, "
                 f"found a limit of {data.cache_bytes}; raise it, or use fewer rows"
             )
         # A point may need quantile levels itself or through its preset.
-        measured = measure(base, self.manifest, self.schema, levels=True)
-        features, held = fetch(measured.refs, measured.rows.schema)
+        prepared = prepare(base, self.dataset, levels=True)
+        features, held = fetch(prepared.chunks, schema)
         if metric.startswith("holdout") and not held.any():
             raise DataError(
                 f"base.data.holdout: {data.holdout:g} holds out none of {len(features)} rows, but "
@@ -95,8 +91,8 @@ class SharedRows:
             )
         for path in self.sweep.space:
             if below(path, "train.early_stop"):
-                require_watched(measured.dataset, f"space.{path}")
-        return LoadedRows(measured, features[~held], features[held])
+                require_holdout(prepared.record, f"space.{path}")
+        return LoadedRows(prepared, features[~held], features[held])
 
 
 @dataclass(frozen=True)

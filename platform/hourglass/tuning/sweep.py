@@ -16,8 +16,7 @@ from hourglass import artifact, storage
 from hourglass.config import files, paths
 from hourglass.config.train import TrainJob
 from hourglass.config.tune import TuneJob
-from hourglass.data.manifest import describe, locate
-from hourglass.data.prepare import open_dataset
+from hourglass.data.dataset import open_dataset
 from hourglass.errors import DataError
 from hourglass.settings import Settings
 from hourglass.tracking import locks
@@ -96,9 +95,9 @@ def run(job: TuneJob, settings: Settings, listener: Listener, fresh: bool = Fals
     Raises: DataError, SpecError, ClusterError, ArtifactError, WriteError.
     """
     folder, data = folder_of(job, settings), job.job.data
-    manifest, schema = open_dataset(data.uri, data.manifest)
-    rows, available, searching = SharedRows(job, manifest, schema), resources(job), search(job)
-    listener.sweeping(searching.most, available, {**locate(data.uri), **describe(manifest)})
+    dataset = open_dataset(data.uri, data.manifest)
+    rows, available, searching = SharedRows(job, dataset), resources(job), search(job)
+    listener.sweeping(searching.most, available, dataset.record)
     if fresh and rows.loaded:  # an error in the rows is raised before the trials are set aside
         _set_aside(folder)
     session = Session(job, folder, rows, available, listener, searching)

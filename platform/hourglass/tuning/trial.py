@@ -23,7 +23,7 @@ from hourglass.data.loader import MemoryLoader
 from hourglass.errors import ClusterError, HourglassError
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete, complete_packed
-from hourglass.training.launch import Room, distribute
+from hourglass.training.launch import WorkerResources, distribute
 from hourglass.training.members import Tell
 from hourglass.training.state import Record
 from hourglass.tuning.space import Point, one_line
@@ -47,9 +47,9 @@ class Share:
     workers: int
 
     @property
-    def room(self) -> Room:
+    def resources(self) -> WorkerResources:
         """What each worker owns; the rows are in memory, so no CPUs are reserved to read them."""
-        return Room(self.cpus, self.gpus, 0.0)
+        return WorkerResources(self.cpus, self.gpus, 0.0)
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ def _complete(
     """Train the runs to their end; of each the last record, or the error that ended it."""
     if share.workers > 1:
         (run,) = runs
-        distribute(run, rows.measured, share.room, _IgnoringListener(), _report_group)
+        distribute(run, rows.data, share.resources, _IgnoringListener(), _report_group)
         return [{}]
-    torch.set_num_threads(share.room.threads)
+    torch.set_num_threads(share.resources.threads)
     device = torch.device("cuda" if share.gpus else "cpu")
     train = runs[0].job.train
     loader = MemoryLoader.parted(
