@@ -318,7 +318,10 @@ def test_an_ensemble_on_two_workers(home: Path, undisturbed: tuple[run.Trained, 
     page = home / "ensemble.html"
     done = report(trained.outcome.uri, settings, rows=str(rows), out=str(page))
     assert "Members" in done.sections
-    assert f"correlation of {found.metrics['rank_agreement']:.3f}" in page.read_text()
+    assert (
+        "correlation between the members' scores of the held-out rows is "
+        f"{found.metrics['rank_agreement']:.3f};"
+    ) in page.read_text().replace("&#x27;", "'")
     again = run.train(job(rows, 2, **ENSEMBLE), settings)
     assert again.outcome.already
     assert again.record == trained.record
