@@ -13,7 +13,7 @@ from hourglass.settings import Settings
 from hourglass.tracking import Finished, Tracker
 from hourglass.tracking.registry import Resolved, resolve
 from hourglass.training import launch
-from hourglass.training.folder import alone
+from hourglass.training.complete import locked
 from hourglass.training.launch import Outcome
 from hourglass.training.state import Record
 
@@ -36,7 +36,7 @@ def train(job: TrainJob, settings: Settings, fresh: bool = False, stderr: bool =
     Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
     # Until all is recorded, so that nobody else does it as well.
-    with alone(job, settings, fresh):
+    with locked(job, settings, fresh):
         with bar("epoch", stderr) as shown:
             listener = _Recording(TrainProgress(shown), settings)
             try:

@@ -22,7 +22,6 @@ from hourglass.data.loader import Batch, MemoryLoader
 from hourglass.model import adversary, code, dense
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.training import loop, state, step
-from hourglass.training.adversary import discriminator
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import (
     DistributedProcessGroup,
@@ -30,6 +29,7 @@ from hourglass.training.collective import (
     SingleProcessGroup,
     parallel,
 )
+from hourglass.training.state import discriminator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, Stop, fresh, generated, held_out, job, timeless

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from hourglass.errors import TrainingError
-from hourglass.training.adversary import Discriminator, discriminator
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.sensitivity import check_sensitivity
-from hourglass.training.state import State
+from hourglass.training.state import Discriminator, State, discriminator
 from hourglass.training.step import noise_seed
 
 sys.path.insert(0, str(Path(__file__).parent))

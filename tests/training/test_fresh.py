@@ -34,8 +34,7 @@ from hourglass.settings import Settings
 from hourglass.training import launch
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import SingleProcessGroup
-from hourglass.training.complete import Run, complete
-from hourglass.training.folder import run_uri
+from hourglass.training.complete import Run, complete, run_uri
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_kit import CPU, Stop, generated, held_out, job, memory_loader

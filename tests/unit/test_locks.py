@@ -27,7 +27,7 @@ from hourglass.settings import Settings
 from hourglass.tracking import locks
 from hourglass.tracking.outbox import Spool
 from hourglass.training import launch
-from hourglass.training.folder import alone, run_uri
+from hourglass.training.complete import locked, run_uri
 
 HOLD = """
 import sys, time
@@ -429,7 +429,7 @@ def test_a_finished_run_is_found_where_nothing_can_be_written(
     monkeypatch.setattr(os, "open", read_only)
     told = []
     try:
-        with alone(job, settings, fresh):
+        with locked(job, settings, fresh):
             told.append("entered")
     except WriteError as error:
         told.append(str(error))

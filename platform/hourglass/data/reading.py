@@ -3,7 +3,9 @@
 A chunk travels as bytes of one contiguous matrix, viewed on both sides without a copy.
 """
 
+import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +20,16 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from ray.data.exceptions import ExecutionTimeoutError
 
 from hourglass import ray_internals
 from hourglass.data.dataset import DatasetStatistics, Rows
-from hourglass.data.failures import plain_errors
+from hourglass.data.manifest import Shard
 from hourglass.data.order import GroupCount, Slice
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats, measure, merge_all
 from hourglass.data.unlikely import Sample
-from hourglass.errors import DataError
+from hourglass.errors import DataError, first_line
 
 TASK_BYTES = 8 * 2**20
 """Decoded features of one read task: small row groups are read together."""
@@ -36,6 +39,12 @@ RUN_BYTES = 128 * 2**20
 
 RETRIES = 3
 """How often a task begins again whose process died; Ray Data would begin again without end."""
+
+_THREADS = ("StreamingExecutor", "iter_threaded")
+"""Names of threads that Ray Data starts to read, and may leave behind when reading ends early."""
+
+THREAD_S = 10.0
+"""Seconds to wait for one of them; it looks for its end every 0.1 s."""
 
 
 class TaskSource(Datasource):  # type: ignore[misc]
@@ -255,3 +264,65 @@ def stream_features(
                     yield flat.reshape(-1, rows.schema.width)
     finally:
         opener.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def threads_ended() -> Iterator[None]:
+    """A context in which Ray Data reads: at its end, wait for threads that Ray Data started in it.
+
+    A thread that calls Ray after a shutdown exits the whole process with code 1 and without a message.
+    """
+    before = {*threading.enumerate()}
+    try:
+        yield
+    finally:
+        for thread in {*threading.enumerate()} - before:
+            if thread.name.startswith(_THREADS):
+                thread.join(THREAD_S)
+
+
+@contextlib.contextmanager
+def plain_errors(
+    shards: Sequence[Shard], read: Callable[[int], None], cpus: float
+) -> Iterator[None]:
+    """A context that raises the DataError of a read task without Ray's frames around it.
+
+    When processes that read `shards` have died, each shard is read once more (see `find_fatal`) to name
+    the one that kills them.
+    """
+    try:
+        with threads_ended():
+            yield
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, DataError):
+            raise DataError(first_line(cause)) from None  # Ray appends lines of its own
+        raise DataError(f"reading failed: {error}") from error
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        message = find_fatal(shards, read, cpus)
+        if message is not None:
+            raise DataError(message) from None
+        raise DataError(f"reading failed: {first_line(error)}") from error
+
+
+def find_fatal(shards: Sequence[Shard], read: Callable[[int], None], cpus: float) -> str | None:
+    """An error message naming the first shard that kills the process that reads it, or None.
+
+    `read` reads the shard with a given number, in a task of `cpus` CPUs.
+    """
+    task = ray.remote(num_cpus=cpus, max_retries=0)(lambda read, number: read(number))
+    # No more tasks than can run at once, so that the rest end by themselves: cancelling a task as it ends
+    # can abort this process, with a failed check in Ray ("task that was not pending").
+    running = max(1, int(ray.cluster_resources().get("CPU", 0) / cpus))
+    reads = {number: task.remote(read, number) for number in range(min(running, len(shards)))}
+    try:
+        for number, shard in enumerate(shards):
+            try:
+                ray.get(reads.pop(number))
+            except ray.exceptions.WorkerCrashedError:
+                return f"reading failed: the process that read {shard.path} died; is it damaged?"
+            if number + running < len(shards):
+                reads[number + running] = task.remote(read, number + running)
+    except ray.exceptions.RayError:
+        pass  # the cause is not a shard
+    return None

@@ -25,9 +25,8 @@ from hourglass.artifact import Artifact, load, require_outside
 from hourglass.config.train import ScoreJob
 from hourglass.data.dataset import open_dataset
 from hourglass.data.decode import read_chunks
-from hourglass.data.failures import deadly, threads_ended
 from hourglass.data.manifest import Manifest, Shard, describe
-from hourglass.data.reading import RETRIES
+from hourglass.data.reading import RETRIES, find_fatal, threads_ended
 from hourglass.data.schema import FeatureSchema, require_columns
 from hourglass.errors import ClusterError, DataError, WriteError
 from hourglass.inference import output, parts
@@ -202,9 +201,9 @@ def _pool(
         if not isinstance(error, ray.exceptions.RayTaskError):
             shards = [shard for shard, _ in groupby(work[index].shard for index in todo)]
             features = loaded.manifest.features.schema_
-            sentence = deadly(shards, partial(_read_through, shards, features, options), 1.0)
-            if sentence is not None:
-                raise DataError(sentence) from None
+            message = find_fatal(shards, partial(_read_through, shards, features, options), 1.0)
+            if message is not None:
+                raise DataError(message) from None
         cause = str(error).split("\n\nThe above exception was the direct cause")[0]
         raise ClusterError(
             f"scoring failed: {cause.strip().splitlines()[-1]}. What was written is kept; the same "

@@ -1,8 +1,8 @@
-"""Runs from their rows to their artifacts, on each of their workers, whoever started them."""
+"""A run: its folder and its lock, and its workers' way from rows to an artifact, with Ray or without."""
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from hourglass.config.train import TrainJob
 from hourglass.data.loader import Loader
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
-from hourglass.errors import HourglassError, SpecError, TrainingError, WriteError
+from hourglass.errors import ArtifactError, HourglassError, SpecError, TrainingError, WriteError
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.settings import Settings
+from hourglass.tracking import locks
 from hourglass.training import members, packed
 from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
@@ -61,6 +63,66 @@ class Run:
     def artifact_uri(self) -> str:
         """Where its artifact is once it is finished."""
         return storage.join(self.uri, "artifact")
+
+
+def run_uri(job: TrainJob, settings: Settings) -> str:
+    """The folder of the run, with its checkpoints and artifact."""
+    return storage.join(settings.runs_uri, job.run_name)
+
+
+@contextmanager
+def locked(job: TrainJob, settings: Settings, fresh: bool = False) -> Iterator[None]:
+    """A context that holds the lock of the run of `job`, so that no other process trains it.
+
+    A finished run needs no lock, so its folder may be read-only. Raises: DataError when another process
+    holds the lock, WriteError.
+    """
+    uri = run_uri(job, settings)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                locks.alone(
+                    locks.beside(uri),
+                    f"{uri}: another process trains this run",
+                    "under another name (--set name=NAME)",
+                )
+            )
+        except WriteError:
+            if fresh or not _is_finished(uri):
+                raise
+        yield
+
+
+def fresh_checkpoints(uri: str) -> Checkpoints:
+    """The checkpoints of a `fresh` run, kept apart from those of the run that it replaces."""
+    return Checkpoints(storage.join(uri, FRESH), None, "", 1)
+
+
+def is_replacing(uri: str, found: str) -> bool:
+    """True when a `fresh` run has a checkpoint and is not the run of the artifact `found`.
+
+    Its checkpoints outlast it when they could not be removed.
+    """
+    committed = fresh_checkpoints(uri).committed()
+    if not committed:
+        return False
+    try:
+        ended = artifact.load(found).manifest.provenance.get(FRESH, ())
+    except ArtifactError:
+        return True
+    return not set(committed) <= set(ended)
+
+
+def remove_checkpoints(uri: str) -> None:
+    """Remove the checkpoints of a finished `fresh` run and of the run it replaced, if possible."""
+    with suppress(OSError):
+        storage.remove(storage.join(uri, CHECKPOINTS))
+        fresh_checkpoints(uri).remove()
+
+
+def _is_finished(uri: str) -> bool:
+    found = storage.join(uri, "artifact")
+    return storage.exists(storage.join(found, artifact.MANIFEST)) and not is_replacing(uri, found)
 
 
 @contextmanager

@@ -30,7 +30,15 @@ from hourglass.training.collective import (
     ProcessGroup,
     SingleProcessGroup,
 )
-from hourglass.training.complete import FRESH, Run, complete
+from hourglass.training.complete import (
+    FRESH,
+    Run,
+    complete,
+    fresh_checkpoints,
+    is_replacing,
+    remove_checkpoints,
+    run_uri,
+)
 from hourglass.training.events import (
     RESERVED,
     Event,
@@ -39,7 +47,6 @@ from hourglass.training.events import (
     Subscription,
     error_of,
 )
-from hourglass.training.folder import anew, began_anew, clear_up, run_uri
 from hourglass.training.prepare import TrainingData, prepare
 
 STARTS_OVER = "nothing was committed yet; the same command starts over"
@@ -76,22 +83,22 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
 
     With `fresh`, the job is trained anew, and the artifact stays until the new one replaces it. Once an
     interrupted `fresh` run has a checkpoint, the same job without `fresh` resumes it.
-    The caller holds `alone` meanwhile.
+    The caller holds the lock of the run (see `locked`).
     Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
     uri = run_uri(job, settings)
     dataset = open_dataset(job.data.uri, job.data.manifest)
     found = storage.join(uri, "artifact")
-    replaces = bool(storage.names(uri)) if fresh else began_anew(uri, found)
+    replaces = bool(storage.names(uri)) if fresh else is_replacing(uri, found)
     if not replaces and storage.exists(storage.join(found, artifact.MANIFEST)):
         outcome = _finished(job, found, dataset.manifest.digest)
         if FRESH in outcome.manifest.provenance:
-            clear_up(uri)
+            remove_checkpoints(uri)
         return outcome
     resources = _resources(job)
     data = prepare(job, dataset)
     if fresh:
-        anew(uri).remove()
+        fresh_checkpoints(uri).remove()
     listener.prepared(job, data.record)
     run = replace(data.run(job, uri), fresh=replaces)
     if fresh:
@@ -104,7 +111,7 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
         raise
     loaded = artifact.load(found)
     if replaces:
-        clear_up(uri)
+        remove_checkpoints(uri)
     return Outcome(found, loaded.manifest, loaded.digest, already=False)
 
 

@@ -20,8 +20,8 @@ from hourglass.errors import SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.part import numbers
 from hourglass.model.spec import ModelSpec
-from hourglass.training.adversary import Discriminator, discriminator
 from hourglass.training.collective import SingleProcessGroup
+from hourglass.training.state import Discriminator, discriminator
 from hourglass.training.step import loss_terms
 
 BATCHES = 2

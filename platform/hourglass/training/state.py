@@ -1,31 +1,83 @@
-"""Everything a run needs to go on as if it had never stopped, and nothing else.
+"""The state of a run: exactly what it needs to resume bit-identically.
 
 There is no random state: weights come from the seed, row order and noise are functions of
 (seed, epoch, step, worker).
+Shapes: B rows of this worker, K code units.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hourglass.config.train import TrainSpec
+from hourglass.model.adversary import Adversary, fooling, telling
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.training.adversary import Discriminator, discriminator
-from hourglass.training.collective import ProcessGroup
+from hourglass.model.output import RowMean
+from hourglass.training.collective import ProcessGroup, find_nonfinite, means
 
 Record = dict[str, float]
 
 
+@dataclass(frozen=True)
+class Discriminator:
+    """A network from codes (B, K) to logits (B, 1), above 0 for the prior, and its optimizer.
+
+    Model and discriminator read the codes of one forward pass; each is constant in the other's update.
+    The discriminator is outside DDP: its gradient is that of the whole batch, added up in one all-reduce,
+    so every worker holds the same weights.
+    """
+
+    spec: Adversary
+    network: nn.Sequential
+    optimizer: Optimizer
+
+    def term(self, code_BK: Tensor, row_mean: RowMean) -> Tensor:
+        """weight * -log D(code), mean over rows, a scalar; only the encoder receives its gradient."""
+        held = {name: weight.detach() for name, weight in self.network.named_parameters()}
+        logits_B = functional_call(self.network, held, (code_BK,)).squeeze(1)
+        return self.spec.weight * row_mean(fooling(logits_B))
+
+    def learn(
+        self, code_BK: Tensor, total: int, rng: torch.Generator, group: ProcessGroup
+    ) -> dict[str, Tensor]:
+        """One step on these codes, of `total` rows on all workers; returns sums over this worker's rows.
+
+        Raises: TrainingError, on every worker, when a gradient is not finite.
+        """
+        rows, units = code_BK.shape
+        prior_BK = self.spec.prior.draw(rows, units, rng).to(code_BK.dtype)
+        prior_B, code_B = self.network(torch.cat([prior_BK, code_BK.detach()])).view(2, rows)
+        loss_B = telling(prior_B, code_B)
+        names, weights = zip(*self.network.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(loss_B.sum(), weights)
+        for weight, mean in zip(weights, means(gradients, total, group), strict=True):
+            weight.grad = mean
+        norm = torch.nn.utils.get_total_norm(weight.grad for weight in weights)
+        if not math.isfinite(norm.item()):
+            named = zip(names, gradients, strict=True)
+            raise find_nonfinite(
+                {f"gradient of discriminator.{name}": g for name, g in named}, group
+            )
+        self.optimizer.step()
+        right_B = ((prior_B > 0).double() + (code_B <= 0).double()) / 2.0
+        return {
+            "discriminator_loss": loss_B.detach().double().sum(),
+            "discriminator_accuracy": right_B.sum(),
+        }
+
+
 @dataclass
 class State:
-    """Position, weights, optimizer, sums of the epoch so far, best weights and history.
+    """Position, weights, optimizer, sums of the current epoch, best weights and history.
 
-    `sums` are this worker's own; everything else is the same on every worker. `idle_K` are the steps
-    since each unit of a k-sparse code was active; other codes have none. A model with an adversary
-    has a discriminator, which is trained beside it and not part of it.
+    `sums` belong to this worker; everything else is the same on every worker. `idle_K` counts the steps
+    since each unit of a k-sparse code was last active; other codes have none. The discriminator of an
+    adversary is trained with the model and not part of it.
     """
 
     module: AutoencoderModule
@@ -55,7 +107,7 @@ class State:
         return {name: value.detach().cpu().contiguous() for name, value in flat.items()}
 
     def position(self, group: ProcessGroup) -> dict[str, Any]:
-        """All the rest as JSON values; the sums of every worker, in order of rank."""
+        """Everything that is not a tensor, as JSON values; the sums of all workers in order of rank."""
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -68,7 +120,7 @@ class State:
         }
 
     def restore(self, tensors: dict[str, Tensor], position: dict[str, Any], rank: int = 0) -> None:
-        """Become the state that `tensors()` and `position()` describe, on the worker `rank`."""
+        """Restore the state that `tensors()` and `position()` describe, on the worker `rank`."""
         parts: dict[str, dict[str, Tensor]] = {
             "weights": {},
             "best": {},
@@ -98,7 +150,7 @@ class State:
 
 
 def _slots(part: str, optimizer: Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers of each weight, as `part.index.slot`."""
+    """The optimizer's state of each weight, as `part.index.slot`."""
     weights = optimizer.state_dict()["state"].items()
     return {f"{part}.{i}.{slot}": value for i, slots in weights for slot, value in slots.items()}
 
@@ -120,7 +172,7 @@ def fresh(module: AutoencoderModule, spec: TrainSpec) -> State:
 
 
 def make_optimizer(module: torch.nn.Module, spec: TrainSpec) -> Optimizer:
-    """The optimizer that `spec` names, at its peak rate; one fused pass over the weights."""
+    """The fused optimizer that `spec` names, with its peak learning rate."""
     chosen = spec.optimizer
     if chosen.kind == "sgd":
         return SGD(
@@ -137,3 +189,15 @@ def make_optimizer(module: torch.nn.Module, spec: TrainSpec) -> Optimizer:
             module.parameters(), chosen.lr, betas, weight_decay=chosen.weight_decay, fused=True
         )
     return Adam(module.parameters(), chosen.lr, betas, fused=True)
+
+
+def discriminator(module: AutoencoderModule, seed: int) -> Discriminator | None:
+    """The untrained discriminator of the model's adversary; None without an adversary."""
+    spec, like = module.spec.adversary, next(module.parameters())
+    if spec is None:
+        return None
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
+        torch.manual_seed(2**31 + seed)  # beyond every seed of a model, so unlike the encoder's
+        network = spec.build(module.spec.network.code_width)
+    network.to(like.device, like.dtype)
+    return Discriminator(spec, network, Adam(network.parameters(), spec.lr, fused=True))

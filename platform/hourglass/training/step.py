@@ -18,9 +18,8 @@ from hourglass.data.loader import Batch
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.output import ForwardOutput
-from hourglass.training.adversary import Discriminator
 from hourglass.training.collective import ProcessGroup, find_nonfinite
-from hourglass.training.state import State
+from hourglass.training.state import Discriminator, State
 
 Sums = dict[str, Tensor]
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from hourglass.data.failures import threads_ended
+from hourglass.data.reading import threads_ended
 
 
 def started(name: str, until: threading.Event) -> threading.Thread:
