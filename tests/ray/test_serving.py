@@ -137,8 +137,8 @@ def test_json_answers_equal_the_predictor(home: Path, client: httpx.Client) -> N
         assert [part["error"] for part in row] == sorted((p["error"] for p in row), reverse=True)
     made = predictor.reconstruct(matrix)
     for row, expected in zip(detailed["feature_errors"], made, strict=True):
-        said = {part["feature"]: part["expected"] for part in row}
-        np.testing.assert_allclose([said[name] for name in predictor.feature_names], expected)
+        values = {part["feature"]: part["expected"] for part in row}
+        np.testing.assert_allclose([values[name] for name in predictor.feature_names], expected)
 
 
 @pytest.mark.parametrize("size", [1, 7, 256])

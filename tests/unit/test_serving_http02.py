@@ -1,4 +1,4 @@
-"""HTTP-02: hostile requests, each answered by its own 4xx and sentence, and nothing left behind.
+"""HTTP-02: hostile requests, each rejected with its own 4xx and message, and without side effects.
 
 In process, no sockets: what a client's bytes can reach after Ray's proxy has framed them.
 """
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     name: str
     body: bytes
     status: int
-    says: str
+    message: str
     url: str = "/models/plain/encode"
     headers: dict[str, Any] = {}
     method: str = "POST"
@@ -121,9 +121,9 @@ JSON_CASES = [
     Case("many values", b'{"rows": [[' + b"1," * 99 + b"1]]}", 413, "found 100 values"),
     Case("many empty rows", b'{"rows": [' + b"[]," * 99 + b"[]]}", 413, "found 100 values"),
     Case("flat rows", b'{"rows": [1,2,3,4,5,6]}', 422, "row 0: found 1.0, expected a list"),
-    Case("empty row", b'{"rows": [[]]}', 422, "row 0: found 0 values, the model needs 6"),
-    Case("narrow row", rows("1", "2"), 422, "row 0: found 2 values, the model needs 6"),
-    Case("wide row", rows(*"1234567"), 422, "row 0: found 7 values, the model needs 6"),
+    Case("empty row", b'{"rows": [[]]}', 422, "row 0: found 0 values, the model expects 6"),
+    Case("narrow row", rows("1", "2"), 422, "row 0: found 2 values, the model expects 6"),
+    Case("wide row", rows(*"1234567"), 422, "row 0: found 7 values, the model expects 6"),
     Case("second row narrow", b'{"rows": [[1,2,3,4,5,6],[1]]}', 422, "row 1: found 1 values"),
     Case("row null", b'{"rows": [null]}', 422, "row 0: found null"),
     Case("row string", b'{"rows": ["123456"]}', 422, 'row 0: found "123456"'),
@@ -178,7 +178,9 @@ HEAD_CASES = [
     Case("long token", GOOD, 401, "bearer", headers={"authorization": f"Bearer {kit.TOKEN}x"}),
     Case("Basic", GOOD, 401, "bearer token", headers={"authorization": f"Basic {kit.TOKEN}"}),
     Case("bare token", GOOD, 401, "bearer token", headers={"authorization": kit.TOKEN}),
-    Case("odd token", GOOD, 401, "bearer token", headers={"authorization": b"Bearer \xff\xfe"}),
+    Case(
+        "non-ASCII token", GOOD, 401, "bearer token", headers={"authorization": b"Bearer \xff\xfe"}
+    ),
     Case(
         "token in the URL",
         GOOD,
@@ -239,7 +241,7 @@ HEAD_CASES = [
     Case("PUT", GOOD, 405, "other methods", method="PUT"),
     Case("DELETE", b"", 405, "other methods", "/models/plain", method="DELETE"),
     Case("OPTIONS", b"", 405, "other methods", method="OPTIONS"),
-    Case("odd method", b"", 405, "other methods", method="BREW"),
+    Case("unknown method", b"", 405, "other methods", method="BREW"),
     Case("unknown query", GOOD, 422, "unknown query", "/models/plain/encode?a=1"),
     Case("unknown query of anomaly", GOOD, 422, "unknown query", "/models/plain/anomaly?top=1"),
     Case("errors 0", GOOD, 422, "from 1 to 6", "/models/plain/anomaly?feature_errors=0"),
@@ -288,12 +290,12 @@ ARROW_CASES = [
         422,
         "twice",
     ),
-    Case("string column", stream(table(a=pa.array(["1"]))), 422, "column 'a': is string"),
-    Case("null column", stream(table(a=pa.nulls(1))), 422, "column 'a': is null"),
-    Case("list column", stream(table(a=pa.array([[1.0]]))), 422, "column 'a': is list"),
-    Case("struct column", stream(table(a=pa.array([{"x": 1}]))), 422, "column 'a': is struct"),
+    Case("string column", stream(table(a=pa.array(["1"]))), 422, "column 'a': found string"),
+    Case("null column", stream(table(a=pa.nulls(1))), 422, "column 'a': found null"),
+    Case("list column", stream(table(a=pa.array([[1.0]]))), 422, "column 'a': found list"),
+    Case("struct column", stream(table(a=pa.array([{"x": 1}]))), 422, "column 'a': found struct"),
     Case("dictionary", stream(table(a=pa.array(["x"]).dictionary_encode())), 400, "dictionary"),
-    Case("timestamp", stream(table(a=pa.array([0], pa.timestamp("s")))), 422, "is timestamp"),
+    Case("timestamp", stream(table(a=pa.array([0], pa.timestamp("s")))), 422, "found timestamp"),
     Case("NaN", stream(table(a=pa.array([float("nan")]))), 422, "row 0, 'a': found null"),
     Case("infinity", stream(table(a=pa.array([float("inf")]))), 422, "row 0, 'a': found inf"),
     Case("1e39", stream(table(a=pa.array([1e39]))), 422, "row 0, 'a': found 1e+39"),
@@ -330,8 +332,8 @@ ARROW_CASES = [
         "'image[2]': found 300",
         IMAGE,
     ),
-    Case("strings in a vector", stream(pa.table({"image": [["1"] * 6]})), 422, "is list", IMAGE),
-    Case("vector of vectors", stream(pa.table({"image": [[[1]] * 6]})), 422, "is list", IMAGE),
+    Case("strings in a vector", stream(pa.table({"image": [["1"] * 6]})), 422, "found list", IMAGE),
+    Case("vector of vectors", stream(pa.table({"image": [[[1]] * 6]})), 422, "found list", IMAGE),
 ]
 
 CASES = [(case, PLAIN) for case in JSON_CASES + HEAD_CASES] + [(c, ARROW) for c in ARROW_CASES]
@@ -367,7 +369,7 @@ def exchange(backend: kit.Local, case: Case, media: dict[str, str]) -> Any:
     return asyncio.run(send())
 
 
-def test_the_table_is_long_enough() -> None:
+def test_the_table_has_at_least_120_cases() -> None:
     assert len(CASES) >= 120
 
 
@@ -379,7 +381,7 @@ def test_hostile_request(backend: kit.Local, case: Case, media: dict[str, str]) 
     assert answer.status_code == case.status, answer.text
     error = answer.json()["error"]
     assert sorted(error) == ["class", "message", "request_id"]
-    assert case.says in error["message"].replace("\\u", "\\\\u"), error["message"]
+    assert case.message in error["message"].replace("\\u", "\\\\u"), error["message"]
     assert error["request_id"] == answer.headers["x-request-id"]
     assert kit.TOKEN not in answer.text
     assert "Traceback" not in answer.text
@@ -423,7 +425,7 @@ ACCEPTED: dict[str, tuple[str, bytes, dict[str, str]]] = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_good_request(backend: kit.Local, name: str) -> None:
-    """The negative control of the table: what is allowed is answered."""
+    """Negative control of the table: allowed requests succeed."""
     url, body, media = ACCEPTED[name]
     _, answer, _ = exchange(backend, Case(name, body, 200, "", url), media)
     assert answer.status_code == 200, answer.text
@@ -484,7 +486,7 @@ def slow(seconds: float) -> Callable[..., Any]:
     return answer
 
 
-def ask(backend: kit.Local, headers: dict[str, str] | None = None, **spec: Any) -> Any:
+def post(backend: kit.Local, headers: dict[str, str] | None = None, **spec: Any) -> Any:
     async def send() -> Any:
         async with kit.client(backend, **spec) as client:
             all_headers = {**kit.BEARER, **PLAIN, **(headers or {})}
@@ -495,21 +497,21 @@ def ask(backend: kit.Local, headers: dict[str, str] | None = None, **spec: Any) 
 
 def test_the_deadline_of_the_server(backend: kit.Local, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "answer", slow(5))
-    answer = ask(backend, request_timeout_s=0.1)
+    answer = post(backend, request_timeout_s=0.1)
     assert answer.status_code == 408
     assert answer.json()["error"]["class"] == "Timeout"
 
 
 def test_the_deadline_of_the_caller(backend: kit.Local, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "answer", slow(5))
-    assert ask(backend, {"x-request-timeout-seconds": "0.1"}).status_code == 408
+    assert post(backend, {"x-request-timeout-seconds": "0.1"}).status_code == 408
 
 
 def test_the_caller_cannot_lengthen_the_deadline(
     backend: kit.Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "answer", slow(5))
-    answer = ask(backend, {"x-request-timeout-seconds": "999"}, request_timeout_s=0.1)
+    answer = post(backend, {"x-request-timeout-seconds": "999"}, request_timeout_s=0.1)
     assert answer.status_code == 408
 
 
@@ -517,7 +519,7 @@ def test_a_fault_leaks_nothing(
     backend: kit.Local, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backend, "answer", slow(0))
-    answer = ask(backend)
+    answer = post(backend)
     assert answer.status_code == 500
     error = answer.json()["error"]
     assert error["message"] == "the request failed; its id is in the server's log"
@@ -601,7 +603,7 @@ def test_headers_that_rays_proxy_must_not_see(
 
 
 @pytest.mark.parametrize("name", ["image", "gaps", "plain"])
-def test_arrow_rows_are_the_batch_jobs_rows(backend: kit.Local, name: str) -> None:
+def test_arrow_rows_equal_those_of_a_batch_job(backend: kit.Local, name: str) -> None:
     random = np.random.default_rng(3)
     matrix = (random.random((7, 6)) * 255).astype("uint8")
     if name == "image":

@@ -24,151 +24,165 @@ from hourglass.strict import Strict
 
 
 class ModelRef(Strict):
-    """One model and the name it answers to."""
+    """One model and its name in URLs."""
 
     name: RegistryName = Field(description="Name in the URL: /models/{name}/...")
     uri: Uri = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION or an artifact folder.")
 
 
 class Autoscaling(Strict):
-    """Replicas by load, between two bounds."""
+    """Number of replicas by load, within bounds."""
 
-    min: PositiveInt = Field(description="Replicas kept when idle.")
-    max: PositiveInt = Field(description="Most replicas.")
+    min: PositiveInt = Field(description="Minimum number of replicas, kept when idle.")
+    max: PositiveInt = Field(description="Maximum number of replicas.")
     target_ongoing_requests: PositiveFloat = Field(
-        8.0, description="Requests in work per replica that scaling aims at."
+        8.0, description="Target number of ongoing requests per replica."
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}")
+            raise ValueError(f"min ({self.min}) must not be greater than max ({self.max})")
         return self
 
 
 class Limits(Strict):
-    """What one request may ask for."""
+    """Limits of one request."""
 
-    max_rows: PositiveInt = Field(4096, description="Most rows in one request.")
-    body_bytes: PositiveInt = Field(8 * 2**20, description="Most bytes of one body.")
-    depth: int = Field(16, ge=4, le=256, description="Deepest nesting of a JSON body.")
+    max_rows: PositiveInt = Field(4096, description="Maximum rows per request.")
+    body_bytes: PositiveInt = Field(8 * 2**20, description="Maximum bytes of a body.")
+    depth: int = Field(16, ge=4, le=256, description="Maximum nesting depth of a JSON body.")
 
 
 class ServeSpec(Strict):
-    """Which models answer, with what resources, and what is refused. Applies to each model."""
+    """The models to serve, and the resources and limits of each."""
 
-    models: tuple[ModelRef, ...] = Field(description="The models served.")
+    models: tuple[ModelRef, ...] = Field(description="Models to serve.")
     replicas: PositiveInt | Autoscaling = Field(
         1, description="Processes per model: a number, or {min, max, target_ongoing_requests}."
     )
-    num_cpus: PositiveFloat = Field(1.0, description="CPUs of one replica; also its threads.")
+    num_cpus: PositiveFloat = Field(1.0, description="CPUs per replica, and its number of threads.")
     ingress_replicas: PositiveInt = Field(
-        1, description="Processes that check and decode requests; each needs a part of a CPU."
+        1, description="Processes that validate and decode requests; each uses part of a CPU."
     )
-    max_batch_rows: PositiveInt = Field(4096, description="Most rows of one forward pass.")
+    max_batch_rows: PositiveInt = Field(4096, description="Maximum rows of one forward pass.")
     batch_wait_s: float = Field(
         0.0,
         ge=0.0,
         le=1.0,
-        description="Wait for more requests to join a batch; at 0 they join while one runs.",
+        description="Seconds to wait for more requests to fill a batch; at 0, requests are batched "
+        "only while another batch runs.",
     )
-    max_ongoing_requests: PositiveInt = Field(32, description="Requests in work per replica.")
+    max_ongoing_requests: PositiveInt = Field(
+        32, description="Maximum ongoing requests per replica."
+    )
     max_queued_requests: Literal["unbounded"] | PositiveInt = Field(
-        64, description="Requests waiting for a replica; the next one is answered 429."
+        64, description="Maximum requests waiting for a replica; more are rejected with 429."
     )
-    request_timeout_s: PositiveFloat = Field(10.0, description="Deadline of a request: then 408.")
-    limits: Limits = Field(Limits(), description="Largest request; others are refused.")
+    request_timeout_s: PositiveFloat = Field(
+        10.0, description="Deadline of a request in seconds; late ones fail with 408."
+    )
+    limits: Limits = Field(Limits(), description="Larger requests are rejected.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [model.name for model in self.models]
         if not names:
-            raise ValueError("models: found an empty list, at least one model is needed")
+            raise ValueError("models: found an empty list, allowed is at least one model")
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"models: the name '{twice[0]}' is given twice; names must be unique")
         if self.max_batch_rows < self.limits.max_rows:
             raise ValueError(
-                f"max_batch_rows {self.max_batch_rows} is below limits.max_rows "
-                f"{self.limits.max_rows}: a request at its limit would fit no batch"
+                f"max_batch_rows ({self.max_batch_rows}) must be at least limits.max_rows "
+                f"({self.limits.max_rows}), so that the largest request fits in a batch"
             )
         return self
 
     @property
     def most_replicas(self) -> int:
-        """Replicas of a model at full scale."""
+        """Maximum replicas of a model."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.max
 
     @property
     def least_replicas(self) -> int:
-        """Replicas of a model at rest."""
+        """Minimum replicas of a model."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min
 
 
 class HttpOptions(Strict):
     """Where the proxy listens."""
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address; loopback by default.")
-    port: int = Field(8000, ge=1, le=65535, description="Port.")
-    keep_alive_timeout_s: PositiveInt = Field(15, description="Idle connections close after this.")
-    ssl_keyfile: Uri | None = Field(None, description="TLS key, with ssl_certfile.")
-    ssl_certfile: Uri | None = Field(None, description="TLS certificate, with ssl_keyfile.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; loopback by default."
+    )
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    keep_alive_timeout_s: PositiveInt = Field(
+        15, description="Seconds after which an idle connection is closed."
+    )
+    ssl_keyfile: Uri | None = Field(None, description="TLS key; requires ssl_certfile.")
+    ssl_certfile: Uri | None = Field(None, description="TLS certificate; requires ssl_keyfile.")
 
     @model_validator(mode="after")
     def _pair(self) -> Self:
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
-            raise ValueError("ssl_keyfile and ssl_certfile are given together or not at all")
+            raise ValueError("found only one of ssl_keyfile and ssl_certfile; set both or neither")
         return self
 
 
 class EnvVars(Strict):
-    """Variables of Serve's own processes."""
+    """Environment variables of Ray Serve's processes."""
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH: Literal["hourglass.serving.proxy:middlewares"] = (
         Field(
             "hourglass.serving.proxy:middlewares",
-            description="Refuses headers that Ray's proxy would answer with 500.",
+            description="Rejects headers that would make Ray's proxy respond with 500.",
         )
     )
 
 
 class RuntimeEnv(Strict):
-    """Ray's nesting of the variables."""
+    """Runtime environment of Ray Serve's processes."""
 
-    env_vars: EnvVars = Field(EnvVars(), description="Variables of the environment.")
+    env_vars: EnvVars = Field(EnvVars(), description="Environment variables.")
 
 
 class ControllerOptions(Strict):
-    """Ray's nesting of the variables."""
+    """Options of Ray Serve's controller."""
 
-    runtime_env: RuntimeEnv = Field(RuntimeEnv(), description="Environment of the controller.")
+    runtime_env: RuntimeEnv = Field(
+        RuntimeEnv(), description="Runtime environment of the controller."
+    )
 
 
 class Application(Strict):
-    """The one application of the file."""
+    """The application of the file."""
 
-    name: RegistryName = Field("hourglass", description="Name of the Serve application.")
-    route_prefix: Literal["/"] = Field("/", description="The endpoints live at the root.")
-    import_path: Literal["hourglass.serving.app:build"] = Field(description="The builder.")
-    args: ServeSpec = Field(description="Which models answer, and how.")
+    name: RegistryName = Field("hourglass", description="Name of the Ray Serve application.")
+    route_prefix: Literal["/"] = Field("/", description="Prefix of all paths.")
+    import_path: Literal["hourglass.serving.app:build"] = Field(
+        description="Function that builds the application."
+    )
+    args: ServeSpec = Field(description="Models to serve, with their resources and limits.")
 
 
 class ServeFile(Strict):
     """A Ray Serve config file with one hourglass application."""
 
     proxy_location: Literal["HeadOnly", "EveryNode"] = Field(
-        "HeadOnly", description="Nodes that listen for HTTP."
+        "HeadOnly", description="Nodes with an HTTP proxy."
     )
-    http_options: HttpOptions = Field(HttpOptions(), description="Where they listen.")
+    http_options: HttpOptions = Field(HttpOptions(), description="Where the proxies listen.")
     controller_options: ControllerOptions = Field(
-        ControllerOptions(), description="Written out, so that `serve run` has it as well."
+        ControllerOptions(),
+        description="Options of the controller; write them out for `serve run`.",
     )
-    applications: tuple[Application, ...] = Field(description="The application, in a list of one.")
+    applications: tuple[Application, ...] = Field(description="A list of one application.")
 
     @model_validator(mode="after")
     def _one_application(self) -> Self:
         if len(self.applications) != 1:
-            raise ValueError(f"applications: found {len(self.applications)}, exactly 1 is needed")
+            raise ValueError(f"applications: found {len(self.applications)}, allowed is exactly 1")
         return self
 
     @property
@@ -178,7 +192,7 @@ class ServeFile(Strict):
 
     @property
     def url(self) -> str:
-        """Where the endpoints answer."""
+        """URL of the endpoints."""
         options = self.http_options
         host = f"[{options.host}]" if ":" in options.host else options.host
         return f"{'https' if options.ssl_certfile else 'http'}://{host}:{options.port}"
@@ -188,7 +202,7 @@ SERVE: TypeAdapter[ServeFile] = TypeAdapter(ServeFile)
 
 
 def is_serve_file(tree: dict[str, Any]) -> bool:
-    """True of a file that has no kind of job, and a field of a serve file."""
+    """True for a file with a field of a serve file and without `kind`."""
     return "kind" not in tree and not tree.keys().isdisjoint(ServeFile.model_fields)
 
 

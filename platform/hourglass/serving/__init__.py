@@ -1,1 +1,1 @@
-"""Endpoints: models behind FastAPI on Ray Serve, with every input bounded, checked and answered."""
+"""Endpoints: models behind FastAPI on Ray Serve, with every input bounded and validated."""

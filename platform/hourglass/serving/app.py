@@ -1,7 +1,7 @@
 """The Ray Serve application: one deployment per model, and an ingress that checks and decodes.
 
-`build` is what a Serve config file imports. Aliases are resolved there, once: every replica of a
-deployment loads the same digest, so no two answers of one deployment come from two versions.
+A Serve config file imports `build`, which resolves aliases once: every replica of a deployment
+loads the same digest, so all answers of a deployment come from one version.
 """
 
 import asyncio
@@ -34,18 +34,20 @@ OTHER_REQUESTS = 16
 
 
 def build(args: ServeSpec) -> serve.Application:
-    """The application of a spec: the builder that Serve config files name.
+    """The application of a spec; the `import_path` of Serve config files.
 
     Raises: RegistryError or ArtifactError for a missing model, ClusterError with no token.
     """
-    from hourglass.tracking.registry import resolve  # replicas import this file, not the registry
+    from hourglass.tracking.registry import (
+        resolve,  # replicas import this module and need no MLflow
+    )
 
     settings = Settings()
     token = auth.read_token(settings)
     models = {}
     for model in args.models:
         found = resolve(model.uri, settings)
-        # Replicas run in other folders than this process.
+        # Replicas have other working directories than this process.
         path = found.path if "://" in found.path else str(Path(found.path).absolute())
         options = _model_options(args)
         deployment = MODEL.options(name=f"model-{model.name}", **options)
@@ -147,7 +149,7 @@ def _local_copy(path: str, pinned: str) -> str:
     """The artifact's folder; a copy of it on a machine that cannot see the builder's."""
     if storage.exists(storage.join(path, MANIFEST)):
         return path
-    from hourglass.tracking.registry import resolve  # seconds and megabytes, only where needed
+    from hourglass.tracking.registry import resolve  # imports MLflow, only where needed
 
     return resolve(pinned, Settings()).path
 

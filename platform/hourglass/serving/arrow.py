@@ -1,7 +1,7 @@
-"""Arrow IPC streams in and out; one from outside is framed, typed and bounded before it is read.
+"""Arrow IPC streams as bodies: their messages, types and sizes are checked before Arrow reads them.
 
-Nothing in a stream may allocate more than the stream itself holds: compressed buffers are refused,
-and extension types are seen in the schema's bytes before Arrow could build one.
+Nothing in a stream may allocate more than its own size: compressed buffers are rejected, and
+extension types are found in the schema's bytes before Arrow can build one.
 """
 
 import struct
@@ -43,7 +43,7 @@ def decode_arrow(body: bytes, metadata: ModelMetadata, limits: Limits) -> Matrix
 
 
 def _check_frames(body: bytes) -> None:
-    """Walk the messages without decoding one: schema first, then plain record batches, no rest."""
+    """Raise RequestError unless the stream is a schema and record batches; decodes nothing."""
     source = pa.BufferReader(body)
     messages = pa.ipc.MessageReader.open_stream(source)
     first = True
@@ -62,12 +62,12 @@ def _check_frames(body: bytes) -> None:
         first = False
     if source.tell() != len(body):
         raise RequestError(
-            "Malformed", f"Arrow stream: {len(body) - source.tell()} bytes after its end"
+            "Malformed", f"Arrow stream: found {len(body) - source.tell()} bytes after its end"
         )
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """True when a RecordBatch message names a codec. Source: Arrow format, Message.fbs."""
+    """True if a RecordBatch message names a codec. Source: Arrow format, Message.fbs."""
     root = struct.unpack_from("<I", metadata, 0)[0]
     field = _field(metadata, root, _MESSAGE_HEADER)
     batch = field + struct.unpack_from("<I", metadata, field)[0]
@@ -75,7 +75,7 @@ def _is_compressed(metadata: bytes) -> bool:
 
 
 def _field(data: bytes, table: int, index: int) -> int:
-    """Position of a flatbuffer table's field, 0 when absent."""
+    """Position of a field of a flatbuffer table, 0 if absent."""
     vtable = table - struct.unpack_from("<i", data, table)[0]
     if vtable < 0 or 4 + 2 * index >= struct.unpack_from("<H", data, vtable)[0]:
         return 0
@@ -87,19 +87,17 @@ def _check_schema(schema: pa.Schema, features: FeatureSchema) -> None:
     names = schema.names
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise RequestError("Invalid", f"column '{twice[:60]}' is there twice; names must be unique")
+        raise RequestError("Invalid", f"column '{twice[:60]}' occurs twice; names must be unique")
     check_columns(names, features)
     for field in schema:
-        kind, allowed = field.type, "numbers and booleans"
+        kind, allowed = field.type, "allowed are numbers and booleans"
         if features.vector is not None:
-            allowed = f"a list of {features.width} numbers"
+            allowed = f"allowed is a list of {features.width} numbers"
             sized = not pa.types.is_fixed_size_list(kind) or kind.list_size == features.width
             kind = kind.value_type if is_list(kind) and sized else None
         if kind not in FEATURE_TYPES:
             found = str(field.type)[:60]
-            raise RequestError(
-                "Invalid", f"column '{field.name}': is {found}, allowed are {allowed}"
-            )
+            raise RequestError("Invalid", f"column '{field.name}': found {found}, {allowed}")
 
 
 def _matrix(table: pa.Table, metadata: ModelMetadata) -> Matrix:
@@ -118,13 +116,13 @@ def _matrix(table: pa.Table, metadata: ModelMetadata) -> Matrix:
         row = int(wrong[0])
         raise RequestError(
             "Invalid",
-            f"row {row}: found {lengths[row]} values, the model needs {features.width}",
+            f"row {row}: found {lengths[row]} values, the model expects {features.width}",
         )
     return _numbers(array.flatten()).reshape(-1, features.width)
 
 
 def _numbers(column: pa.ChunkedArray | pa.Array) -> Matrix:
-    """A column as numpy: its own integers, else float64 with NaN for nulls."""
+    """A column as a NumPy array: uint8 as it is, others as float64 with NaN for nulls."""
     if column.type == pa.uint8() and not column.null_count:
         return np.asarray(column)
     if pa.types.is_boolean(column.type):
@@ -133,7 +131,7 @@ def _numbers(column: pa.ChunkedArray | pa.Array) -> Matrix:
 
 
 def encode_arrow(columns: Mapping[str, pa.Array], metadata: Mapping[str, str]) -> bytes:
-    """One record batch as an IPC stream; `metadata` goes with its schema."""
+    """One record batch as an IPC stream, with `metadata` in its schema."""
     batch = pa.record_batch(list(columns.values()), names=list(columns))
     batch = batch.replace_schema_metadata(dict(metadata))
     sink = pa.BufferOutputStream()

@@ -1,4 +1,4 @@
-"""The bearer token: read by whoever starts the endpoints, known to them only by its SHA-256."""
+"""The bearer token: read by the process that starts the endpoints, which keep only its SHA-256."""
 
 import hashlib
 import hmac
@@ -16,7 +16,7 @@ SHORTEST = 16
 def read_token(settings: Settings) -> str:
     """The token in HOURGLASS_SERVE_TOKEN or, without it, in <home>/serve_token.
 
-    Raises: ClusterError when there is none, or others can read or guess it: never run open.
+    Raises: ClusterError if there is none, or if other users can read or guess it.
     """
     if settings.serve_token is not None:
         token, source = settings.serve_token.get_secret_value().strip(), "HOURGLASS_SERVE_TOKEN"
@@ -32,26 +32,27 @@ def read_token(settings: Settings) -> str:
 
 
 def _read_private(path: Path) -> str:
-    """The text of a file that only its owner can use. Raises ClusterError."""
+    """The text of a file that only its owner can access. Raises ClusterError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
         raise ClusterError(
-            f"{path}: no token there ({error.strerror}); run `hourglass serve`, which makes one, "
-            "or set HOURGLASS_SERVE_TOKEN"
+            f"{path}: cannot read the token ({error.strerror}); run `hourglass serve`, which "
+            "generates one, or set HOURGLASS_SERVE_TOKEN"
         ) from None
     with os.fdopen(descriptor, "rb") as file:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode) or mode & 0o077:
             raise ClusterError(
-                f"{path}: mode {stat.S_IMODE(mode):04o} lets other users at the token, allowed is "
-                f"0600; run `chmod 600 {path}`, or remove the file if others may have read it"
+                f"{path}: found mode {stat.S_IMODE(mode):04o}, which lets other users access the "
+                f"token, allowed is 0600; run `chmod 600 {path}`, or remove the file if others may "
+                "have read it"
             )
         return file.read(4097).decode("ascii", errors="replace").strip()
 
 
 def fingerprint(token: str) -> str:
-    """SHA-256 of the token, hex: all that a running endpoint keeps of it."""
+    """SHA-256 of the token in hex, which is all that a running endpoint keeps."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

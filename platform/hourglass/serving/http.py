@@ -35,7 +35,7 @@ class Backend(Protocol):
         """The answer of model `name`. Raises RequestError when it is overloaded or unavailable."""
 
     async def ready(self) -> bool:
-        """True when every model can answer."""
+        """True if every model can respond."""
 
 
 class Handlers:
@@ -44,7 +44,7 @@ class Handlers:
     def __init__(self, spec: ServeSpec, backend: Backend) -> None:
         self.spec = spec
         self.backend = backend
-        # One thread: decoding holds the interpreter anyway, and one body at a time is unpacked.
+        # One thread: decoding holds the GIL anyway, and only one body at a time is in memory.
         self.codec = ThreadPoolExecutor(1, thread_name_prefix="codec")
         self.ready_at, self.ready_was = float("-inf"), False
 
@@ -117,14 +117,14 @@ def create_app(
 def _add_health(app: FastAPI, handlers: Handlers) -> None:
     @app.get("/health/live", tags=["health"])
     async def live() -> dict[str, str]:
-        """The process answers."""
+        """The process is running."""
         return {"status": "live"}
 
     @app.get("/health/ready", tags=["health"], responses=_errors("Unavailable"))
     async def ready() -> dict[str, str]:
-        """Every model answers."""
+        """Every model responds."""
         if not await handlers.is_ready():
-            raise RequestError("Unavailable", "not every model answers", {"retry-after": "1"})
+            raise RequestError("Unavailable", "not every model responds", {"retry-after": "1"})
         return {"status": "ready"}
 
 
@@ -183,7 +183,7 @@ def _content_type(request: Request) -> str:
 
 
 def _accepted(request: Request, sent: str) -> str:
-    """The format of the answer: the body's own, unless Accept names only the other."""
+    """The format of the response: that of the body, unless Accept names only the other."""
     given = ",".join(request.headers.getlist("accept")) or "*/*"
     kinds = [part.partition(";")[0].strip().lower() for part in given.split(",")]
     if sent in kinds or "*/*" in kinds or "application/*" in kinds:
@@ -191,7 +191,7 @@ def _accepted(request: Request, sent: str) -> str:
     for kind in kinds:
         if kind in ENCODERS:
             return kind
-    raise RequestError("NotAcceptable", f"accept: the answer can be {' or '.join(ENCODERS)}")
+    raise RequestError("NotAcceptable", f"accept: allowed are {' and '.join(ENCODERS)}")
 
 
 def _options(

@@ -1,4 +1,4 @@
-"""A JSON body to the rows of a model: checked cell by cell, refused with row and column named.
+"""JSON bodies to rows: every cell is checked, and errors name row and column.
 
 Shapes: B rows, C raw columns.
 """
@@ -22,13 +22,13 @@ BOM = b"\xef\xbb\xbf"
 
 
 class _NotJson(NamedTuple):
-    """NaN, Infinity or -Infinity: Python's parser takes them, JSON has no such values."""
+    """NaN, Infinity or -Infinity: Python's parser accepts them, but JSON has no such values."""
 
     text: str
 
 
 class _Twice(dict[str, Any]):
-    """An object with a key given twice, kept until its row is known."""
+    """An object with a duplicate key, kept until the number of its row is known."""
 
     key: str
 
@@ -56,8 +56,8 @@ def decode_json(body: bytes, metadata: ModelMetadata, limits: Limits) -> Matrix:
 
 def _parse(text: str) -> Any:
     try:
-        # Whole numbers become floats at once: features are at most float64, and a number of 5,000
-        # digits is infinity here instead of an exception there.
+        # Integers are parsed as floats: features are at most float64, and an integer of 5,000
+        # digits becomes infinity instead of raising an exception.
         return json.loads(text, parse_int=float, parse_constant=_NotJson, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
@@ -93,9 +93,9 @@ def _rows_of(tree: Any) -> list[Any]:
 
 
 def check_count(rows: int, most: int) -> None:
-    """Raise RequestError for no rows, or more than allowed."""
+    """Raise RequestError for zero rows, or more than allowed."""
     if rows == 0:
-        raise RequestError("Invalid", "found 0 rows, at least 1 is needed")
+        raise RequestError("Invalid", "found 0 rows, allowed is at least 1")
     if rows > most:
         raise RequestError(
             "TooLarge", f"found {rows} rows, allowed are {most}; send several requests"
@@ -113,7 +113,7 @@ def _same_form(rows: list[Any]) -> None:
 
 
 def _cells(index: int, row: Any, metadata: ModelMetadata) -> list[Any]:
-    """The C cells of a row in the order of the features, each a float or (where filled in) None."""
+    """The C cells of a row in feature order, each a float, or None if it will be imputed."""
     features = metadata.features
     if isinstance(row, dict):
         check_columns(row, features, f"row {index}: ")
@@ -135,7 +135,7 @@ def _cells(index: int, row: Any, metadata: ModelMetadata) -> list[Any]:
         )
     if len(row) != features.width:
         raise RequestError(
-            "Invalid", f"row {index}: found {len(row)} values, the model needs {features.width}"
+            "Invalid", f"row {index}: found {len(row)} values, the model expects {features.width}"
         )
     if set(map(type, row)) != {float}:
         _check_types(index, row, metadata)
@@ -161,7 +161,7 @@ def _problem(cell: Any, metadata: ModelMetadata) -> str:
 
 
 def null_problem(metadata: ModelMetadata) -> str:
-    """Why a missing cell is refused."""
+    """Why a missing cell is rejected."""
     return (
         f"found null; the model was trained with `missing: {metadata.missing}`, so an endpoint "
         "needs a number in every cell"
@@ -182,7 +182,7 @@ def check_columns(names: Iterable[str], features: FeatureSchema, where: str = ""
     absent = next((name for name in needed if name not in given), None)
     if absent is not None:
         raise RequestError(
-            "Invalid", f"{where}column '{absent}' is missing; the model needs {few(list(needed))}"
+            "Invalid", f"{where}column '{absent}' is missing; the model expects {few(list(needed))}"
         )
 
 
@@ -216,13 +216,13 @@ def fit(matrix: Matrix, metadata: ModelMetadata) -> Matrix:
 
 
 def refuse_cell(at: Any, features: FeatureSchema, problem: str) -> RequestError:
-    """A refusal that names row and column."""
+    """An error that names row and column."""
     row, column = int(at[0]), int(at[1])
     return RequestError("Invalid", f"row {row}, '{features.feature_names[column]}': {problem}")
 
 
 def _shown(value: Any) -> str:
-    """What was found, shortened, as JSON."""
+    """The value as JSON, shortened."""
     if isinstance(value, list | dict):
         return ("a list" if isinstance(value, list) else "an object") + f" of {len(value)}"
     if isinstance(value, _NotJson):

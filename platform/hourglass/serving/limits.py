@@ -1,4 +1,4 @@
-"""Refusals, and the bounds that hold before a body is parsed."""
+"""Request errors, and the limits that are checked before a body is parsed."""
 
 import re
 from collections.abc import AsyncIterable, Mapping
@@ -21,13 +21,13 @@ STATUS = {
     "Internal": 500,
     "Unavailable": 503,
 }
-"""Every class an error answer may carry, and its HTTP status."""
+"""The classes of errors and their HTTP statuses."""
 
 HEADERS = 64
 HEADER_BYTES = 16 * 2**10
 TARGET_BYTES = 2 * 2**10
 RETRY_AFTER_S = 1
-# A string is skipped as one: brackets and commas inside it are text. The possessive parts and the
+# Matches strings, whose brackets and commas do not count. The possessive quantifiers and the
 # optional last quote keep the search linear on hostile bodies.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -35,7 +35,7 @@ _NOT_COMMAS = bytes(set(range(256)) - set(b","))
 
 
 class RequestError(HourglassError):
-    """A request we do not answer: a class from `STATUS` and a sentence for the caller."""
+    """A rejected request: a class from `STATUS` and a message for the client."""
 
     def __init__(self, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -45,13 +45,13 @@ class RequestError(HourglassError):
 
 
 def check_head(scope_headers: list[tuple[bytes, bytes]], target_bytes: int) -> None:
-    """Raise RequestError for more headers or a longer target than any client of ours needs."""
+    """Raise RequestError for more headers or a longer URL than a legitimate client needs."""
     size = sum(len(name) + len(value) for name, value in scope_headers)
     if len(scope_headers) > HEADERS or size > HEADER_BYTES:
         raise RequestError(
             "HeadersTooLarge",
             f"found {len(scope_headers)} headers of {size} bytes, allowed are {HEADERS} of "
-            f"{HEADER_BYTES} bytes in all",
+            f"{HEADER_BYTES} bytes in total",
         )
     if target_bytes > TARGET_BYTES:
         raise RequestError(
@@ -62,28 +62,28 @@ def check_head(scope_headers: list[tuple[bytes, bytes]], target_bytes: int) -> N
 def deadline_s(header: bytes | None, most_s: float) -> float:
     """Seconds this request may take: `x-request-timeout-seconds` can only shorten the server's.
 
-    A tenth of the caller's time is left for the way back. Raises RequestError for anything but a
-    positive number.
+    A tenth of the client's time is reserved for the response. Raises RequestError for anything but
+    a positive number.
     """
     if header is None:
         return most_s
     try:
-        wish = float(header)
+        seconds = float(header)
     except ValueError:
-        wish = 0.0
-    if not 0.0 < wish < float("inf"):
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
         raise RequestError("Malformed", "x-request-timeout-seconds: allowed is a number above 0")
-    return min(most_s, 0.9 * wish)
+    return min(most_s, 0.9 * seconds)
 
 
 def check_length(header: bytes | None, most: int) -> None:
-    """Raise RequestError for a declared length over the limit, before the body is read."""
+    """Raise RequestError for a Content-Length over the limit, before the body is read."""
     if header is not None and header.isdigit() and int(header[:20]) > most:
         raise too_large(most)
 
 
 async def read_body(chunks: AsyncIterable[bytes], most: int) -> bytes:
-    """The whole body, counted while it streams. Raises RequestError after `most` bytes."""
+    """The whole body, counted as it arrives. Raises RequestError after `most` bytes."""
     body = bytearray()
     async for chunk in chunks:
         body += chunk
@@ -93,16 +93,16 @@ async def read_body(chunks: AsyncIterable[bytes], most: int) -> bytes:
 
 
 def too_large(most: int) -> RequestError:
-    """The answer to a body over the limit."""
+    """The error for a body over the limit."""
     return RequestError(
         "TooLarge", f"the body is larger than the {most} bytes allowed; send fewer rows"
     )
 
 
 def check_shape(body: bytes, depth: int, values: int) -> None:
-    """Raise RequestError for JSON nested deeper, or with more values, than allowed; parses nothing.
+    """Raise RequestError for JSON with deeper nesting or more values than allowed; parses nothing.
 
-    Both would cost the parser far more memory than the body has bytes.
+    Either would cost the parser far more memory than the size of the body.
     """
     plain = _STRING.sub(b"", body) if b'"' in body else body
     level = 0

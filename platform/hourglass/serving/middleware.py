@@ -1,7 +1,7 @@
 """The middleware that every request passes before the application sees it, as plain ASGI.
 
-Order matters: head limits, token, declared length, deadline; only then may the body be read, and
-each byte of it is counted. Every failure leaves as one JSON shape, with no path, trace or host.
+The order matters: header limits, token, declared length, deadline. Only then is the body read, and
+its bytes are counted. All errors have one JSON format, without paths, tracebacks or host names.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ DOCS_ASSETS = "/docs/assets"
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/docs", "/openapi.json"}) | {
     f"{DOCS_ASSETS}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 }
-"""Answered without a token: they name no model and read no body."""
+"""Paths that need no token: they name no model and read no body."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 logger = logging.getLogger("ray.serve")
 
 
 class RequestGuard:
-    """Wraps an ASGI application: token, limits, deadline, request id and the shape of errors."""
+    """Wraps an ASGI application: token, limits, deadline, request id and the format of errors."""
 
     def __init__(self, app: App, spec: "ServeSpec", token_sha256: str) -> None:
         self.app = app
@@ -50,7 +50,7 @@ class RequestGuard:
         self.token_sha256 = token_sha256
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; a WebSocket is closed, the lifespan passes."""
+        """Handle one request; WebSockets are closed, lifespan events are passed on."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -63,24 +63,24 @@ class RequestGuard:
         valid = given is not None and valid_request_id(given)
         request_id = given.decode() if given and valid else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, None if given else request_id)
+        response = _Response(send, None if given else request_id)
         try:
             seconds = self._admit(scope)
             async with asyncio.timeout(seconds):
-                await self.app(scope, self._counted(receive), answer)
+                await self.app(scope, self._counted(receive), response)
         except RequestError as error:
-            await answer.refuse(error, request_id)
+            await response.refuse(error, request_id)
         except TimeoutError:
-            late = RequestError("Timeout", "the deadline passed before the answer was ready")
-            await answer.refuse(late, request_id)
+            late = RequestError("Timeout", "the deadline passed before the response was ready")
+            await response.refuse(late, request_id)
         except Exception:
-            # The trace is for our log, found by the id; the caller learns the id alone.
+            # The log has the traceback under the request's id; the client gets only the id.
             logger.exception("request %s failed", request_id)
             fault = RequestError("Internal", "the request failed; its id is in the server's log")
-            await answer.refuse(fault, request_id)
+            await response.refuse(fault, request_id)
 
     def _admit(self, scope: Scope) -> float:
-        """Check all that is known before the body; the seconds we have. Raises RequestError."""
+        """Check all that precedes the body; the seconds until the deadline. Raises RequestError."""
         target = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
         check_head(scope["headers"], target)
         if scope["path"] not in OPEN_PATHS and not admits(
@@ -88,51 +88,51 @@ class RequestGuard:
         ):
             raise RequestError(
                 "Unauthorized",
-                "a valid bearer token is needed: `Authorization: Bearer TOKEN`",
+                "missing or wrong bearer token; send `Authorization: Bearer TOKEN`",
                 {"www-authenticate": "Bearer"},
             )
         encodings = _all(scope, b"content-encoding")
         if any(encoding.strip().lower() != b"identity" for encoding in encodings):
             raise RequestError(
-                "UnsupportedMediaType", "content-encoding is not accepted; send plain bytes"
+                "UnsupportedMediaType", "content-encoding is not supported; send plain bytes"
             )
         check_length(_only(scope, b"content-length"), self.spec.limits.body_bytes)
         return deadline_s(_only(scope, b"x-request-timeout-seconds"), self.spec.request_timeout_s)
 
     def _counted(self, receive: Receive) -> Receive:
-        """`receive` that refuses once more bytes came than a body may have."""
-        most, seen = self.spec.limits.body_bytes, 0
+        """`receive` that raises RequestError once the body exceeds its limit."""
+        most, received = self.spec.limits.body_bytes, 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal received
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > most:
+            received += len(message.get("body", b""))
+            if received > most:
                 raise too_large(most)
             return message
 
         return counted
 
 
-class _Answer:
-    """`send` that adds our headers and knows whether an answer has begun."""
+class _Response:
+    """`send` that adds headers and records whether the response has started."""
 
     def __init__(self, send: Send, request_id: str | None) -> None:
         self.send = send
-        self.begun = False
+        self.started = False
         self.headers = [(b"x-content-type-options", b"nosniff")]
-        if request_id is not None:  # Ray's proxy gives every request an id and names it itself
+        if request_id is not None:  # otherwise Ray's proxy adds the header
             self.headers.append((b"x-request-id", request_id.encode()))
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.begun = True
+            self.started = True
             message["headers"] = [*message.get("headers", []), *self.headers]
         await self.send(message)
 
     async def refuse(self, error: RequestError, request_id: str) -> None:
-        """Send the error, unless an answer has already begun."""
-        if self.begun:
+        """Send the error, unless the response has already started."""
+        if self.started:
             return
         body = error_body(error, request_id)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
@@ -143,13 +143,13 @@ class _Answer:
 
 
 def error_body(error: RequestError, request_id: str) -> bytes:
-    """The one shape of an error; ASCII, whatever the request held."""
+    """The JSON of every error; ASCII, whatever the request contains."""
     detail = {"class": error.kind, "message": str(error), "request_id": request_id}
     return json.dumps({"error": detail}).encode()
 
 
 def valid_request_id(given: bytes) -> bool:
-    """True for a plain word, which is safe to repeat in headers, bodies and logs."""
+    """True for an id that is safe to repeat in headers, bodies and logs."""
     return _REQUEST_ID.fullmatch(given) is not None
 
 

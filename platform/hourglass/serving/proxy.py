@@ -1,8 +1,8 @@
-"""What Ray's HTTP proxy must not see: headers that it decodes before any application is asked.
+"""Middleware in front of Ray's HTTP proxy: rejects headers that the proxy cannot decode.
 
-Ray 2.60 reads `x-request-id`, `x-request-timeout-seconds`, `x-session-id` and
-`serve_multiplexed_model_id` as UTF-8 and answers 500 where they are not; and it repeats any
-`x-request-id` to the caller. This middleware stands in front of the proxy, through Ray's own hook.
+Ray 2.60 decodes `x-request-id`, `x-request-timeout-seconds`, `x-session-id` and
+`serve_multiplexed_model_id` as UTF-8 and responds with 500 if they are not; it also repeats any
+`x-request-id` to the client. Ray's hook for proxy middleware installs this one.
 """
 
 from typing import Any
@@ -14,24 +14,24 @@ from hourglass.serving.middleware import App, Receive, Scope, Send, error_body, 
 
 
 def middlewares() -> list[Middleware]:
-    """What stands in front of Ray's proxy."""
+    """The middleware of Ray's proxy."""
     return [Middleware(PlainHeaders)]
 
 
 class PlainHeaders:
-    """Refuses headers that are not UTF-8; drops a request id that is not a plain word."""
+    """Rejects headers that are not UTF-8; drops request ids that are unsafe to repeat."""
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 400."""
+        """Pass the request on, or respond with 400."""
         if scope["type"] == "http":
             headers = scope["headers"]
             scope["headers"] = [pair for pair in headers if _is_plain_id(*pair)]
             bad = next((name for name, value in headers if not _is_text(value)), None)
             if bad is not None:
-                await _refuse(send, f"header {bad.decode('latin-1')}: not UTF-8")
+                await _refuse(send, f"header {bad.decode('latin-1')}: not valid UTF-8")
                 return
         await self.app(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""`hourglass serve`: deploy a serve file from this process and stay until told to stop."""
+"""`hourglass serve`: deploy a serve file and run until interrupted."""
 
 import contextlib
 import logging
@@ -24,10 +24,10 @@ STOP_TIMEOUT_S = 30.0
 
 @contextlib.contextmanager
 def deployed(file: ServeFile, settings: Settings) -> Iterator[str]:
-    """The file's endpoints, up for the length of a block; yields their URL.
+    """The endpoints of a file for the length of a block; yields their URL.
 
-    Needs a connection to Ray. On a cluster of our own, which cannot grow, too few CPUs are refused
-    at once, where Ray would wait for more. Raises ClusterError.
+    Needs a connection to Ray. On a local cluster, which cannot grow, too few CPUs are an error,
+    while Ray would wait for more. Raises ClusterError.
     """
     application = file.applications[0]
     target = build(application.args)
@@ -50,16 +50,16 @@ def deployed(file: ServeFile, settings: Settings) -> Iterator[str]:
             raise ClusterError(f"the endpoints did not start: {last_line(error)}") from error
         yield file.url
     finally:
-        with deferred():  # endpoints on a cluster of others would go on without us
+        with deferred():  # on a shared cluster, the endpoints would outlive this process
             _stop()
 
 
 def _stop() -> None:
-    """End Serve, waiting from outside.
+    """Shut down Serve without waiting inside a call to its controller.
 
-    `serve.shutdown` waits inside a call to the controller, which ends by its death; Ray then tells
-    the user of a failed task. It has nothing left to do here but to forget the controller, which Ray
-    says is gone by ValueError, or by RayError to a call that was under way.
+    `serve.shutdown` waits in such a call, which the controller's exit aborts, so that Ray prints a
+    failed task. Here it only clears the handle. A missing controller is a ValueError, and a RayError
+    for a call in progress.
     """
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         controller = ray_internals.serve_controller()
@@ -78,7 +78,7 @@ def until_stopped(started: Callable[[], None]) -> None:
     before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
     try:
         started()
-        while not stop.wait(1.0):  # a wait without end would not let Python see a signal
+        while not stop.wait(1.0):  # an unbounded wait would keep Python from handling the signal
             pass
     finally:
         for number, handler in zip(signals, before, strict=True):
@@ -92,5 +92,5 @@ def _check_cpus(file: ServeFile) -> None:
     if need > have:
         raise ClusterError(
             f"models x replicas x num_cpus = {len(spec.models)} x {spec.least_replicas} x "
-            f"{spec.num_cpus:g} = {need:g} CPUs, found {have:g}; lower one of them"
+            f"{spec.num_cpus:g} = {need:g} CPUs, found {have:g}; reduce one of them"
         )
