@@ -89,7 +89,7 @@ def alone(job: TuneJob, swept: Swept) -> float:
     seconds = []
     for _ in range(5):
         train = job.job.train
-        loader = MemoryLoader.parted(
+        loader = MemoryLoader.from_split(
             loaded.train, loaded.holdout.copy(), batch_size=train.batch_size, seed=train.seed
         )
         began = time.perf_counter()

@@ -27,7 +27,8 @@ ROWS = 8192
 
 
 def against_shards(where: str, job: AnyJob, settings: Settings) -> str:
-    """One line about the shards of the job in the file `where`; warns of columns hardly features.
+    """One line about the shards of the job in the file `where`; warns of columns that are
+    probably not features.
 
     Raises: DataError listing everything in which the job and the shards do not agree.
     """
@@ -96,7 +97,7 @@ def _size(dataset: Dataset) -> str:
 
 
 def _warn(features: Features, dataset: Dataset, columns: FeatureSchema, keep: bool) -> None:
-    """Warn of columns that a glob chose and that are hardly features, by the first rows of some shards."""
+    """Warn of columns that a glob chose and that, by the first rows of some shards, are not features."""
     chosen = unlikely.globbed(features, columns.columns)
     full = [shard for shard in dataset.manifest.shards if sum(shard.rows)]
     if not chosen or not full:

@@ -151,7 +151,7 @@ def test_only_plain_types_pass(kind: pa.DataType, allowed: bool) -> None:
         ),
         (
             {"vector": "image"},
-            "a.parquet: column 'image' is there 2 times; names must be unique",
+            "a.parquet: column 'image' occurs 2 times; names must be unique",
         ),
         (
             {"vector": "id"},

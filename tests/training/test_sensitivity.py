@@ -270,21 +270,22 @@ def table_job(**data: Any) -> TrainJob:
     return made
 
 
-def test_a_run_warns_of_columns_that_a_glob_chose_and_that_are_hardly_features(
+def test_a_run_warns_of_columns_from_a_glob_that_are_probably_not_features(
     read_here: None, tmp_path: Path
 ) -> None:
     x = np.random.default_rng(0).normal(size=300)
     table = {"id": np.arange(300) + 7, "same": np.full(300, 2.5), "x": x, "__index_level_0__": x}
     pq.write_table(pa.table(table), tmp_path / "a.parquet", write_page_checksum=True)
     dataset = open_dataset(str(tmp_path / "a.parquet"))
-    with pytest.warns(UserWarning, match="hardly") as caught:
+    with pytest.warns(UserWarning, match="probably not features") as caught:
         prepare(table_job(), dataset)
     assert str(caught[0].message) == (
-        "features.columns: a glob chose hardly features: 'id' (near-unique whole numbers, as ids "
-        "are), 'same' (constant), '__index_level_0__' (the index of a table); to leave them out: "
+        "features.columns: a glob chose columns that are probably not features: 'id' (near-unique "
+        "whole numbers, as ids are), 'same' (constant), '__index_level_0__' (the index of a table); to "
+        "exclude them: "
         '`exclude: ["id", "same", "__index_level_0__"]`'
     )
-    with pytest.warns(UserWarning, match="hardly features: 'id'") as caught:
+    with pytest.warns(UserWarning, match="probably not features: 'id'") as caught:
         prepare(table_job(constant="drop"), dataset)
     assert "same" not in str(caught[0].message)
     named = {"features": {"columns": ["id", "same", "x", "__index_level_0__"]}}

@@ -112,7 +112,7 @@ def test_all_that_does_not_agree_is_told_at_once(check: Any, shards: Path) -> No
     columns = "Columns: image, id, x, y, word"
     said = [
         "job.yaml: 3 mistakes beside the shards",
-        "  the data is not what pinned.json pins:",
+        "  the data differs from the manifest pinned.json:",
         f"    {shards}/part-1.parquet: not in the manifest",
         f"{first}.columns: 'z*' matches no column. {columns}",
         f"{first}.exclude: 'yy' matches no column, did you mean 'y'? {columns}",
@@ -130,11 +130,12 @@ def test_all_that_does_not_agree_is_told_at_once(check: Any, shards: Path) -> No
 
 def test_columns_that_a_glob_chose_are_told(check: Any, shards: Path) -> None:
     tree = train(shards, features={"columns": ["*"], "exclude": ["image", "word"]})
-    with pytest.warns(UserWarning, match="hardly features") as caught:
+    with pytest.warns(UserWarning, match="probably not features") as caught:
         check(tree)
     assert str(caught[0].message) == (
-        "features.columns: of 120 rows, a glob chose hardly features: 'id' (near-unique whole "
-        'numbers, as ids are); to leave them out: `exclude: ["id"]`'
+        "features.columns: of 120 rows, a glob chose columns that are probably not features: "
+        "'id' (near-unique whole numbers, as ids are); to exclude them: "
+        '`exclude: ["id"]`'
     )
     with warnings.catch_warnings(action="error", category=UserWarning):
         check(tree, "data.features.columns=[id, x]", "data.features.exclude=[]")

@@ -94,7 +94,7 @@ def test_every_column_that_is_no_number_is_named_at_once(X: np.ndarray) -> None:
     assert text.startswith("columns 'day' is timestamp[")
     assert "'word' is large_string, 'kind' is dictionary<" in text
     assert text.endswith(
-        "'mixed' is object: a feature needs numbers or booleans; leave them out, or make numbers of them"
+        "'mixed' is object: a feature needs numbers or booleans; leave them out, or convert them to numbers"
     )
 
 
@@ -256,7 +256,7 @@ def test_without_a_holdout_an_interrupt_keeps_the_weights_of_its_record(
 
 
 def test_two_columns_of_one_name(X: np.ndarray) -> None:
-    with pytest.raises(InputError, match="^column 'a' is there 2 times; names must be unique$"):
+    with pytest.raises(InputError, match="^column 'a' occurs 2 times; names must be unique$"):
         make().fit(pd.DataFrame(X, columns=["a", "a", "b"]))
 
 

@@ -174,7 +174,7 @@ def test_what_differs_from_a_pinned_manifest_is_named(
         return
     with pytest.raises(DataError) as caught:
         require_pinned("manifest.json", pinned, found)
-    assert str(caught.value) == f"the data is not what manifest.json pins:\n  {sentence}"
+    assert str(caught.value) == f"the data differs from the manifest manifest.json:\n  {sentence}"
 
 
 def test_etags_do_not_pin_local_files(folder: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_manifest_pins_objects_by_etag_or_by_hash(folder: str, tmp_path: Path)
         with pytest.raises(DataError) as caught:
             require_pinned("manifest.json", manifest, scan(folder)[0])
         assert str(caught.value) == (
-            "the data is not what manifest.json pins:\n"
+            "the data differs from the manifest manifest.json:\n"
             f"  {folder}/part-1.parquet: content differs from the manifest"
         )
 

@@ -145,7 +145,7 @@ def test_another_order_of_columns_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table(BASE).select(["a", "word", "v", "at"]), second)
     with pytest.raises(DataError) as caught:
         scan(str(tmp_path))
-    assert str(caught.value) == f"{second}: column 'word' comes in another place than in {first}"
+    assert str(caught.value) == f"{second}: column 'word' is at another position than in {first}"
 
 
 def test_repeated_names_are_refused(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_repeated_names_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_arrays([BASE["a"]] * 3, names=["a", "b", "a"]), path)
     with pytest.raises(DataError) as caught:
         scan(str(tmp_path))
-    assert str(caught.value) == f"{path}: column 'a' is there 2 times; names must be unique"
+    assert str(caught.value) == f"{path}: column 'a' occurs 2 times; names must be unique"
 
 
 def test_nullability_and_metadata_do_not_count(tmp_path: Path) -> None:
@@ -284,14 +284,14 @@ def test_a_vector_without_a_list_has_no_length(tmp_path: Path) -> None:
     pq.write_table(pa.table({"v": pa.array([None], pa.list_(F32))}), path)
     with pytest.raises(DataError) as caught:
         resolved(path, "mean", vector="v")
-    assert str(caught.value) == f"{path}: column 'v' has no list to tell its length from"
+    assert str(caught.value) == f"{path}: column 'v' has no list to infer the length from"
 
 
 def test_all_that_is_wrong_with_columns_is_told_at_once(shard: Path) -> None:
     with pytest.raises(DataError) as caught:
         resolved(shard, columns=["*"], exclude=["image", "words", "texts"])
     assert str(caught.value) == (
-        f"{shard}: 2 columns are no numbers or booleans, which features need: 'label' (string), "
+        f"{shard}: 2 columns do not hold numbers or booleans, which features need: 'label' (string), "
         '\'points\' (struct<x: int64>); leave them out with `exclude: ["label", "points"]`'
     )
     exclude = json.loads(str(caught.value).split("exclude: ")[1].rstrip("`"))

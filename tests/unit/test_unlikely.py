@@ -1,4 +1,4 @@
-"""Columns that are hardly features are told by name wherever a glob, or a whole table, chose them."""
+"""Columns that are probably not features are named wherever a glob, or a whole table, chose them."""
 
 import warnings
 from pathlib import Path
@@ -81,8 +81,9 @@ def test_one_sentence_names_all_with_what_to_paste() -> None:
         ["a", "id", "no: 1", "x"], index=["id"], near_unique=["id", "a"], constant=["no: 1"]
     )
     assert advice(found) == (
-        "hardly features: 'a' (near-unique whole numbers, as ids are), 'id' (the index of a table), "
-        '\'no: 1\' (constant); to leave them out: `exclude: ["a", "id", "no: 1"]`'
+        "columns that are probably not features: 'a' (near-unique whole numbers, as ids are), "
+        "'id' (the index of a table), "
+        '\'no: 1\' (constant); to exclude them: `exclude: ["a", "id", "no: 1"]`'
     )
     assert why(["x"], index=["id"], near_unique=[], constant=[]) == {}
 
@@ -92,13 +93,13 @@ FRAME = pd.DataFrame({"id": IDS[:300], "same": 3.0, "x": RANDOM.normal(size=300)
 
 def test_the_notebook_warns_of_columns_with_names() -> None:
     few: dict[str, Any] = {"widths": [2], "epochs": 1}
-    with pytest.warns(UserWarning, match="hardly features") as caught:
+    with pytest.warns(UserWarning, match="probably not features") as caught:
         Autoencoder(**few).fit(FRAME)
     assert str(caught[0].message) == (
-        "among the columns are some that are hardly features: 'id' (near-unique whole numbers, as "
-        'ids are), \'same\' (constant); to leave them out: X.drop(columns=["id", "same"])'
+        "X has columns that are probably not features: 'id' (near-unique whole numbers, as "
+        'ids are), \'same\' (constant); to exclude them: X.drop(columns=["id", "same"])'
     )
-    with pytest.warns(UserWarning, match="hardly features: 'id'") as caught:
+    with pytest.warns(UserWarning, match="probably not features: 'id'") as caught:
         Autoencoder(constant="drop", **few).fit(FRAME)
     assert "same" not in str(caught[0].message)
     with warnings.catch_warnings(action="error", category=UserWarning):
@@ -111,8 +112,9 @@ def test_inspect_says_which_columns_to_leave_out(tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "a.parquet")
     *_, last = lines(inspect(str(tmp_path), lambda *_: None))
     assert last == (
-        "with `columns: [\"*\"]`, hardly features: 'same' (constant), 'word' (large_string), 'big' "
-        "(near-unique whole numbers, as ids are), 'id' (the index of a table); to leave them out: "
+        "`columns: [\"*\"]` would choose columns that are probably not features: 'same' (constant), "
+        "'word' (large_string), 'big' "
+        "(near-unique whole numbers, as ids are), 'id' (the index of a table); to exclude them: "
         '`exclude: ["same", "word", "big", "id"]`'
     )
     table[["x"]].reset_index(drop=True).to_parquet(tmp_path / "a.parquet")

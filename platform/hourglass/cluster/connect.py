@@ -75,7 +75,7 @@ def connect(
         except BaseException:
             _shut_down()
             raise
-    reading.settle()
+    reading.configure()
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not ray_logs:

@@ -1,1 +1,1 @@
-"""Shards: listing, verifying, planning, reading and measuring them."""
+"""Datasets of Parquet shards: listing, checking, ordering, reading and measuring them."""

@@ -1,4 +1,4 @@
-"""Rows at hand, in arrays and tables of NumPy, pandas, polars or Arrow: what their shards would say.
+"""Rows in memory, in arrays and tables of NumPy, pandas, polars or Arrow, read as shards would be.
 
 Neither pandas nor polars is imported. Shapes: B rows, C columns.
 """
@@ -24,13 +24,13 @@ from hourglass.data.unlikely import Sample
 from hourglass.errors import DataError
 
 VECTOR = "x"
-"""Name of the vector column that rows without column names are."""
+"""Name of the vector column of rows without column names."""
 NUMBERS = "numbers or booleans"
-WORDS = (
+NON_NUMBERS = (
     *(str, bytes, datetime.date, datetime.time, datetime.timedelta),
     *(np.datetime64, np.timedelta64),
 )
-"""Types of cells that are no numbers, even where Python would make a number of them."""
+"""Types of cells that are not numbers, even if Python can convert them to one."""
 
 
 def vectors(table: Any) -> tuple[Matrix, str] | None:
@@ -90,7 +90,7 @@ def from_vectors(name: str, column: Any) -> Matrix:
     if hasattr(column, "to_arrow") or isinstance(column, pa.Array | pa.ChunkedArray):
         found = vectors(column)
         if found is None:
-            raise DataError(f"column '{name}' holds no lists, a vector is a list of numbers")
+            raise DataError(f"column '{name}' does not hold lists; a vector is a list of numbers")
         return found[0]
     if getattr(column, "dtype", None) == np.dtype(object):
         column = list(column)
@@ -109,14 +109,14 @@ def _named(names: Sequence[Any], columns: Sequence[Any]) -> dict[str, Any]:
     words = Counter(str(name) for name in names)
     twice, count = next(((word, count) for word, count in words.items() if count > 1), ("", 0))
     if count:
-        raise DataError(f"column '{twice}' is there {count} times; names must be unique")
+        raise DataError(f"column '{twice}' occurs {count} times; names must be unique")
     return dict(zip(words, columns, strict=True))
 
 
 def from_columns(columns: Mapping[str, Any]) -> Matrix:
     """The rows (B, C) of numeric columns, one value each, as their shards would be read.
 
-    Raises: DataError naming every column that is no numbers, with its type; for unequal lengths.
+    Raises: DataError naming every column that is not numeric, with its type; for unequal lengths.
     """
     arrays = {name: _arrow(column) for name, column in columns.items()}
     wrong = [
@@ -141,8 +141,8 @@ def _refused(wrong: Sequence[str]) -> DataError:
     more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
     noun, they = ("column", "it") if len(wrong) == 1 else ("columns", "them")
     return DataError(
-        f"{noun} {', '.join(wrong[:20])}{more}: a feature needs {NUMBERS}; leave {they} out, or make "
-        f"numbers of {they}"
+        f"{noun} {', '.join(wrong[:20])}{more}: a feature needs {NUMBERS}; leave {they} out, or convert "
+        f"{they} to numbers"
     )
 
 
@@ -182,7 +182,7 @@ def _arrow(column: Any) -> Any:
 
 
 def _floats(column: Any) -> pa.Array | None:
-    """A column of Python's numbers of several kinds as float64, None and NaN as null; None for others."""
+    """A column of Python numbers of several types as float64, None and NaN as null; None for others."""
     cells = [None if cell is None or cell is np.ma.masked else cell for cell in column]
     if not all(isinstance(cell, Real | Decimal | None) for cell in cells):
         return None
@@ -212,7 +212,8 @@ def unmasked(rows: Any) -> Matrix:
 def plain(rows: Any) -> Any:
     """Rows without column names as an array; masked cells, and None in lists of numbers, are NaN.
 
-    What is no array or list of rows comes back as it is. Raises DataError for text, dates and durations.
+    Anything but an array or a list of rows is returned unchanged. Raises DataError for text, dates and
+    durations.
     """
     if is_masked(rows):
         return unmasked(rows)
@@ -222,25 +223,29 @@ def plain(rows: Any) -> Any:
         array = np.asarray(rows)
         if array.dtype.kind in "buifcV":
             return array
-        _refuse_words(np.array(rows, dtype=object) if isinstance(rows, list | tuple) else array)
+        _refuse_non_numbers(
+            np.array(rows, dtype=object) if isinstance(rows, list | tuple) else array
+        )
         return array if isinstance(rows, np.ndarray) else array.astype(np.float64)
-    except (ValueError, TypeError, OverflowError):  # ragged, or no numbers: said elsewhere
+    except (ValueError, TypeError, OverflowError):  # ragged or not numeric: reported elsewhere
         return rows
 
 
-def _refuse_words(array: Matrix) -> None:
-    wrong = [f"{VECTOR}[{at}] is {kind}" for at, kind in _words(array)] if array.ndim == 2 else []
+def _refuse_non_numbers(array: Matrix) -> None:
+    wrong = (
+        [f"{VECTOR}[{at}] is {kind}" for at, kind in _non_numbers(array)] if array.ndim == 2 else []
+    )
     if wrong:
         raise _refused(wrong)
 
 
-def _words(array: Matrix) -> Iterator[tuple[int, str]]:
+def _non_numbers(array: Matrix) -> Iterator[tuple[int, str]]:
     for at in range(array.shape[1]):
         if array.dtype.kind != "O":
             yield at, str(array.dtype)
             continue
         found = next(
-            (kind for kind in set(map(type, array[:, at])) if issubclass(kind, WORDS)), None
+            (kind for kind in set(map(type, array[:, at])) if issubclass(kind, NON_NUMBERS)), None
         )
         if found is not None:
             yield at, found.__name__
@@ -249,7 +254,7 @@ def _words(array: Matrix) -> Iterator[tuple[int, str]]:
 def schema(
     rows: Matrix, vector: str, names: Sequence[str] | None, missing: Missing
 ) -> FeatureSchema:
-    """What a row is, as shards of these rows would say; `names` where its columns have some."""
+    """The schema that shards of these rows would have; `names` of the columns, if they have any."""
     whole = rows.dtype in (np.uint8, np.bool_) and missing == "error"
     small = np.can_cast(rows.dtype, np.float32)
     dtype = "uint8" if whole else "float32" if small else "float64"

@@ -31,7 +31,7 @@ CHUNK_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive rows of a row group: features, `extra` columns, and which rows are whole."""
+    """Consecutive rows of a row group: `extra` columns, features, and which rows have no missing cell."""
 
     start: int
     table: pa.Table
@@ -40,7 +40,7 @@ class Chunk:
 
 
 def chunk_rows(schema: FeatureSchema) -> int:
-    """Rows of one chunk: a function of the schema alone, so that it is the same everywhere."""
+    """Rows of one chunk, which depend on the schema alone: the same in every process."""
     return max(64, min(65536, CHUNK_BYTES // max(1, schema.row_bytes)))
 
 
@@ -52,9 +52,9 @@ def read_chunks(
     extra: tuple[str, ...] = (),
     digest: str | None = None,
 ) -> Iterator[Chunk]:
-    """Decode one row group piece by piece, with `extra` columns as they are beside the features.
+    """Decode one row group piece by piece: features, and `extra` columns unchanged.
 
-    With `digest` the shard's footer must still be that one. Raises DataError naming file, row
+    With `digest`, the footer of the shard must still have it. Raises DataError naming file, row
     group, column (and row, for a missing cell).
     """
     where = f"{path}: row group {group}"
@@ -80,7 +80,7 @@ def read_chunks(
 def _beside(
     path: str, group: int, extra: tuple[str, ...], rows: int, digest: str | None
 ) -> Iterator[pa.Table]:
-    """The `extra` columns in the same pieces, with the Arrow types that the shard says they have."""
+    """The `extra` columns in the same pieces, with the Arrow types stored in the shard."""
     with open_shard(path, digest) as shard:
         arrow = shard.schema_arrow
         for name in extra:
@@ -110,7 +110,7 @@ def read_tables(
 
 
 def _is_input_output(error: BaseException) -> bool:
-    """True for errors of the disk or of S3; pyarrow tells a damaged page as a bare OSError."""
+    """True for errors of the disk or of S3; pyarrow reports a damaged page as a plain OSError."""
     return isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
 
 
@@ -122,7 +122,7 @@ def _damaged_column(shard: pq.ParquetFile, group: int, columns: list[str], rows:
                 rows, row_groups=[group], columns=[name], use_threads=False
             ):
                 batch.validate(full=True)
-        except (pa.ArrowException, OSError):  # told by who asks for the column's name
+        except (pa.ArrowException, OSError):  # the caller reports it
             return f", column '{name}'"
     return ""
 
@@ -142,9 +142,9 @@ def cells(table: pa.Table, schema: FeatureSchema, where: str, start: int = 0) ->
 
 
 def bounded(features: Matrix) -> tuple[Matrix, NDArray[np.bool_]]:
-    """Features (B, C) in which what float32 does not hold is infinite, and which rows miss a cell.
+    """Features (B, C) with infinity for numbers beyond float32, and which rows have a missing cell.
 
-    The one place that says which cells are missing, for shards, notebooks and endpoints alike.
+    The only definition of a missing cell, for shards, notebooks and endpoints.
     """
     if features.dtype.kind != "f":
         return features, np.zeros(len(features), dtype=np.bool_)
@@ -204,7 +204,7 @@ def _vectors(array: pa.Array, schema: FeatureSchema, where: str, start: int) -> 
 
 
 def _dtype(schema: FeatureSchema, kinds: list[pa.DataType], whole: bool) -> str:
-    """The schema's dtype; where that is uint8, only what fits it: nothing wraps around."""
+    """The schema's dtype; uint8 only if the values fit, so that none wraps around."""
     return schema.dtype if schema.dtype != "uint8" else feature_dtype(kinds, whole)
 
 

@@ -1,4 +1,4 @@
-"""Rows to try things with, as Parquet shards: real digits, and a generated chaotic series."""
+"""Example datasets as Parquet shards: real digits, and a generated chaotic series."""
 
 import io
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ STRANGE_ROWS = 200
 
 
 def write_digits(uri: str) -> int:
-    """Write scikit-learn's 8 x 8 digits below `uri` (`image` uint8[64], 0 to 16, `label`); the rows.
+    """Write scikit-learn's 8 x 8 digits below `uri` (`image` uint8[64], 0 to 16, `label`).
 
-    Raises: DataError, WriteError.
+    Returns the number of rows. Raises: DataError, WriteError.
     Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", test part.
     """
     from sklearn.datasets import load_digits
@@ -39,11 +39,11 @@ def write_digits(uri: str) -> int:
 
 
 def write_lorenz(uri: str) -> int:
-    """Write windows of Lorenz's system below `uri`/train and `uri`/test; the rows of both.
+    """Write windows of Lorenz's system below `uri`/train and `uri`/test.
 
     A row is `window` float32[24 x 3], consecutive steps of (x, y, z); `is_anomaly` marks a region of
-    the test series in which the steps of each window are shuffled: every value is a usual one, their
-    order is not. Raises: DataError, WriteError.
+    the test series in which the steps of each window are shuffled: the values are usual, their order is
+    not. Returns the number of rows of both. Raises: DataError, WriteError.
     Source: Lorenz 1963, equations 25 to 27; the task after Sakurada and Yairi 2014.
     """
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def write_lorenz(uri: str) -> int:
 
 
 def lorenz(start: tuple[float, float, float], steps: int) -> NDArray[np.float64]:
-    """`steps` points (steps, 3) of Lorenz's system, STEP_S apart, by Runge and Kutta's fourth order."""
+    """`steps` points (steps, 3) of Lorenz's system, STEP_S apart, by the Runge-Kutta method of order 4."""
 
     def slope(p: NDArray[np.float64]) -> NDArray[np.float64]:
         x, y, z = p

@@ -1,8 +1,8 @@
-"""Parquet footers, read so that nothing in a file is ever turned into code.
+"""Parquet footers, read without executing anything that a file contains.
 
 Opening a file with pyarrow rebuilds the Arrow schema stored in it, extension types included, and an
 extension type may run code of its own. So the footer is first parsed with that schema hidden and
-searched for extension names; pyarrow then works from the very bytes that were checked.
+searched for extension names; pyarrow then parses the bytes that were checked.
 """
 
 import base64
@@ -25,7 +25,7 @@ TAIL_BYTES = 2**16
 FOOTER_BYTES = 128 * 2**20
 BUFFER_BYTES = 2**16
 SIGNATURE_BYTES = 28
-"""Behind a plain footer whose columns are encrypted: nonce and tag. Source: Parquet, Encryption.md."""
+"""Nonce and tag after a plain footer of encrypted columns. Source: Parquet, Encryption.md."""
 ENCRYPTED = "encrypted Parquet is not supported"
 SCHEMA_KEY, HIDDEN_KEY = b"ARROW:schema", b"ARROW:SCHEMA"
 EXTENSION_KEY, PLAIN_KEY = b"ARROW:extension:name", b"ARROW:EXTENSION:NAME"
@@ -33,7 +33,7 @@ EXTENSION_KEY, PLAIN_KEY = b"ARROW:extension:name", b"ARROW:EXTENSION:NAME"
 
 @dataclass(frozen=True)
 class Footer:
-    """What a shard says about itself: size, digest of the footer, rows of each row group, schema.
+    """The footer of a shard: size of the file, digest, rows of each row group, schema.
 
     `checksums`: its first page carries a checksum (writers give one to all pages or to none).
     """
@@ -78,7 +78,7 @@ def open_shard(
 
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn what disks and S3 raise into a DataError that names `uri`."""
+    """A context that turns errors of disks and S3 into a DataError that names `uri`."""
     try:
         with storage.reading(uri):
             yield
@@ -100,7 +100,7 @@ def _open(path: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _refusing(path: str) -> Iterator[None]:
-    """Errors while a footer is read: of the disk or of S3, or pyarrow's about its content."""
+    """A context that turns errors about the content of a footer into a DataError as well."""
     with reaching(path):
         try:
             yield
@@ -191,8 +191,8 @@ def _is_extension(field: pa.Field) -> bool:
 def _has_checksum(file: Any) -> bool:
     """Whether the first page has a checksum: the fourth field of its Thrift header.
 
-    Pages begin after the magic number. Where one lies is not asked of pyarrow: it aborts the process
-    over a damaged or encrypted column chunk.
+    Pages begin after the magic number. pyarrow is not asked for the offset: it aborts the
+    process on a damaged or encrypted column chunk.
     """
     file.seek(len(MAGIC))
     header = file.read(64)

@@ -1,4 +1,4 @@
-"""What is in the shards: rows, row groups, columns, types, nulls, figures, constant columns."""
+"""The content of shards: rows, row groups, columns, types, nulls, statistics, constant columns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ BATCH_CELLS = 2**22
 
 @dataclass
 class Column:
-    """Figures of one column; a vector column has them over all its values.
+    """Statistics of one column; of a vector column, over all its values.
 
-    Lowest and highest integers are exact; `span` are the first and the last date or timestamp.
+    The lowest and highest integers are exact; `span` is the first and the last date or timestamp.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Column:
         if self.span is not None:
             text += f"  min {self.span[0]} max {self.span[1]}"
         if self.low is not None and self.high is not None and self.mean is not None:
-            figures = (self.low, self.mean, self.high)
-            digits = digits_of(figures, self.high - self.low)
-            low, mean, high = (_number(figure, digits) for figure in figures)
+            values = (self.low, self.mean, self.high)
+            digits = digits_of(values, self.high - self.low)
+            low, mean, high = (_number(value, digits) for value in values)
             text += f"  min {low:<10} mean {mean:<10} max {high:<10}"
         if self.non_finite:
             text += f"  {self.non_finite} NaN or infinite"
@@ -62,32 +62,35 @@ class Column:
         return text
 
 
-def digits_of(figures: Sequence[float], spread: float) -> int:
-    """How many digits figures need to be within a hundredth of the spread; six at least."""
+def digits_of(values: Sequence[float], spread: float) -> int:
+    """Significant digits, at least 6, that print values to within a hundredth of their spread."""
     near = spread / 100 or 0.5
     enough = (
         digits
         for digits in range(6, 17)
-        if all(abs(float(f"{figure:.{digits}g}") - figure) <= near for figure in figures)
+        if all(abs(float(f"{value:.{digits}g}") - value) <= near for value in values)
     )
     return next(enough, 17)
 
 
-def _number(figure: float, digits: int) -> str:
-    return str(figure) if isinstance(figure, int) else f"{figure:.{digits}g}"
+def _number(value: float, digits: int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 @dataclass(frozen=True)
-class Report:
-    """The manifest and the columns of a dataset; those hardly features, or none, with the reason."""
+class Inspection:
+    """The manifest and the columns of a dataset; columns that are probably not features, and why."""
 
     manifest: Manifest
     columns: list[Column]
     unlikely: dict[str, str]
 
 
-def inspect(uri: str | Sequence[str], tell: Callable[[float, float, str], None]) -> Report:
-    """Read every shard once, in pieces. Raises DataError naming file, row group and column."""
+def inspect(uri: str | Sequence[str], progress: Callable[[float, float, str], None]) -> Inspection:
+    """Read every shard once, in pieces; `progress` is called with (shards read, all shards, name).
+
+    Raises DataError naming file, row group and column.
+    """
     manifest, schema = scan(uri)
     columns = [Column(field.name, str(field.type)) for field in schema]
     stats: dict[str, Stats] = {}
@@ -108,15 +111,15 @@ def inspect(uri: str | Sequence[str], tell: Callable[[float, float, str], None])
                                 samples[column.name] = samples.get(column.name, Sample()).merge(
                                     part
                                 )
-        tell(number + 1, len(manifest.shards), shard.name)
+        progress(number + 1, len(manifest.shards), shard.name)
     for column in columns:
         _conclude(column, stats.get(column.name), extents.get(column.name))
         column.near_unique = column.name in samples and samples[column.name].near_unique
-    return Report(manifest, columns, _unlikely(schema, columns))
+    return Inspection(manifest, columns, _unlikely(schema, columns))
 
 
 def _unlikely(schema: pa.Schema, columns: Sequence[Column]) -> dict[str, str]:
-    """Columns that are hardly features, with the reason; beside single numbers also what is none."""
+    """Columns that are probably not features, with the reason, in a table also non-numeric ones."""
     numbers = [c for c in columns if schema.field(c.name).type in FEATURE_TYPES]
     reasons = why(
         [column.name for column in numbers],
@@ -134,8 +137,8 @@ def _width(kind: pa.DataType) -> int:
 
 
 Extent = tuple[Any, Any]
-"""Lowest and highest values: of integers an array of each position (C,), in their own type; of dates
-and timestamps one Arrow scalar.
+"""Lowest and highest values: of integers an array (C,) in their own type, one for each position; of dates
+and timestamps an Arrow scalar.
 """
 
 
@@ -196,7 +199,7 @@ def most(first: Any, second: Any) -> Any:
 
 
 def _instant(end: pa.Scalar) -> str:
-    """As text; a zoned timestamp in UTC, for which no table of zones is needed."""
+    """As text; a timestamp with a time zone in UTC, so that no time zone database is needed."""
     if pa.types.is_timestamp(end.type) and end.type.tz is not None:
         end = end.cast(pa.timestamp(end.type.unit, "UTC"))
     text: str = end.cast(pa.string()).as_py()
@@ -227,7 +230,7 @@ def _conclude(column: Column, stats: Stats | None, extent: Extent | None) -> Non
         column.constant = int((high <= low).sum())
 
 
-def lines(report: Report) -> Iterator[str]:
+def lines(report: Inspection) -> Iterator[str]:
     """The report as text."""
     manifest = report.manifest
     groups = sum(len(shard.rows) for shard in manifest.shards)
@@ -241,4 +244,4 @@ def lines(report: Report) -> Iterator[str]:
     for column in report.columns:
         yield f"  {column.describe()}"
     if report.unlikely:
-        yield f'with `columns: ["*"]`, {advice(report.unlikely)}'
+        yield f'`columns: ["*"]` would choose {advice(report.unlikely)}'

@@ -1,4 +1,4 @@
-"""Data loaders: what the training loop draws batches from, one worker's part of each planned step.
+"""Data loaders: batches for the training loop, with one worker's share of each planned step.
 
 Shapes: B rows of this worker, C columns.
 """
@@ -17,7 +17,7 @@ from hourglass.errors import DataError
 Features = NDArray[Any]
 HOLDOUT_ROWS = 1024
 STREAM_SLICES = 512
-"""Row groups that one stream reads, unless an epoch has more: it spans short epochs."""
+"""Row groups that one stream reads, over several short epochs or one longer one."""
 
 
 class Batch(NamedTuple):
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 class Loader(Protocol):
-    """A planned source of batches: the same arguments give the same rows, always."""
+    """A deterministic source of batches: the same arguments always give the same rows."""
 
     @property
     def steps(self) -> int:
@@ -67,8 +67,8 @@ class MemoryLoader:
         self._worker, self._workers = worker, workers
 
     @classmethod
-    def parted(cls, train: Features, holdout: Features, *, batch_size: int, seed: int) -> Self:
-        """Of rows that are parted already, and neither copied nor changed."""
+    def from_split(cls, train: Features, holdout: Features, *, batch_size: int, seed: int) -> Self:
+        """A loader of rows that are split already, which it neither copies nor changes."""
         loader = cls(train, np.zeros(len(train), dtype=np.bool_), batch_size=batch_size, seed=seed)
         loader._held = holdout
         return loader
@@ -99,9 +99,9 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    """Row groups permuted and dealt to workers, then shuffled exactly inside windows of rows.
+    """Row groups are permuted and split among workers, and rows shuffled exactly within windows.
 
-    `read` streams the features of slices in order; it is Ray Data's part, given by the worker.
+    `read` streams the features of slices in order, as `reading.stream_features` does.
     """
 
     def __init__(
@@ -143,9 +143,9 @@ class StreamLoader:
             yield Batch(stream.take(step[self._worker]), sum(step))
 
     def holdout(self) -> Iterator[Features]:
-        """This worker's share of the held-out rows; kept from the first time if `keep_bytes` allow.
+        """This worker's share of the held-out rows; cached when they fit in `keep_bytes`.
 
-        Held-out rows lie in every row group, so reading them again means decoding everything again.
+        Held-out rows are in every row group, so reading them again means decoding all rows again.
         """
         if self._kept is not None:
             yield from self._kept
@@ -160,7 +160,7 @@ class StreamLoader:
         self._kept = kept if size <= self._keep_bytes else None
 
     def seeded(self, seed: int) -> Self:
-        """The same rows in the orders of another seed, with the held-out rows kept so far."""
+        """The same rows in the orders of another seed, with the held-out rows cached so far."""
         other = copy.copy(self)
         other._seed = seed
         other._open = None
@@ -171,7 +171,7 @@ class StreamLoader:
         slices = order.stream_slices(self._counts, "holdout", cuts)[self._worker]
         for features in self._read(slices):
             for start in range(0, len(features), HOLDOUT_ROWS):
-                # What Ray holds cannot be written to, which PyTorch wants of an array that it views.
+                # Arrays in Ray's object store are read-only, and PyTorch warns of views of those.
                 yield features[start : start + HOLDOUT_ROWS].copy()
 
     def _mine(self, epoch: int) -> list[Slice]:
@@ -190,9 +190,9 @@ class StreamLoader:
             window += 1
 
     def _opened(self, epoch: int, window: int) -> "tuple[range, _Buffer]":
-        """The stream that stands at this window, and the epochs that follow in it.
+        """The stream positioned at this window, and the later epochs that it contains.
 
-        Opening one takes as long as hundreds of steps of a small model, so short epochs share one.
+        Opening a stream takes as long as hundreds of steps of a small model, so short epochs share one.
         """
         left, self._open = self._open, None
         if left is not None and window == 0 and left[0][0] == epoch:
@@ -206,14 +206,14 @@ class StreamLoader:
 
 
 class _Buffer:
-    """Takes exactly as many rows as asked from a stream of arrays of any length."""
+    """Takes a given number of rows from a stream of arrays of any length."""
 
     def __init__(self, arrays: Iterator[Features], columns: int) -> None:
         self._arrays = arrays
         self._current: Features = np.empty((0, columns))
 
     def take(self, rows: int) -> Features:
-        """The next `rows` rows, in order. Raises DataError when the stream ends before."""
+        """The next `rows` rows, in order. Raises DataError when the stream ends early."""
         parts: list[Features] = []
         while rows:
             if not len(self._current):

@@ -118,7 +118,7 @@ def scan(uri: str | Sequence[str], content: bool = False) -> tuple[Manifest, pa.
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Paths below the deepest folder they share: the same for a data set and for a copy of it."""
+    """Paths below the deepest folder they share: the same for a dataset and for a copy of it."""
     parts = [path.split("/") for path in paths]
     levels = zip(*(steps[:-1] for steps in parts), strict=False)
     depth = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
@@ -146,7 +146,7 @@ def _same_schema(first: str, expected: pa.Schema, path: str, found: pa.Schema) -
     """Raise DataError for repeated names, and for names, types or an order unlike the first's."""
     name, count = Counter(found.names).most_common(1)[0] if found.names else ("", 0)
     if count > 1:
-        raise DataError(f"{path}: column '{name}' is there {count} times; names must be unique")
+        raise DataError(f"{path}: column '{name}' occurs {count} times; names must be unique")
     if schema_hash(expected) == schema_hash(found):
         return
     for field in expected:
@@ -166,7 +166,7 @@ def _same_schema(first: str, expected: pa.Schema, path: str, found: pa.Schema) -
     moved = next(
         name for name, want in zip(found.names, expected.names, strict=True) if name != want
     )
-    raise DataError(f"{path}: column '{moved}' comes in another place than in {first}")
+    raise DataError(f"{path}: column '{moved}' is at another position than in {first}")
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -181,7 +181,7 @@ def load_manifest(uri: str) -> Manifest:
 
 
 def require_replaceable(uri: str) -> None:
-    """Raise DataError when something is at `uri` that is not the manifest of a dataset."""
+    """Raise DataError when `uri` exists and is not the manifest of a dataset."""
     with reaching(uri):
         if not storage.exists(uri):
             return
@@ -195,7 +195,7 @@ def require_replaceable(uri: str) -> None:
 
 
 def save_manifest(uri: str, manifest: Manifest) -> None:
-    """Write the manifest atomically, as JSON, over nothing but an older one. Raises DataError."""
+    """Write the manifest atomically, as JSON; replaces only another manifest. Raises DataError."""
     require_replaceable(uri)
     storage.write(uri, json.dumps(manifest.model_dump(mode="json"), indent=1).encode())
 
@@ -217,7 +217,9 @@ def require_pinned(pinned_at: str, pinned: Manifest, found: Manifest) -> None:
             problems.append(f"{shard.path}: content differs from the manifest")
     problems += [f"{name}: in the manifest, but missing" for name in expected]
     if problems:
-        raise DataError(f"the data is not what {pinned_at} pins:\n  " + "\n  ".join(problems))
+        raise DataError(
+            f"the data differs from the manifest {pinned_at}:\n  " + "\n  ".join(problems)
+        )
 
 
 def _digest_like(want: Shard, shard: Shard) -> str:
@@ -232,7 +234,7 @@ def _digest_like(want: Shard, shard: Shard) -> str:
 
 
 def unchecked(manifest: Manifest) -> str | None:
-    """A sentence about shards whose pages carry no checksums, or None when all do."""
+    """A warning about shards whose pages carry no checksums, or None when all do."""
     bare = [shard for shard in manifest.shards if sum(shard.rows) and not shard.checksums]
     if not bare:
         return None
@@ -244,9 +246,9 @@ def unchecked(manifest: Manifest) -> str | None:
 
 
 def locate(uri: str | Sequence[str]) -> dict[str, Any]:
-    """What the tracker records of where a dataset is: a `name` to know it by, the `uri` as given.
+    """The location of a dataset for the tracker: a short `name`, and the `uri` as given.
 
-    The name is the last part of the path that is no pattern, of several URIs that of each.
+    The name is the last part of the path without wildcards; the names of several URIs are joined.
     """
     uris = [uri] if isinstance(uri, str) else list(uri)
     names = dict.fromkeys(_last_part(item) for item in uris)
@@ -263,7 +265,7 @@ def _last_part(uri: str) -> str:
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
-    """What the tracker records of a dataset's content."""
+    """The content of a dataset for the tracker."""
     return {
         "digest": manifest.digest,
         "schema_hash": manifest.schema_hash,

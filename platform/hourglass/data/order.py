@@ -1,4 +1,4 @@
-"""The order of rows, planned and never raced.
+"""The order of rows, computed in advance and independent of timing.
 
 Which rows make up step t of epoch e on worker w is a pure function of (manifest, seed, epoch,
 workers). Every permutation comes from sorting raw PCG64 output, a stream that NumPy keeps fixed.
@@ -44,7 +44,7 @@ class GroupCount:
 
 
 def holdout_mask(shard_name: str, group: int, start: int, rows: int, share: float) -> Mask:
-    """True for held-out rows, by a hash of (shard name, row group, row), on any cluster alike."""
+    """True for held-out rows, by a hash of (shard name, row group, row), the same on every cluster."""
     key = hashlib.blake2b(f"{shard_name}\0{group}".encode(), digest_size=8).digest()
     mixed = np.arange(start, start + rows, dtype=np.uint64) + np.uint64(
         int.from_bytes(key, "little")
@@ -59,7 +59,8 @@ def holdout_mask(shard_name: str, group: int, start: int, rows: int, share: floa
 
 def permutation(rows: int, *key: int) -> Indices:
     """A uniform permutation of `rows` indices that depends on `key` alone."""
-    seed = np.random.SeedSequence((len(key), *key))  # its length, because trailing zeros are lost
+    # SeedSequence ignores trailing zeros, so the length counts as well.
+    seed = np.random.SeedSequence((len(key), *key))
     return np.argsort(np.random.PCG64(seed).random_raw(rows), kind="stable")
 
 
@@ -91,7 +92,7 @@ def stream_cuts(rows: int, batch_size: int, workers: int) -> list[int]:
 def stream_slices(
     counts: Sequence[GroupCount], split: Split, cuts: Sequence[int], order: Indices | None = None
 ) -> list[list[Slice]]:
-    """Row groups in `order`, dealt to workers as contiguous runs of rows that end at `cuts`."""
+    """Row groups in `order`, split among workers as contiguous runs of rows that end at `cuts`."""
     dealt: list[list[Slice]] = [[] for _ in cuts[1:]]
     offset = worker = 0
     for group in counts if order is None else [counts[i] for i in order]:
@@ -128,7 +129,7 @@ def stream_step_rows(rows: int, batch_size: int, workers: int) -> list[list[int]
 
 
 def skip_rows(slices: Sequence[Slice], rows: int) -> list[Slice]:
-    """What is left of a worker's stream after its first `rows` rows."""
+    """The rest of a worker's stream after its first `rows` rows."""
     left = []
     for part in slices:
         length = part.stop - part.start

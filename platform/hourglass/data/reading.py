@@ -1,6 +1,6 @@
-"""Shards as Ray Data streams: one read task for a run of row groups, one table row for a chunk.
+"""Reading shards with Ray Data: one read task for a run of row groups, one table row for a chunk.
 
-A chunk travels as bytes of one contiguous matrix, viewed on both sides without a copy.
+A chunk is sent as the bytes of a contiguous matrix, of which both sides have views and no copies.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ RUN_BYTES = 128 * 2**20
 """Decoded features of one execution that streams; two of them are in the object store."""
 
 RETRIES = 3
-"""How often a task begins again whose process died; Ray Data would begin again without end."""
+"""Retries of a task whose process died; Ray Data retries without limit by default."""
 
 _THREADS = ("StreamingExecutor", "iter_threaded")
-"""Names of threads that Ray Data starts to read, and may leave behind when reading ends early."""
+"""Names of threads that Ray Data starts to read, and may leave running when reading ends early."""
 
 THREAD_S = 10.0
-"""Seconds to wait for one of them; it looks for its end every 0.1 s."""
+"""Seconds to wait for one of them; it checks whether to end every 0.1 s."""
 
 
 class TaskSource(Datasource):  # type: ignore[misc]
@@ -66,7 +66,7 @@ class TaskSource(Datasource):  # type: ignore[misc]
         return [ReadTask(_Call(self._read, items), meta) for items in self._tasks]
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes in memory, as far as known."""
+        """Bytes in memory, an estimate."""
         return TASK_BYTES * len(self._tasks)
 
 
@@ -79,14 +79,14 @@ class _Call:
         return self.read(self.items)
 
 
-def settle() -> None:
-    """Have Ray Data, in this process, do without its slow new reader, fail instead of hang, draw no bars."""
+def configure() -> None:
+    """Configure Ray Data in this process: no progress bars, a timeout, and not its slower new reader."""
     context: Any = ray.data.DataContext.get_current()
     context.use_datasource_v2 = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = 120
-    # It warns that the bars are off, which we have just switched off.
+    # Otherwise it warns that its bars are disabled.
     logging.getLogger(ray_internals.PROGRESS_LOGGER).setLevel(logging.ERROR)
 
 
@@ -98,9 +98,7 @@ def stream(
     """A Ray Data dataset of the tasks' tables, in the order of the tasks."""
     for name in ray_internals.ERROR_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with (
-        warnings.catch_warnings()
-    ):  # nothing else of Ray 2.60 names how often a task is tried again
+    with warnings.catch_warnings():  # the only argument of Ray 2.60 for the number of retries
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         dataset = ray.data.read_datasource(
             TaskSource(tasks, read),
@@ -113,7 +111,7 @@ def stream(
 
 
 def pack(items: Sequence[Any], size: Callable[[Any], int], most: int) -> list[list[Any]]:
-    """Runs of consecutive items; each ends with the item that brings it to `most` bytes."""
+    """Runs of consecutive items; each ends with the item that fills it to `most` bytes."""
     runs: list[list[Any]] = []
     filled = most
     for item in items:
@@ -233,11 +231,11 @@ class _ReadSlices:
 def stream_features(
     rows: Rows, slices: Sequence[Slice], cpus: float = 1.0
 ) -> Iterator[NDArray[Any]]:
-    """The features of `slices`, in order; Ray Data reads one run of tasks while one is consumed.
+    """The features of `slices`, in order; Ray Data reads one run of tasks while another is consumed.
 
-    Each task asks for `cpus` CPUs.
-    A run is an execution of its own, and ends. One that lasted would be held back until its
-    consumer has room, and poll all the while, in this process: a third of the training's time.
+    Each task needs `cpus` CPUs.
+    Each run is a short execution of its own. A single long one would be throttled to its consumer's
+    pace and would poll meanwhile, in this process, for a third of the training time.
     """
 
     def size(part: Slice) -> int:
@@ -258,7 +256,7 @@ def stream_features(
                 refs = reading.result()
             following = next(runs, None)
             reading = None if following is None else opener.submit(read, following)
-            while refs:  # each is dropped before the next is looked at
+            while refs:  # each reference is dropped before the next is read
                 for chunk in ray.get(refs.pop(0)).column("features"):
                     flat = np.frombuffer(chunk.as_buffer(), dtype=rows.schema.dtype)
                     yield flat.reshape(-1, rows.schema.width)

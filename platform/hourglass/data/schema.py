@@ -36,7 +36,7 @@ class Features(Strict):
     exclude: tuple[str, ...] = Field((), description="Names or globs left out of `columns`.")
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _check_one_kind(self) -> Self:
         if (self.vector is None) == (not self.columns):
             raise ValueError(
                 "give either `vector: NAME` or `columns: [GLOB, ...]`, not both or none"
@@ -46,7 +46,7 @@ class Features(Strict):
 
 @dataclass(frozen=True)
 class FeatureSchema:
-    """What one row of features is: resolved once from the shards, stored with the artifact."""
+    """The schema of a row of features: resolved once from the shards, stored with the artifact."""
 
     vector: str | None
     columns: tuple[str, ...]
@@ -107,9 +107,7 @@ def check_column(path: str, schema: pa.Schema, name: str) -> pa.DataType:
             f"{path}: no column '{name}'{nearest(name, schema.names)} Columns: {few(schema.names)}"
         )
     if len(found) > 1:
-        raise DataError(
-            f"{path}: column '{name}' is there {len(found)} times; names must be unique"
-        )
+        raise DataError(f"{path}: column '{name}' occurs {len(found)} times; names must be unique")
     kind = schema.field(found[0]).type
     if not is_allowed(kind):
         raise DataError(f"{path}: column '{name}' has unsupported type {kind}; allowed: {ALLOWED}")
@@ -133,7 +131,7 @@ def resolve(
         width = kind.list_size if pa.types.is_fixed_size_list(kind) else vector_width
         if not width:
             raise DataError(
-                f"{path}: column '{features.vector}' has no list to tell its length from"
+                f"{path}: column '{features.vector}' has no list to infer the length from"
             )
         return FeatureSchema(
             features.vector, (), int(width), feature_dtype([kind.value_type], missing == "error")
@@ -144,12 +142,12 @@ def resolve(
 
 
 def _feature_kinds(path: str, schema: pa.Schema, names: list[str]) -> list[pa.DataType]:
-    """The types of columns of single numbers. Raises DataError naming all that are none."""
+    """The types of columns of single numbers. Raises DataError naming all others."""
     bad = {f.name: f.type for f in schema if f.name in names and f.type not in FEATURE_TYPES}
     if len(bad) > 1:
         found = ", ".join(f"'{name}' ({kind})" for name, kind in bad.items())
         raise DataError(
-            f"{path}: {len(bad)} columns are no numbers or booleans, which features need: {found}; "
+            f"{path}: {len(bad)} columns do not hold numbers or booleans, which features need: {found}; "
             f"leave them out with `exclude: {exclusion(bad)}`"
         )
     for name in names:
@@ -163,32 +161,34 @@ def _feature_kinds(path: str, schema: pa.Schema, names: list[str]) -> list[pa.Da
 
 
 def exclusion(names: Iterable[str]) -> str:
-    """A list of names as YAML takes it, to paste behind `exclude: `."""
+    """A list of names in YAML, to paste after `exclude: `."""
     return json.dumps([*names], ensure_ascii=False)
 
 
 def require_columns(
     path: str, schema: pa.Schema, features: FeatureSchema, beside: Sequence[str]
 ) -> None:
-    """Raise DataError naming every column, of `features` or `beside` them, that does not serve."""
-    told = []
+    """Raise DataError naming every unusable column, of the `features` or `beside` them."""
+    problems = []
     for name in dict.fromkeys([*features.source_columns, *beside]):
         try:
             kind = check_column(path, schema, name)
         except DataError as error:
-            told.append(str(error))
+            problems.append(str(error))
             continue
         if name in features.columns and kind not in FEATURE_TYPES:
-            told.append(f"{path}: column '{name}' is {kind}, a feature needs numbers or booleans")
+            problems.append(
+                f"{path}: column '{name}' is {kind}, a feature needs numbers or booleans"
+            )
         if name == features.vector and not is_list(kind):
-            told.append(f"{path}: column '{name}' is {kind}, a vector needs a list of numbers")
+            problems.append(f"{path}: column '{name}' is {kind}, a vector needs a list of numbers")
         if name == features.vector and getattr(kind, "list_size", features.width) != features.width:
-            told.append(
+            problems.append(
                 f"{path}: column '{name}' holds lists of {kind.list_size} numbers, the model needs "
                 f"{features.width}"
             )
-    if told:
-        raise DataError("\n".join(told))
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _match(features: Features, path: str, schema: pa.Schema) -> list[str]:
@@ -229,7 +229,7 @@ def feature_dtype(kinds: Sequence[pa.DataType], whole: bool) -> str:
 
 
 def kind_name(kind: pa.DataType) -> str:
-    """A type's name; what writers call the items of a list does not count."""
+    """A type's name, without the name that the writer gave to the items of a list."""
     if pa.types.is_fixed_size_list(kind):
         return f"fixed_size_list<{kind_name(kind.value_type)}>[{kind.list_size}]"
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -240,6 +240,6 @@ def kind_name(kind: pa.DataType) -> str:
 
 
 def schema_hash(schema: pa.Schema) -> str:
-    """SHA-256 of names and types, in order; metadata and nullability do not count."""
+    """SHA-256 of names and types, in order; without metadata and nullability."""
     lines = "\n".join(f"{field.name}\t{kind_name(field.type)}" for field in schema)
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Per-column figures in one pass: partial results of any split of the rows merge to the same whole.
+"""Per-column statistics in one pass: partial results of any split of the rows merge to the same result.
 
 Source of the merge: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm".
 Shapes: B rows, C columns.
@@ -16,22 +16,22 @@ from hourglass.errors import DataError
 
 Float64s = NDArray[np.float64]
 ROUNDING = 8.0
-"""Steps of a column's largest value that a sum of a few rounded numbers may be off by."""
+"""Rounding error of a sum of a few numbers, in steps of a column's largest value."""
 HEAD_ROWS = 512
-"""Rows that tell most columns with many values from those with few."""
+"""Rows that suffice to find most columns with many distinct values."""
 MOST_LEVELS = 32
-"""Distinct values of a column that are told apart, where they are asked for."""
+"""Distinct values of a column that are counted, when requested."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of rows, each (C,): cells present, min, max, missing, and mean and spread from the min.
+    """Statistics of rows, each (C,): cells present, min, max, missing, and mean and spread from the min.
 
-    `excess` is mean - low and `root` the root of the summed squared deviations: both keep their digits
-    however far from zero a column lies, and however small it is. `step` is the distance of neighbouring
-    values at the largest: what rounding may add; 0 for whole numbers, which are as exact up to 2^53 and
-    an offset of that size as their type can hold them. `values` are the
-    first distinct values of each column, MOST_LEVELS + 1 at most, flat; empty where nobody asked.
+    `excess` is mean - low and `root` the root of the summed squared deviations: both stay precise
+    however far from zero a column lies, and however small its spread is. `step` is the distance of
+    neighbouring values at the largest: what rounding may add. It is 0 for whole numbers, which are exact
+    up to 2^53, and for whole numbers with an offset of that size, as exact as their type allows. `values`
+    are the first distinct values of each column, MOST_LEVELS + 1 at most, flat; empty unless requested.
     """
 
     count: Float64s
@@ -45,7 +45,7 @@ class Stats:
 
     @property
     def mean(self) -> Float64s:
-        """The mean; 0 for a column without a value."""
+        """The mean; 0 for a column without values."""
         return np.where(self.count > 0, self.low + self.excess, 0.0)
 
     @property
@@ -65,12 +65,12 @@ class Stats:
 
     @property
     def distinct(self) -> NDArray[np.int64]:
-        """Distinct values of each column, MOST_LEVELS + 1 for more. Raises ValueError if not asked for."""
+        """Distinct values of each column, MOST_LEVELS + 1 for more. Raises ValueError unless requested."""
         known = self.values.reshape(len(self.count), MOST_LEVELS + 1)
         return np.asarray((~np.isnan(known)).sum(axis=1))
 
     def merge(self, other: "Stats") -> "Stats":
-        """Figures of both sets of rows together."""
+        """The statistics of the rows of both."""
         count = self.count + other.count
         share = np.divide(other.count, count, out=np.zeros_like(count), where=count > 0)
         low = np.minimum(self.low, other.low)
@@ -94,12 +94,12 @@ class Stats:
         return np.subtract(self.low, low, out=np.zeros_like(low), where=known) + self.excess
 
     def arrays(self) -> dict[str, Float64s]:
-        """The figures by name, for a table row or a file."""
+        """The arrays by name, for a table row or a file."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def measure(features: NDArray[Any], levels: bool = False) -> Stats:
-    """Figures of the rows `features` (B, C); NaN and infinite cells count as missing.
+    """Statistics of the rows `features` (B, C); NaN and infinite cells count as missing.
 
     Two passes, from the lowest value: a constant column has exactly its value as mean, and no spread.
     With `levels` also the first distinct values of each column.
@@ -118,7 +118,7 @@ def _first_values(features: NDArray[Any]) -> Float64s:
     """The lowest distinct values of each column, flat; of one with more than that, any of them."""
     cells = np.where(np.isfinite(features), features, np.nan).astype(np.float64)
     found = _distinct(np.ascontiguousarray(cells[:HEAD_ROWS].T))
-    for column in np.flatnonzero(np.isnan(found[:, -1])):  # the others have too many already
+    for column in np.flatnonzero(np.isnan(found[:, -1])):  # the others already have too many
         some = np.unique(cells[:, column])[: MOST_LEVELS + 1]
         found[column] = np.nan
         found[column, : len(some)] = some
@@ -165,7 +165,7 @@ def _measure_numbers(features: NDArray[Any]) -> Stats:
 
 
 def _unit(low: Float64s, high: Float64s) -> Float64s:
-    """What to divide deviations by before they are squared, so that the squares are numbers."""
+    """Divisor of deviations before they are squared, so that squares neither overflow nor vanish."""
     spread = np.where(high > low, high - low, 1.0)
     return np.where((spread < 1e-100) | (spread > 1e100), spread, 1.0)
 
@@ -204,7 +204,7 @@ def _measure_bytes(features: NDArray[np.uint8]) -> Stats:
 
 
 def merge_all(parts: Iterable[Stats]) -> Stats:
-    """Merge in the order given, so that the same shards give the same bits. Raises DataError."""
+    """Merge in the order given, so that the result is bit-identical for the same shards. Raises DataError."""
     parts = list(parts)
     if not parts:
         raise DataError("no rows: every shard is empty")

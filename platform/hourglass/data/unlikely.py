@@ -1,6 +1,6 @@
-"""Columns that a glob chose and that are hardly features: the index of a table, ids, constants.
+"""Columns chosen by a glob that are probably not features: table indexes, ids, constants.
 
-They stay in; whoever reads of them may exclude them.
+They are used all the same; a warning suggests excluding them.
 Shapes: B rows.
 """
 
@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 from hourglass.data.schema import Features, exclusion
 
 KEPT = 256
-"""Different values that a sample holds: how many there are in all is then known to some 6 %."""
+"""Distinct values in a sample: enough to estimate the number of all to within about 6 %."""
 NEAR, SURE = 0.95, 0.85
-"""Shares of different values from which on whole numbers are near-unique: among the sample's rows, and
-among all, where chance may take two deviations.
+"""Smallest shares of distinct values among near-unique whole numbers: in the rows of the sample, and in
+all rows, less two standard errors of the estimate.
 """
 FEWEST_ROWS = 100
-"""Of fewer rows, most may differ by chance."""
+"""With fewer rows, most values may differ by chance."""
 INDEX = re.compile(r"__index_level_\d+__")
 _NONE = np.empty(0, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Of a column of whole numbers, the values with the lowest hashes, and how many rows have each.
+    """The values of a column of whole numbers with the lowest hashes, and how many rows have each.
 
-    The samples of any split of the rows merge to the same whole. A column with `fractions` has none.
+    Samples of any split of the rows merge to the same result. A column with `fractions` has none.
     Source: Gibbons 2001, "Distinct Sampling for Highly-Accurate Answers to Distinct Values Queries".
     """
 
@@ -43,7 +43,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> Self:
-        """The sample of numbers (B,); those that are not finite do not count."""
+        """The sample of numbers (B,); non-finite ones do not count."""
         kind = values.dtype.kind
         if kind == "f":
             values = values[np.isfinite(values)]
@@ -54,7 +54,7 @@ class Sample:
         return cls(hashes[:KEPT], counts[:KEPT].astype(np.uint64), len(values))
 
     def merge(self, other: "Sample") -> "Sample":
-        """The sample of both sets of rows together."""
+        """The sample of the rows of both."""
         rows, fractions = self.rows + other.rows, self.fractions or other.fractions
         if fractions:
             return Sample(rows=rows, fractions=True)
@@ -78,7 +78,7 @@ class Sample:
 
     @property
     def different(self) -> float:
-        """How many different values there are: exact below KEPT, then an estimate.
+        """Distinct values: exact below KEPT, else an estimate.
 
         Source: Bar-Yossef et al. 2002, "Counting Distinct Elements in a Data Stream", section 4.
         """
@@ -88,7 +88,7 @@ class Sample:
 
     @property
     def near_unique(self) -> bool:
-        """True where nearly every row has a whole number of its own, as an id or a running count."""
+        """True if nearly every row has another whole number, as with ids and running counts."""
         if self.rows < FEWEST_ROWS or self.fractions:
             return False
         sampled = len(self.hashes) >= NEAR * int(self.counts.sum())
@@ -96,12 +96,12 @@ class Sample:
 
 
 def _whole(values: NDArray[Any]) -> bool:
-    """True where all are whole numbers, and were before they were rounded to floats."""
+    """True if all are whole numbers that float64 holds exactly."""
     return bool(((np.rint(values) == values) & (np.abs(values) <= 2**53)).all())
 
 
 def _hashed(values: NDArray[Any]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al. 2014) over the bits: another hash for each value."""
+    """The finaliser of SplitMix64 (Steele et al. 2014) over the bits; it is injective."""
     mixed = values.view(np.uint64)
     with np.errstate(over="ignore"):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -110,18 +110,18 @@ def _hashed(values: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def index_columns(schema: pa.Schema) -> set[str]:
-    """Columns that were the index of a pandas table, by what the footer says or by their names."""
+    """Columns that were the index of a pandas table, by the metadata in the footer or by their names."""
     found = {name for name in schema.names if INDEX.fullmatch(name)}
     try:
-        told = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
-        found |= {name for name in told if isinstance(name, str) and name in schema.names}
+        stored = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        found |= {name for name in stored if isinstance(name, str) and name in schema.names}
     except (KeyError, TypeError, ValueError):
         pass  # another program wrote it, or something that only looks like pandas
     return found
 
 
 def globbed(features: Features, names: Collection[str]) -> list[str]:
-    """Those of the columns `names` that a glob chose, and no name of their own."""
+    """The columns among `names` that a glob chose, and not their own name."""
     return [name for name in names if name not in features.columns]
 
 
@@ -131,7 +131,7 @@ def why(
     near_unique: Collection[str],
     constant: Collection[str],
 ) -> dict[str, str]:
-    """Those of the columns `names` that are hardly features, each with the reason."""
+    """The columns among `names` that are probably not features, each with the reason."""
     kinds = {
         "the index of a table": index,
         "near-unique whole numbers, as ids are": near_unique,
@@ -142,6 +142,9 @@ def why(
 
 
 def advice(reasons: Mapping[str, str], how: str = "`exclude: {}`") -> str:
-    """A sentence about columns that are hardly features, and `how` to leave them out."""
-    told = ", ".join(f"'{name}' ({kind})" for name, kind in reasons.items())
-    return f"hardly features: {told}; to leave them out: {how.format(exclusion(reasons))}"
+    """A phrase that lists columns that are probably not features, and `how` to exclude them."""
+    listed = ", ".join(f"'{name}' ({kind})" for name, kind in reasons.items())
+    return (
+        f"columns that are probably not features: {listed}; to exclude them: "
+        f"{how.format(exclusion(reasons))}"
+    )

@@ -161,7 +161,7 @@ def _read(
     )
     if reasons:
         advice = unlikely.advice(reasons, how="X.drop(columns={})")
-        warnings.warn(f"among the columns are some that are {advice}", stacklevel=2)
+        warnings.warn(f"X has {advice}", stacklevel=2)
     return features, held, statistics.stats, {"rows": len(rows), **counts}
 
 

@@ -21,7 +21,7 @@ from hourglass import artifact, ray_internals, storage
 from hourglass.config.train import TrainJob
 from hourglass.data.dataset import open_dataset
 from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
-from hourglass.data.reading import fetch, settle, stream_features
+from hourglass.data.reading import configure, fetch, stream_features
 from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError, last_line
 from hourglass.settings import Settings
 from hourglass.training.calibrate import other_quantile
@@ -304,7 +304,7 @@ def _loader(task: Task, rank: int, size: int) -> Loader:
     if data.chunks:
         features, held = fetch(data.chunks, data.rows.schema)
         return MemoryLoader(features, held, worker=rank, workers=size, **common)
-    settle()
+    configure()
     return StreamLoader(
         data.statistics.counts,
         partial(stream_features, data.rows, cpus=task.resources.read_cpus),

@@ -171,7 +171,7 @@ def _complete(
     torch.set_num_threads(share.resources.threads)
     device = torch.device("cuda" if share.gpus else "cpu")
     train = runs[0].job.train
-    loader = MemoryLoader.parted(
+    loader = MemoryLoader.from_split(
         rows.train, rows.holdout.copy(), batch_size=train.batch_size, seed=train.seed
     )
     if len(runs) == 1:
