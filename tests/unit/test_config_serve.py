@@ -107,7 +107,9 @@ def test_exposed_linked_or_missing_token_file_is_refused(
         auth.read_token(machine)
     path.write_text(TOKEN)
     path.chmod(0o640)
-    with pytest.raises(ClusterError, match="found mode 0640, which lets other users access the token"):
+    with pytest.raises(
+        ClusterError, match="found mode 0640, which lets other users access the token"
+    ):
         auth.read_token(machine)
     path.rename(tmp_path / "other")
     (tmp_path / "other").chmod(0o600)
