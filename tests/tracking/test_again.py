@@ -464,7 +464,7 @@ def test_the_lock_is_held_until_all_is_recorded(
 
     monkeypatch.setattr(tracker.SpooledTracker, "finish", meanwhile)
     if not guard:  # negative control
-        monkeypatch.setattr(run, "alone", lambda *_: nullcontext())
+        monkeypatch.setattr(run, "locked", lambda *_: nullcontext())
     run.train(of, settings)
     assert len(refused) == guard
     assert all("another process trains this run (pid " in said for said in refused)

@@ -288,7 +288,7 @@ def test_without_its_record_in_the_artifact_a_finished_run_would_conclude_again(
 ) -> None:
     """The control."""
     home.train()
-    monkeypatch.setattr(launch, "clear_up", lambda _: None)
+    monkeypatch.setattr(launch, "remove_checkpoints", lambda _: None)
     home.train(fresh=True)
     assert home.train().resumed_at == 0
     whole = artifact.load(str(home.run / "artifact"))
@@ -352,6 +352,8 @@ def test_without_a_place_of_its_own_a_fresh_run_would_go_on_with_the_old_one(
 ) -> None:
     """The control."""
     home.train()
+    apart = launch.fresh_checkpoints(str(home.run))
+    monkeypatch.setattr(launch, "fresh_checkpoints", lambda uri: apart)
     monkeypatch.setattr("hourglass.training.complete.FRESH", "checkpoints")
     assert home.train(fresh=True).resumed_at == 4
 
