@@ -95,11 +95,13 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home of a user of bash."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["hourglass"])
+    # Typer looks for the shell among the parents of this process.
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
     return tmp_path
 
 
 def test_completion_is_installed_for_a_shell(shell: Path) -> None:
-    done = CliRunner().invoke(cli.app, ["--install-completion", "bash"], prog_name="hourglass")
+    done = CliRunner().invoke(cli.app, ["--install-completion"], prog_name="hourglass")
     assert done.exit_code == 0
     (script,) = shell.glob(".bash_completions/*")
     assert str(script) in (shell / ".bashrc").read_text()
