@@ -85,6 +85,23 @@ def forward_output(lines: Callable[[dict[str, Any]], None], message: Callable[..
     worker.print_to_stdstream = message
 
 
+def placement_groups_of_actors() -> set[str]:
+    """The ids of the placement groups that actors of this job created, removed ones included."""
+    import ray
+    from ray._private import state
+    from ray.core.generated import gcs_pb2
+
+    job = ray.get_runtime_context().get_job_id()
+    table = state.state._connect_and_get_accessor().get_placement_group_table()
+    groups = [gcs_pb2.PlacementGroupTableData.FromString(entry) for entry in table]
+    driver = ray.ActorID.nil().binary()
+    return {
+        group.placement_group_id.hex()
+        for group in groups
+        if group.creator_job_id.hex() == job and group.creator_actor_id not in (b"", driver)
+    }
+
+
 def serve_controller() -> Any:
     """The actor that controls Ray Serve. Raises ValueError when there is none."""
     import ray

@@ -37,6 +37,12 @@ NAMES = {
     "ray._private.ray_logging:global_worker_stdstream_dispatcher.remove_handler": (
         "each line of a worker is shown twice, with Ray's prefix"
     ),
+    "ray._private.state:GlobalState._connect_and_get_accessor": (
+        "Ctrl-C in a sweep can leave CPUs reserved on a cluster that goes on"
+    ),
+    "ray.core.generated.gcs_pb2:PlacementGroupTableData.FromString": (
+        "Ctrl-C in a sweep can leave CPUs reserved on a cluster that goes on"
+    ),
     "ray.serve._private.constants:SERVE_CONTROLLER_NAME": "`hourglass serve` cannot stop cleanly",
     "ray.serve._private.constants:SERVE_NAMESPACE": "`hourglass serve` cannot stop cleanly",
     "ray.train.torch:TorchTrainer._create_default_callbacks": (

@@ -12,7 +12,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from hourglass import storage
+from hourglass import ray_internals, storage
 from hourglass.process import deferred
 from hourglass.training.launch import free
 from hourglass.training.state import Record
@@ -125,11 +125,15 @@ def train(source: TrialSource) -> None:
             verbose=0,
         ),
     )
+    earlier = ray_internals.placement_groups_of_actors() if share.workers > 1 else set()
     try:
         tuner.fit()
-    except BaseException:
+    except BaseException as stop:
         with deferred():
             events.end_trials(share.workers)
+            if share.workers > 1 and not isinstance(stop, Exception):
+                # A controller that outlived its workers may have reserved again without reporting it.
+                free(ray_internals.placement_groups_of_actors() - earlier)
         raise
     finally:
         events.groups.free_all()
