@@ -145,6 +145,20 @@ class GatedNetwork(NetworkModule):
             Layer("output", features, f"{features}", links=(out,), role="output"),
         ]
 '''
+SCHEDULER = '''
+class Early(SchedulerSpec):
+    """Every trial but the first stops after an epoch."""
+
+    kind: Literal["early"] = "early"
+    stops: ClassVar[bool] = True
+    after: PositiveInt = Field(description="Epochs that every trial gets.")
+
+    def stop(self, own: Curve, before: Sequence[Curve], epoch: int) -> bool:
+        """True after that epoch where there is a trial to compare with."""
+        return bool(before) and epoch == self.after
+
+
+'''
 
 DECLARED: dict[str, Any] = {
     "network": {"kind": "gated", "code": 3, "code_activation": "tanh"},
@@ -154,6 +168,7 @@ DECLARED: dict[str, Any] = {
     "penalties": [{"kind": "peak", "weight": 0.01}],
 }
 UNDECLARED: dict[str, Any] = {"penalties": [{"kind": "loud", "weight": 0.01}]}
+EARLY: dict[str, Any] = {"kind": "early", "after": 1}
 
 
 def extended(folder: Path) -> Path:
@@ -166,6 +181,7 @@ def extended(folder: Path) -> Path:
     _add(model / "losses.py", "Loss", LOSS, "LogCosh")
     _add(model / "corruption.py", "Corruption", CORRUPTION, "Swap")
     _add(model / "code.py", "Code", CODE, "Rounded")
+    _add(made / "config" / "search.py", "Scheduler", SCHEDULER, "Early")
     (model / "gated.py").write_text(NETWORK)
     imported = "from hourglass.model.gated import Gated\n\n"
     _add(model / "spec.py", "Network", imported, "Gated")

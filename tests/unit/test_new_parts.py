@@ -23,7 +23,7 @@ from hourglass.model.spec import Network
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from new_parts_kit import DECLARED, UNDECLARED, extended, run
+from new_parts_kit import DECLARED, EARLY, UNDECLARED, extended, run
 from training_kit import generated
 
 PARTS: dict[str, dict[str, Any]] = {
@@ -119,6 +119,38 @@ def test_a_new_part_works_everywhere(found: tuple[Path, dict[str, Any]], name: s
         for part in PARTS[name].values():
             kinds = [inner["kind"] for inner in (part if isinstance(part, list) else [part])]
             assert all(kind in drawn for kind in kinds)
+
+
+SCHEDULED = """
+import json, sys
+from typer.testing import CliRunner
+from hourglass import cli
+from hourglass.config.files import parse
+from hourglass.tuning.stopping import Stopping
+
+folder, tree = sys.argv[1], json.loads(sys.argv[2])
+with open(folder + "/sweep.yaml", "w") as file:
+    json.dump(tree, file)
+done = CliRunner().invoke(cli.app, ("check", folder + "/sweep.yaml"))
+stopping = Stopping(parse(tree).scheduler, "holdout_mse")
+for trial in ("0", "1", "2"):
+    stopping.enter(trial, 4)
+for trial in ("0", "1", "2"):
+    stopping.heard(trial, [{"epoch": float(n), "holdout_mse": 1.0 / n} for n in (1, 2, 3, 4)])
+    stopping.ended(trial)
+print(json.dumps([done.exit_code, done.output, [stopping.last_epoch(t) for t in ("0", "1", "2")]]))
+"""
+
+
+def test_a_new_scheduler_is_read_and_asked(extended_package: Path, tmp_path: Path) -> None:
+    base = {"kind": "train", "name": "new", "model": {"network": {"kind": "dense", "widths": [4]}},
+            "train": {"epochs": 4}, "data": {"uri": "rows", "features": {"vector": "x"}}}  # fmt: skip
+    tree = {"kind": "tune", "name": "new", "base": base, "scheduler": EARLY | {"after": 2},
+            "space": {"train.optimizer.lr": {"grid": [0.01, 0.02, 0.03]}}}  # fmt: skip
+    printed = run(extended_package, SCHEDULED, str(tmp_path), json.dumps(tree))
+    code, output, last_epochs = json.loads(printed.splitlines()[-1])
+    assert code == 0, output
+    assert last_epochs == [None, 2, 2]
 
 
 UNIONS = (Penalty, Loss, Corruption, Code, Network, Scaling, Prior, Scheduler)
