@@ -46,6 +46,6 @@ def test_a_lost_machine_is_one_sentence(
     connect._plain_worker_lines()
     heard(DUMP, LOST, DUMP)
     assert capsys.readouterr() == (
-        "lost machine 192.0.2.7 of the cluster; what ran on it starts anew\n",
+        "lost node 192.0.2.7 of the cluster; its work is restarted\n",
         "",
     )

@@ -79,23 +79,25 @@ def test_long_names_are_cut_and_stay_different() -> None:
 
 
 def test_a_name_without_letters_is_refused() -> None:
-    with pytest.raises(SpecError, match="'___' has no letter or digit"):
+    with pytest.raises(SpecError, match="found '___', allowed is a name with a letter or digit"):
         dns_name("___")
 
 
 @pytest.mark.parametrize(
-    ("job", "sentence"),
+    ("job", "message"),
     [
         ("kind: trian\n", "kind: found trian, allowed train, score, did you mean 'train'?"),
         ("- kind\n", "kind: missing, allowed train, score"),
     ],
 )
-def test_a_kind_without_a_command_is_refused(job: str, sentence: str) -> None:
+def test_kinds_without_a_command_are_refused(job: str, message: str) -> None:
     with pytest.raises(SpecError) as refused:
         rendered(job)
-    assert str(refused.value) == sentence
+    assert str(refused.value) == message
 
 
 def test_a_job_file_larger_than_a_config_map_is_refused() -> None:
-    with pytest.raises(SpecError, match=f"at most {JOB_BYTES_LIMIT} fit in a ConfigMap"):
+    with pytest.raises(
+        SpecError, match=f"allowed are {JOB_BYTES_LIMIT} because of the size of a ConfigMap"
+    ):
         rendered(JOB + "#" * JOB_BYTES_LIMIT)

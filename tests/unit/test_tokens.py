@@ -38,7 +38,9 @@ def test_umask_000_leaves_a_plain_file_open(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("token")
     os.umask(before)
     assert mode(tmp_path / "plain") == 0o666
-    with pytest.raises(ClusterError, match="mode 0666 lets other users at the token"):
+    with pytest.raises(
+        ClusterError, match="found mode 0666, which lets other users access the token"
+    ):
         tokens.read_token(tmp_path / "plain")
 
 
@@ -62,9 +64,9 @@ def test_exposed_file_is_refused(tmp_path: Path, bits: int) -> None:
     with pytest.raises(ClusterError) as caught:
         tokens.ensure_token(path)
     assert str(caught.value) == (
-        f"{path}: mode {bits:04o} lets other users at the token, allowed is 0600; run "
-        f"`chmod 600 {path}`, or remove the file if others may have read it, "
-        "and a new token is made"
+        f"{path}: found mode {bits:04o}, which lets other users access the token, allowed is 0600; "
+        f"run `chmod 600 {path}`, or remove the file to generate a new token if others may have "
+        "read it"
     )
     path.chmod(0o600)
     assert tokens.ensure_token(path)
@@ -77,7 +79,9 @@ def test_empty_file_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(ClusterError) as caught:
         tokens.ensure_token(path)
-    assert str(caught.value) == f"{path}: token file is empty; remove it, and a new token is made"
+    assert (
+        str(caught.value) == f"{path}: the token file is empty; remove it to generate a new token"
+    )
 
 
 @pytest.mark.parametrize("content", [b"two words", b"a\nb", b"\xff\xfe", b"x" * 4097])
@@ -90,7 +94,7 @@ def test_what_is_no_token_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_file_says_where_a_token_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="no token there; copy the cluster's token"):
+    with pytest.raises(ClusterError, match="no token found; copy the cluster's token"):
         tokens.read_token(tmp_path / "ray_token")
 
 
@@ -104,12 +108,12 @@ def test_folder_loses_foreign_writers_and_keeps_readers(tmp_path: Path) -> None:
 
 def test_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("")
-    with pytest.raises(ClusterError, match="expected a folder, found a file"):
+    with pytest.raises(ClusterError, match="found a file, allowed is a folder"):
         tokens.ensure_token(tmp_path / "home" / "ray_token")
 
 
 def test_shared_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
-    with pytest.raises(ClusterError, match="shared by all users of this machine"):
+    with pytest.raises(ClusterError, match="shared with all users of this machine"):
         tokens.ensure_token(tmp_path / "ray_token")
     assert tmp_path.stat().st_mode & 0o7777 == 0o1777

@@ -1,6 +1,6 @@
-"""A Ray cluster for this process: the given one, or one on this machine for as long as we run.
+"""A Ray cluster for this process: an existing one, or a local one that ends with the process.
 
-Everything Ray must know is set here, before Ray is imported, and never left to a version's default.
+All of Ray's settings that matter are set here before Ray is imported, since defaults change.
 """
 
 import contextlib
@@ -20,23 +20,23 @@ from hourglass.errors import ClusterError, first_line
 from hourglass.process import deferred
 from hourglass.settings import Settings
 
-# Defaults, not orders: a variable that is already set in the environment wins.
+# Variables that are already set in the environment take precedence.
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in driver and workers
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray's 2 s is the floor of every report()
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # Ray's 60 s is waited out after a lost node
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the minimum time of report(); default 2 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # waited in full for a lost node; default 60 s
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_USE_DATASOURCE_V2": "0",
 }
-# Ray replaces a node address of 127.0.0.1 by the machine's outer one and then listens on all
-# interfaces, unless clusters of several machines are switched off, as they are on macOS.
+# Ray replaces a node address of 127.0.0.1 by the machine's external one and then listens on all
+# interfaces, unless multi-machine clusters are disabled, as on macOS.
 _MANY_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-# What the head tells every driver of a machine, beside the last lines of its log and guesses.
+# The message that the head sends every driver about a lost node, with log lines and advice.
 _LOST = re.compile(r"The node with node id: \S+ and address: (\S+) .*has been marked dead")
-# Sockets are named <temp dir>/r/session_<date>_<time>_<pid>/sockets/plasma_store; the system allows
-# 107 bytes for all of it.
+# Sockets are named <temp dir>/r/session_<date>_<time>_<pid>/sockets/plasma_store, and the operating
+# system limits their paths to 107 bytes.
 _TEMP_DIR_LIMIT = 107 - len("/r/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 
 
@@ -47,12 +47,12 @@ def connect(
     settings: Settings | None = None,
     ray_logs: bool = False,
 ) -> bool:
-    """Connect this process to a Ray cluster; True when it was not connected before.
+    """Connect this process to a Ray cluster; True if it was not connected before.
 
-    `address` (`host:port`), else RAY_ADDRESS (which Ray sets inside its jobs), else
-    HOURGLASS_ADDRESS; with none of them a cluster with `cpus` logical CPUs starts on this machine,
-    on loopback and with a token, and ends with this process. `ray_logs` shows what Ray's own
-    processes say. Raises ClusterError, after 15 s at the latest.
+    The address is `address` (`host:port`), else RAY_ADDRESS (which Ray sets inside its jobs), else
+    HOURGLASS_ADDRESS. Without one, a local cluster with `cpus` logical CPUs starts on loopback, with
+    a token, and ends with this process. `ray_logs` prints the logs of Ray's own processes.
+    Raises: ClusterError, within 15 s.
     """
     settings = settings or Settings()
     address = address or os.environ.get("RAY_ADDRESS") or settings.address
@@ -67,7 +67,7 @@ def connect(
     if opened:
         refresh_ray()
         try:
-            with deferred():  # Ray, cut short here, crashes; and it installs handlers of its own
+            with deferred():  # Ray crashes if interrupted here, and installs signal handlers
                 if address is None:
                     _start(settings, cpus)
                 else:
@@ -91,10 +91,10 @@ def connection(
     settings: Settings | None = None,
     ray_logs: bool = False,
 ) -> Iterator[None]:
-    """`connect` for the length of a block; leaves a connection alone that was there before.
+    """`connect` for the length of a block; an existing connection stays open.
 
-    Its end is not cut short by a second Ctrl-C: with it goes the cluster of our own, or what is ours on
-    another: actors, tasks and placement groups.
+    A second Ctrl-C does not interrupt the shutdown, which ends a local cluster, or this process's
+    actors, tasks and placement groups on an existing one.
     """
     opened = connect(address, cpus=cpus, settings=settings, ray_logs=ray_logs)
     try:
@@ -107,24 +107,24 @@ def connection(
 def ray_environment(
     settings: Settings, address: str | None, *, insecure: bool = False
 ) -> dict[str, str]:
-    """Ray's variables for a process that uses `address`, or starts a cluster when it is None.
+    """Ray's variables for a process that uses `address`, or starts a cluster if it is None.
 
-    A token that the environment already names (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH: in a submitted
-    job or a pod) is used as it is; else it is `<home>/ray_token`, which a start of our own makes.
-    Raises ClusterError when a start would be open, or there is no token to connect with.
+    A token in the environment (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as in a submitted job or a
+    pod) is used as it is; otherwise it is `<home>/ray_token`, which starting a cluster generates.
+    Raises: ClusterError if the cluster would be open, or there is no token to connect with.
     """
     variables = {name: os.environ.get(name, value) for name, value in _DEFAULTS.items()}
     mode = "disabled" if insecure else os.environ.get("RAY_AUTH_MODE", "token").lower()
     if address is None and mode != "token" and not insecure:
         raise ClusterError(
             f"RAY_AUTH_MODE={mode} would start a cluster on which every user of this machine can "
-            "run code as you; allowed is `token`: unset RAY_AUTH_MODE (or, if open is what you "
-            "want, `hourglass cluster start --insecure`)"
+            "run code as you; allowed is `token`: unset RAY_AUTH_MODE, or run `hourglass cluster "
+            "start --insecure` if you want an open cluster"
         )
     variables["RAY_AUTH_MODE"] = mode
     if address is None or is_loopback(address):
         variables[_MANY_MACHINES] = "0"
-        # Nobody takes this machine away, so no process of each run needs to watch for it.
+        # This machine is not preempted, so runs need no process that watches for it.
         variables[_PREEMPTION] = os.environ.get(_PREEMPTION, "0")
     if mode == "token" and not os.environ.get("RAY_AUTH_TOKEN"):
         variables["RAY_AUTH_TOKEN_PATH"] = str(_token_file(settings, starting=address is None))
@@ -132,11 +132,11 @@ def ray_environment(
 
 
 def _token_file(settings: Settings, *, starting: bool) -> Path:
-    """The file with Ray's token. Raises ClusterError when it is missing, empty or exposed."""
+    """The file with Ray's token. Raises ClusterError if it is missing, empty or exposed."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else settings.root / tokens.RAY_TOKEN
     if named and not starting:
-        return path  # a pod's mounted secret has modes of its own; the cluster judges the token
+        return path  # the modes of a pod's mounted secret differ; the cluster checks the token
     if starting and not named:
         tokens.ensure_token(path)
     else:
@@ -145,14 +145,14 @@ def _token_file(settings: Settings, *, starting: bool) -> Path:
 
 
 def refresh_ray() -> None:
-    """Make a Ray that was imported before us see the environment of now."""
+    """Make an already imported Ray use the current environment."""
     ray_internals.reload_environment(many_machines=os.environ.get(_MANY_MACHINES) != "0")
 
 
 def temp_dir(settings: Settings) -> Path:
-    """Where Ray keeps its sessions for this project: ours alone, short enough for socket names.
+    """The folder of Ray's sessions: private, and short enough for the names of sockets.
 
-    Ray opens the folder it is given to everyone (mode 0777), so it gets one inside a closed one.
+    Ray makes its folder accessible to everyone (mode 0777), so it is inside a private one.
     Raises ClusterError.
     """
     folder = settings.temp_dir
@@ -163,8 +163,8 @@ def temp_dir(settings: Settings) -> Path:
     path = Path(folder).absolute()
     if len(os.fsencode(path)) > _TEMP_DIR_LIMIT:
         raise ClusterError(
-            f"HOURGLASS_TEMP_DIR {path}: {len(os.fsencode(path))} bytes, allowed are "
-            f"{_TEMP_DIR_LIMIT} because sockets are made inside; choose a shorter path"
+            f"HOURGLASS_TEMP_DIR {path}: found {len(os.fsencode(path))} bytes, allowed are "
+            f"{_TEMP_DIR_LIMIT} because of the paths of sockets; choose a shorter path"
         )
     return tokens.private_folder(path) / "r"
 
@@ -177,13 +177,13 @@ def _shut_down() -> None:
 
 
 def _start(settings: Settings, cpus: int | None) -> None:
-    """Start a cluster on this machine that ends with this process. Raises ClusterError."""
+    """Start a local cluster that ends with this process. Raises ClusterError."""
     folder = temp_dir(settings)
     try:
         ray_internals.start_local(cpus, LOOPBACK, folder, logging.WARNING)
     except Exception as error:
         raise ClusterError(
-            f"Ray did not start on this machine: {first_line(error).rstrip('.')}; its logs are below "
+            f"Ray did not start on this machine: {first_line(error).rstrip('.')}; its logs are in "
             f"{folder}/session_latest/logs"
         ) from error
 
@@ -199,28 +199,28 @@ def _join(address: str) -> None:
     except Exception as error:
         raise ClusterError(
             f"address {address}: {first_line(error).rstrip('.')}; connect from a machine of the cluster, or "
-            "send the job there with `hourglass submit FILE --address URL`"
+            "submit the job with `hourglass submit FILE --address URL`"
         ) from error
 
 
 def _plain_worker_lines() -> None:
-    """Print what workers write to stdout as it is; their stderr stays in the session's log files.
+    """Print the stdout of workers unchanged; their stderr stays in the session's log files.
 
-    Ray's own processes talk on stderr, and errors of ours reach the driver as exceptions. Of what Ray's
-    head tells every driver, a lost machine is told in a sentence, without the last lines of its log.
+    Ray's own processes write to stderr, and our errors reach the driver as exceptions. Of the
+    messages of Ray's head, only a lost node is printed, as one line.
     """
     ray_internals.forward_output(_print_lines, _print_loss)
 
 
-def _print_loss(said: dict[str, Any], **_: Any) -> None:
-    """Print which machine was lost, if that is what the head said."""
-    lost = _LOST.match("\n".join(said["lines"]))
+def _print_loss(message: dict[str, Any], **_: Any) -> None:
+    """Print the address of a lost node, if the message is about one."""
+    lost = _LOST.match("\n".join(message["lines"]))
     if lost:
-        print(f"lost machine {lost[1]} of the cluster; what ran on it starts anew", flush=True)
+        print(f"lost node {lost[1]} of the cluster; its work is restarted", flush=True)
 
 
 def _print_lines(batch: dict[str, Any]) -> None:
-    """Print one batch of a worker's stdout."""
+    """Print a batch of lines of a worker's stdout."""
     if not batch["is_err"] and batch.get("pid") not in ("autoscaler", "raylet", "gcs_server"):
         for line in batch["lines"]:
             print(line, flush=True)

@@ -1,4 +1,4 @@
-"""What travels to a cluster for a job file: a command, the checked job, and plain variables."""
+"""The plan of a submitted job file: a command, the validated job, and environment variables."""
 
 import os
 import re
@@ -27,13 +27,13 @@ def plan(
     settings: Settings,
     job: str | None = None,
 ) -> Plan:
-    """What to send for a job file, checked with its overrides. Raises SpecError, ClusterError."""
+    """The plan of a job file with overrides, validated. Raises SpecError, ClusterError."""
     loaded = files.load(file, overrides)
     name = job or f"{loaded.kind}-{secrets.token_hex(4)}"
     if not _NAME.fullmatch(name):
         raise ClusterError(
             f"--id {name}: allowed are up to 64 letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
+            "starting with a letter or digit"
         )
     content = yaml.safe_dump(_rooted(files.dump(loaded)), sort_keys=False)
     command, environment = f"hourglass {loaded.kind} job.yaml", job_environment(settings)
@@ -41,8 +41,8 @@ def plan(
 
 
 def _rooted(job: dict[str, Any]) -> dict[str, Any]:
-    """The job with its local paths made absolute: on the cluster it runs in another folder."""
-    data = job.get("base", job).get("data", {})  # a sweep has its trials' data in its base
+    """The job with absolute local paths, since it runs in another folder on the cluster."""
+    data = job.get("base", job).get("data", {})  # the data of a sweep is in its base
     for section, names in ((data, _PATHS[:2]), (job, _PATHS)):
         for name in names:
             if isinstance(section.get(name), str | list):
@@ -57,9 +57,9 @@ def _absolute(uri: Any) -> Any:
 
 
 def job_environment(settings: Settings) -> dict[str, str]:
-    """What a job must know of this machine's settings; never a secret, for Ray shows it to all.
+    """The settings that a job inherits; never a secret, since the dashboard shows them.
 
-    Raises ClusterError when the MLflow URI holds a password.
+    Raises ClusterError if the MLflow URI contains a password.
     """
     given = settings.model_fields_set
     environment = {}
@@ -70,8 +70,8 @@ def job_environment(settings: Settings) -> dict[str, str]:
     if settings.tracking_uri is not None:
         if urlsplit(settings.tracking_uri).password:
             raise ClusterError(
-                "MLFLOW_TRACKING_URI holds a password, and Ray shows the environment of jobs to "
-                "all who see the dashboard; set it where the cluster starts, and unset it here"
+                "MLFLOW_TRACKING_URI contains a password, and Ray's dashboard shows the environment of "
+                "jobs; set the variable where the cluster starts, and unset it here"
             )
         environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
     return environment

@@ -1,4 +1,4 @@
-"""Who answers at an address, and does it take our token? Asked here, for Ray retries for long."""
+"""Checks that a cluster responds at an address and accepts the token, since Ray retries for long."""
 
 import json
 import logging
@@ -21,78 +21,75 @@ LOOPBACK = "127.0.0.1"
 
 
 def is_loopback(address: str) -> bool:
-    """True when `address` (with or without a scheme) is on this machine's loopback."""
+    """True if `address` (with or without a scheme) is on loopback."""
     host = urlsplit(address if "://" in address else f"//{address}").hostname
     return host in (LOOPBACK, "localhost", "::1")
 
 
 def check_head(address: str) -> None:
-    """Raise ClusterError unless a Ray head at `address` (`host:port`) takes our token."""
+    """Raise ClusterError unless a Ray head at `address` (`host:port`) accepts the token."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         raise ClusterError(
-            f"address {address}: expected host:port of a Ray head (port 6379 by default); to reach "
-            "a cluster through its http(s):// dashboard use `hourglass submit FILE --address URL`"
+            f"address {address}: allowed is host:port of a Ray head (port 6379 by default); to use "
+            "a cluster through its http(s):// dashboard, run `hourglass submit FILE --address URL`"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
     except OSError as error:
         raise ClusterError(
-            f"address {address}: nobody answers ({error.strerror or error}); is the cluster up "
-            "(`hourglass cluster status`) and the port open to this machine? To run on this "
-            "machine, unset HOURGLASS_ADDRESS and RAY_ADDRESS"
+            f"address {address}: connection failed ({error.strerror or error}); check that the "
+            "cluster is up (`hourglass cluster status`) and that this machine can reach the port. "
+            "To run on this machine, unset HOURGLASS_ADDRESS and RAY_ADDRESS"
         ) from None
     _refuse(address, _greet(address), "a Ray head (port 6379 by default, not the dashboard's)")
 
 
 def check_dashboard(url: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise ClusterError unless a Ray dashboard at `url` takes the token that `environ` names."""
+    """Raise ClusterError unless a Ray dashboard at `url` accepts the token of `environ`."""
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise ClusterError(
-            f"address {url}: expected the http(s):// URL of a Ray dashboard, such as "
+            f"address {url}: allowed is the http(s):// URL of a Ray dashboard, such as "
             "http://127.0.0.1:8265"
         )
     _refuse(url, _version(url, environ), "a Ray dashboard (port 8265 by default)")
 
 
 def _refuse(address: str, answer: str, wanted: str) -> None:
-    """Raise ClusterError for every answer but `ok`."""
+    """Raise ClusterError for every response but `ok`."""
     if answer == "refused":
-        raise ClusterError(
-            f"address {address}: the cluster refused {_token_source()}; put the cluster's own "
-            "token there (mode 0600)"
-        )
+        raise ClusterError(f"address {address}: the cluster rejected {_rejected()}")
     if answer != "ok":
         raise ClusterError(
-            f"address {address}: {answer}; expected {wanted}; is the cluster up, and its port open "
-            "to this machine?"
+            f"address {address}: {answer}; expected {wanted}; check that the cluster is up and that "
+            "this machine can reach the port"
         )
 
 
 def _greet(address: str) -> str:
-    """`ok`, `refused` or what was found at `address` when greeted as a Ray head."""
+    """`ok`, `refused` or the problem of a connection to `address` as a Ray head."""
     from ray.exceptions import AuthenticationError
 
-    answer = ["something listens, but does not answer as a Ray head"]
+    answer = ["a process listens, but does not respond as a Ray head"]
 
-    def ask() -> None:
+    def connect() -> None:
         try:
             ray_internals.open_head(address)
             answer[0] = "ok"
         except AuthenticationError:
             answer[0] = "refused"
-        except Exception as error:  # Ray's RPC errors share no base; all of them mean no answer
+        except Exception as error:  # Ray's RPC errors have no common base class
             logging.getLogger(__name__).debug("%s: %s", address, error)
 
-    # Ray gives up after 40 s only; nobody waits for this thread at exit.
-    thread = threading.Thread(target=ask, daemon=True)
+    # Ray times out only after 40 s; a daemon thread does not delay the exit.
+    thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(ANSWER_S)
     return answer[0]
 
 
 def _version(url: str, environ: Mapping[str, str]) -> str:
-    """`ok`, `refused` or what was found at `url` when asked for Ray's version."""
+    """`ok`, `refused` or the problem of a request for Ray's version to `url`."""
     request = urllib.request.Request(f"{url.rstrip('/')}/api/version", headers=_headers(environ))
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
@@ -100,21 +97,22 @@ def _version(url: str, environ: Mapping[str, str]) -> str:
     except urllib.error.HTTPError as error:
         return "refused" if error.code in (401, 403) else f"HTTP status {error.code}"
     except (OSError, ValueError) as error:
-        return f"nobody answers ({getattr(error, 'reason', error)})"
+        return f"connection failed ({getattr(error, 'reason', error)})"
 
 
 def _headers(environ: Mapping[str, str]) -> dict[str, str]:
-    """The header that carries our token, if there is one."""
+    """The header with the token, if there is one."""
     token, path = environ.get("RAY_AUTH_TOKEN"), environ.get("RAY_AUTH_TOKEN_PATH")
     if environ.get("RAY_AUTH_MODE") != "token" or not (token or path):
         return {}
     return {"Authorization": f"Bearer {token or tokens.read_token(Path(str(path)))}"}
 
 
-def _token_source() -> str:
-    """Where this process takes Ray's token from, in words."""
+def _rejected() -> str:
+    """The token that this process sends, and how to replace it."""
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        return "us, because RAY_AUTH_MODE=disabled sends no token: unset it"
+        return "a request without a token; unset RAY_AUTH_MODE, found disabled"
     if os.environ.get("RAY_AUTH_TOKEN"):
-        return "the token in RAY_AUTH_TOKEN"
-    return f"the token in {os.environ.get('RAY_AUTH_TOKEN_PATH')}"
+        return "the token in RAY_AUTH_TOKEN; set it to the cluster's own token"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return f"the token in {path}; write the cluster's own token there (mode 0600)"

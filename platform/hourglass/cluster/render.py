@@ -1,8 +1,8 @@
-"""A job file as Kubernetes objects: what `hourglass render` prints.
+"""A job file as Kubernetes objects, which `hourglass render` prints.
 
-Pure text in, manifests out: nothing here reaches a cluster. The objects join a namespace where
-`k8s/base` is applied: its ConfigMap and S3 Secret are their environment, its NetworkPolicies let
-pods labelled `train` and `submitter` speak, and the pods are as restricted as its own.
+The functions are pure and contact no cluster. The objects need a namespace where `k8s/base` is
+applied: its ConfigMap and S3 Secret are their environment, its NetworkPolicies admit pods labelled
+`train` and `submitter`, and the pods have the same restrictions.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Manifest = dict[str, Any]
 
 RAY_VERSION = "2.60.0"
 GPU = "nvidia.com/gpu"
-VERBS = ("train", "score")
+KINDS = ("train", "score")
 # KubeRay adds a suffix for the job's cluster and its services, so it refuses longer names.
 NAME_LIMIT = 47
 JOB_FOLDER = "/etc/hourglass"
@@ -35,20 +35,21 @@ def manifests(
     memory_gib_per_worker: int = 8,
     namespace: str | None = None,
 ) -> list[Manifest]:
-    """The ConfigMap with the job file, the head's disruption budget and the RayJob that runs it.
+    """The ConfigMap with the job file, the head's disruption budget, and the RayJob that runs it.
 
-    Raises: SpecError when the job's kind has no command, or its name or size does not fit.
+    Raises: SpecError for a kind of job that cannot be rendered, or an unsuitable name or size.
     """
     if len(job_yaml.encode()) > JOB_BYTES_LIMIT:
         raise SpecError(
-            f"job file: {len(job_yaml.encode())} bytes, at most {JOB_BYTES_LIMIT} fit in a "
-            "ConfigMap; put long lists of shards in a manifest file and point data.uri at it"
+            f"job file: found {len(job_yaml.encode())} bytes, allowed are {JOB_BYTES_LIMIT} because "
+            "of the size of a ConfigMap; replace a long list of shards in data.uri by a folder or "
+            "a glob"
         )
-    verb = _verb(job_yaml)
+    kind = _kind(job_yaml)
     name = dns_name(name)
     head = _ray_pod(name, "ray-head", image, _resources(cpus=1, memory_gib=4))
     _make_head(head, name)
-    # One CPU more than training takes: without it Ray Data has nowhere to read and waits for ever.
+    # One CPU more than training needs: without it, Ray Data has none to read with and waits forever.
     worker = _ray_pod(
         name,
         "ray-worker",
@@ -63,7 +64,7 @@ def manifests(
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             "serviceType": "ClusterIP",
-            # Only the driver runs here: a worker out of memory never takes the cluster with it.
+            # Only the driver runs here, so that a worker out of memory cannot bring the cluster down.
             "rayStartParams": {"num-cpus": "0"},
             "template": head,
         },
@@ -79,11 +80,11 @@ def manifests(
         ],
     }
     job = {
-        "entrypoint": f"hourglass {verb} {JOB_FOLDER}/{name}.yaml",
+        "entrypoint": f"hourglass {kind} {JOB_FOLDER}/{name}.yaml",
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
-        # The same command again resumes from the last checkpoint, on a new cluster.
+        # A retry resumes from the last checkpoint, on a new cluster.
         "backoffLimit": 2,
         "submitterPodTemplate": submitter,
         "rayClusterSpec": cluster,
@@ -97,7 +98,7 @@ def manifests(
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": meta | {"name": f"{name}-job"},
-            # A run is named after its file, and its checkpoints after the run.
+            # Runs are named after their file, and checkpoints after their run.
             "data": {f"{name}.yaml": job_yaml},
         },
         {
@@ -116,14 +117,14 @@ def to_yaml(objects: list[Manifest]) -> str:
 
 
 def dns_name(text: str) -> str:
-    """`text` as a name Kubernetes accepts, cut with a hash of the whole so that it stays unique.
+    """`text` as a Kubernetes name; a long one is truncated and made unique by a hash.
 
-    Raises: SpecError when no letter or digit is left.
+    Raises: SpecError if no letter or digit remains.
     Source: RFC 1123 section 2.1 and RFC 1035 section 2.3.1 (starts with a letter).
     """
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not name:
-        raise SpecError(f"name: {text!r} has no letter or digit to make a Kubernetes name of")
+        raise SpecError(f"name: found {text!r}, allowed is a name with a letter or digit")
     if not name[0].isalpha():
         name = f"job-{name}"
     if len(name) > NAME_LIMIT:
@@ -133,20 +134,20 @@ def dns_name(text: str) -> str:
     return name
 
 
-def _verb(job_yaml: str) -> str:
+def _kind(job_yaml: str) -> str:
     job = yaml.safe_load(job_yaml)
     kind = job.get("kind") if isinstance(job, dict) else None
-    if kind in VERBS:
+    if kind in KINDS:
         return str(kind)
     found = f"found {kind}" if kind else "missing"
-    hint = nearest(str(kind), VERBS) if kind else ""
-    raise SpecError(f"kind: {found}, allowed {', '.join(VERBS)}{hint}")
+    hint = nearest(str(kind), KINDS) if kind else ""
+    raise SpecError(f"kind: {found}, allowed {', '.join(KINDS)}{hint}")
 
 
 def _pod(
     component: str, instance: str, container: str, image: str, resources: Manifest
 ) -> Manifest:
-    """A pod template that the `restricted` Pod Security Standard admits, writable in /tmp only."""
+    """A pod template for the `restricted` Pod Security Standard, writable only in /tmp."""
     return {
         "metadata": {
             "labels": {
@@ -183,7 +184,7 @@ def _pod(
 
 
 def _ray_pod(instance: str, container: str, image: str, resources: Manifest) -> Manifest:
-    """A pod of the training cluster, with the platform's environment and, if asked for, GPUs."""
+    """A pod of the training cluster, with the platform's environment and any requested GPUs."""
     pod = _pod("train", instance, container, image, resources)
     pod["spec"]["containers"][0]["envFrom"] = [
         {"configMapRef": {"name": "hourglass"}},
@@ -195,9 +196,9 @@ def _ray_pod(instance: str, container: str, image: str, resources: Manifest) -> 
 
 
 def _make_head(pod: Manifest, name: str) -> None:
-    """Name the head's ports and mount the job file: Ray starts entrypoints on the head."""
+    """Name the head's ports and mount the job file, since Ray runs entrypoints on the head."""
     container = pod["spec"]["containers"][0]
-    # Named ports are all the head's Service offers: no Ray Client.
+    # The head's Service exposes only named ports, so no Ray Client.
     container["ports"] = [
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
@@ -208,7 +209,7 @@ def _make_head(pod: Manifest, name: str) -> None:
 
 
 def _resources(cpus: int, memory_gib: int, gpus: int = 0) -> Manifest:
-    """Requests equal limits: Ray plans with the limits, so less would promise what is not there."""
+    """Resources with requests equal to limits, since Ray schedules by the limits."""
     amount: Manifest = {"cpu": str(cpus), "memory": f"{memory_gib}Gi"}
     if gpus:
         amount[GPU] = gpus
@@ -216,7 +217,7 @@ def _resources(cpus: int, memory_gib: int, gpus: int = 0) -> Manifest:
 
 
 class _Dumper(yaml.SafeDumper):
-    """No anchors, and texts of several lines as blocks: made to be read."""
+    """Writes no anchors, and multi-line strings as blocks, for readability."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""A Ray head on this machine for submitted jobs: on loopback, with a token, ended by its pids."""
+"""A Ray head node on this machine for submitted jobs: on loopback, secured by a token."""
 
 import contextlib
 import os
@@ -24,14 +24,14 @@ from hourglass.strict import Strict
 START_S = 120.0
 STOP_S = 5.0
 SAME_START_S = 2.5
-"""The kernel tells the time of boot in whole seconds, rounded anew when the clock is set."""
-_WORKER_PORTS = range(10002, 20000)  # Ray hands these out to workers
+"""The kernel reports the boot time in whole seconds, and rounds again when the clock is set."""
+_WORKER_PORTS = range(10002, 20000)  # Ray assigns these to workers
 
 
 class Daemon(Strict):
-    """One process of the head; when it started tells it from a later process with the same pid.
+    """A process of the head; its start time distinguishes it from later ones with the same pid.
 
-    `started` counts seconds from the machine's boot: the clock may be set while the head runs.
+    `started` is in seconds since boot, since the clock may be set while the head runs.
     """
 
     pid: int
@@ -40,7 +40,7 @@ class Daemon(Strict):
 
 
 class Head(Strict):
-    """A head started by us, as recorded in `<home>/cluster.json`."""
+    """A head node of this project, as recorded in `<home>/cluster.json`."""
 
     address: str
     dashboard: str
@@ -62,16 +62,16 @@ def start(
     dashboard_port: int = 8265,
     insecure: bool = False,
 ) -> Head:
-    """Start a head on this machine and wait until it takes jobs.
+    """Start a head node on this machine and wait until it accepts jobs.
 
-    Raises ClusterError when it would run open without `insecure`, when one is up already, when a
-    port is taken, or when Ray does not start.
+    Raises: ClusterError if it would be open without `insecure`, one is already up, a port is in
+    use, or Ray does not start.
     """
     known = find(settings)
     if known is not None and len(known.dead) < len(known.daemons):
         raise ClusterError(
-            f"a cluster of {settings.root} is up already at {known.dashboard}; "
-            "end it with `hourglass cluster stop` first"
+            f"the cluster of {settings.root} is already up at {known.dashboard}; "
+            "stop it with `hourglass cluster stop` first"
         )
     _check_port("--port", port)
     _check_port("--dashboard-port", dashboard_port)
@@ -82,7 +82,7 @@ def start(
     command += [f"--node-ip-address={LOOPBACK}", f"--port={port}", f"--temp-dir={folder}"]
     command += [f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
     command += ["--include-dashboard=true", "--disable-usage-stats"]
-    # Ray's fixed defaults for these two would stop a second head on this machine.
+    # With Ray's fixed defaults for these two, a second head could not start on this machine.
     command += [f"--ray-client-server-port={free_port(_WORKER_PORTS)}"]
     command += [f"--dashboard-agent-listen-port={free_port(_WORKER_PORTS)}"]
     command += [f"--num-cpus={cpus}"] if cpus is not None else []
@@ -97,9 +97,9 @@ def start(
     try:
         head = head.model_copy(update={"daemons": _launched(leader, folder.parent / "start.log")})
         storage.write(str(_record(settings)), head.model_dump_json(indent=1).encode())
-        _record(settings).chmod(0o600)  # `stop` ends the processes that it names
+        _record(settings).chmod(0o600)  # `stop` terminates the processes in it
         _await_dashboard(head, environment, folder)
-    except BaseException:  # Ctrl-C as well: what is not recorded nobody would end
+    except BaseException:  # including Ctrl-C: `stop` cannot find unrecorded processes
         with deferred():
             _end(_session(leader.pid))
             _record(settings).unlink(missing_ok=True)
@@ -108,14 +108,14 @@ def start(
 
 
 def stop(settings: Settings) -> Head | None:
-    """End the recorded head with all it started, and nothing else; None when there is none."""
+    """Stop the recorded head and all its processes, and no others; None if there is none."""
     head = find(settings)
     if head is None:
         return None
     roots = [process for daemon in head.daemons if (process := _process(daemon))]
     family = set(roots)
     for process in roots:
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just exited
             family.update(process.children(recursive=True))
     _end(family)
     _record(settings).unlink(missing_ok=True)
@@ -123,9 +123,9 @@ def stop(settings: Settings) -> Head | None:
 
 
 def _end(family: Collection[psutil.Process]) -> None:
-    """End processes, by force if they take too long."""
+    """Terminate processes, and kill those that take too long."""
     for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has exited
             process.terminate()
     _, alive = psutil.wait_procs(family, timeout=STOP_S)
     for process in alive:
@@ -143,12 +143,12 @@ def find(settings: Settings) -> Head | None:
     except (OSError, ValidationError) as error:
         raise ClusterError(
             f"{_record(settings)}: not a record of a cluster ({first_line(error)}); "
-            "end the head's processes by hand and remove the file"
+            "stop the head's processes yourself and remove the file"
         ) from None
 
 
 def describe(head: Head, settings: Settings) -> str:
-    """How to use a head that is up."""
+    """Instructions for a head that is up."""
     token = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(settings.root / tokens.RAY_TOKEN)
     safety = f"token in {token}" if head.secure else "OPEN: every user of this machine can use it"
     return "\n".join(
@@ -166,12 +166,12 @@ def _record(settings: Settings) -> Path:
 
 
 def _environment(settings: Settings, insecure: bool) -> dict[str, str]:
-    """The head's environment, which its jobs inherit. Raises ClusterError when it would be open."""
+    """The head's environment, which jobs inherit. Raises ClusterError if it would be open."""
     environment = {**os.environ, **ray_environment(settings, None, insecure=insecure)}
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "HOURGLASS_ADDRESS"):
         environment.pop(name, None)
-    # A job starts in a folder of its own with the head's PATH: it must find this `hourglass` and
-    # this project folder.
+    # A job starts in another folder with the head's PATH, and must find this `hourglass` and the
+    # project folder.
     binaries = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
     environment["HOURGLASS_HOME"] = str(settings.root)
@@ -181,7 +181,7 @@ def _environment(settings: Settings, insecure: bool) -> dict[str, str]:
 def _open_session(
     command: list[str], environment: dict[str, str], log: Path
 ) -> "subprocess.Popen[bytes]":
-    """Run `ray start` in a session of its own."""
+    """Run `ray start` in a new session."""
     with open(log, "wb") as output:
         return subprocess.Popen(
             command,
@@ -195,7 +195,7 @@ def _open_session(
 
 
 def _launched(leader: "subprocess.Popen[bytes]", log: Path) -> tuple[Daemon, ...]:
-    """The daemons that `ray start` left in its session. Raises ClusterError."""
+    """The daemons that `ray start` left running in its session. Raises ClusterError."""
     try:
         status = leader.wait(timeout=START_S)
     except subprocess.TimeoutExpired:
@@ -204,7 +204,7 @@ def _launched(leader: "subprocess.Popen[bytes]", log: Path) -> tuple[Daemon, ...
     if status != 0:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         last = lines[-1].strip() if lines else "no output"
-        raise ClusterError(f"Ray did not start: {last}; the rest is in {log}")
+        raise ClusterError(f"Ray did not start: {last}; see {log}")
     ids = {member.pid for member in members}
     roots = [member for member in members if member.ppid() not in ids]
     return tuple(
@@ -213,17 +213,19 @@ def _launched(leader: "subprocess.Popen[bytes]", log: Path) -> tuple[Daemon, ...
 
 
 def _session(leader: int) -> list[psutil.Process]:
-    """The processes of the session that `leader` opened."""
+    """The processes of the session of `leader`."""
     members = []
     for process in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error):  # it has ended, or is another user's
+        with contextlib.suppress(
+            OSError, psutil.Error
+        ):  # it has exited, or belongs to another user
             if os.getsid(process.pid) == leader:
                 members.append(process)
     return members
 
 
 def _process(daemon: Daemon) -> psutil.Process | None:
-    """The running process of `daemon`, or None."""
+    """The running process of `daemon`; None if it has exited."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(daemon.pid)
         if (
@@ -239,7 +241,7 @@ def _since_boot(process: psutil.Process) -> float:
 
 
 def _await_dashboard(head: Head, environment: dict[str, str], folder: Path) -> None:
-    """Wait until the dashboard answers. Raises ClusterError."""
+    """Wait until the dashboard responds. Raises ClusterError."""
     deadline = time.monotonic() + START_S
     while True:
         try:
@@ -254,10 +256,10 @@ def _await_dashboard(head: Head, environment: dict[str, str], folder: Path) -> N
 
 
 def _check_port(option: str, port: int) -> None:
-    """Raise ClusterError unless `port` can be had."""
+    """Raise ClusterError unless `port` is allowed and free."""
     if not 1024 <= port <= 65535 or port in _WORKER_PORTS:
         raise ClusterError(
             f"{option} {port}: allowed are 1024 to 10001 and 20000 to 65535 "
-            "(Ray keeps 10002 to 19999 for its workers)"
+            "(Ray reserves 10002 to 19999 for its workers)"
         )
     require_free(LOOPBACK, port, option, f"choose another port with {option}")

@@ -1,4 +1,4 @@
-"""Jobs on a cluster through Ray Jobs: a plan goes, its logs and exit code come back."""
+"""Jobs on a cluster through Ray Jobs: submit a plan, follow its log, return its exit code."""
 
 import asyncio
 import hashlib
@@ -30,9 +30,9 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass(frozen=True)
 class Plan:
-    """All that travels to the cluster: a command, the job.yaml it finds, and plain variables.
+    """A job to submit: a command, the job.yaml it reads, and environment variables.
 
-    `file` and `name` (of the run) are shown in lists only.
+    `file` and `name` (of the run) are only for lists.
     """
 
     job: str
@@ -44,13 +44,13 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """What makes two plans the same."""
+        """SHA-256 of all that identifies a plan."""
         whole = json.dumps([self.command, self.content, self.environment], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def send(client: Any, plan: Plan) -> str:
-    """Start the job, unless the same plan is there already; its name. Raises ClusterError."""
+    """Submit the job unless the same plan was submitted before; its name. Raises ClusterError."""
     with tempfile.TemporaryDirectory(prefix="hourglass-") as folder:
         Path(folder, "job.yaml").write_text(plan.content)
         try:
@@ -63,9 +63,11 @@ def send(client: Any, plan: Plan) -> str:
             return plan.job
         except RuntimeError as error:
             if "already exists" not in str(error):
-                raise ClusterError(f"job {plan.job} was not taken: {last_line(error)}") from error
+                raise ClusterError(
+                    f"job {plan.job}: the cluster rejected it ({last_line(error)})"
+                ) from error
     if (info(client, plan.job).metadata or {}).get(SHA256) != plan.digest:
-        raise ClusterError(f"--id {plan.job}: another job has this name; choose another one")
+        raise ClusterError(f"--id {plan.job}: a different job has this name; choose another")
     return plan.job
 
 
@@ -78,11 +80,11 @@ def open_client(address: str | None, settings: Settings) -> Any:
     check_dashboard(url)
     if urlsplit(url).scheme == "http" and not is_loopback(url):
         print(
-            f"warning: the token travels to {urlsplit(url).hostname} unencrypted; "
+            f"warning: the token is sent to {urlsplit(url).hostname} unencrypted; "
             "use https:// or a port-forward",
             file=sys.stderr,
         )
-    # Ray lets its own variables win over the address it is given.
+    # Ray's own variables take precedence over the given address.
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     from ray.job_submission import JobSubmissionClient
 
@@ -92,27 +94,27 @@ def open_client(address: str | None, settings: Settings) -> Any:
 
 
 def follow(client: Any, job: str) -> int:
-    """Print the job's log until it ends; its exit code. Ctrl-C detaches and leaves it running."""
+    """Print the job's log until it ends; its exit code. Ctrl-C detaches, and the job continues."""
     try:
         asyncio.run(_print_log(client, job))
         details = _await_end(client, job)
     except KeyboardInterrupt:
         where = f"{shlex.quote(job)} --address {client.get_address()}"
         print(
-            f"\ndetached: job {job} goes on; follow it with `hourglass jobs logs --follow {where}`,"
-            f" end it with `hourglass jobs stop {where}`",
+            f"\ndetached: job {job} continues; follow it with `hourglass jobs logs --follow "
+            f"{where}`, stop it with `hourglass jobs stop {where}`",
             file=sys.stderr,
         )
         return DETACHED
     if details.status != "SUCCEEDED":
-        # Ray's message repeats the log, which has just been printed.
+        # Ray's message repeats the log, which is already printed.
         reason = (details.message or "").split(", last available logs", 1)[0].strip()
         print(f"job {job} {str(details.status.value).lower()}: {reason}", file=sys.stderr)
     return exit_code(details)
 
 
 def exit_code(details: Any) -> int:
-    """0 for a job that succeeded, else the code of its process as a shell tells it, else 1."""
+    """0 for a job that succeeded, else the exit code of its process as in a shell, else 1."""
     if details.status == "SUCCEEDED":
         return 0
     code = details.driver_exit_code or 1
@@ -120,25 +122,25 @@ def exit_code(details: Any) -> int:
 
 
 def info(client: Any, job: str) -> Any:
-    """Ray's details of one job. Raises ClusterError for a name that is not there."""
+    """Ray's details of one job. Raises ClusterError for an unknown name."""
     try:
         return client.get_job_info(job)
     except OSError as error:
         raise ClusterError(
-            f"job {job}: the cluster at {client.get_address()} does not answer any more"
+            f"job {job}: the cluster at {client.get_address()} no longer responds"
         ) from error
     except RuntimeError as error:
         if "does not exist" not in str(error):
             raise ClusterError(f"job {job}: {last_line(error)}") from error
         names = [str(details.submission_id) for details in jobs(client)]
         raise ClusterError(
-            f"job {job}: not on this cluster{nearest(job, names)}; "
-            "`hourglass jobs list` shows those that are"
+            f"job {job}: not on this cluster{nearest(job, names)} "
+            "`hourglass jobs list` shows its jobs"
         ) from None
 
 
 def jobs(client: Any) -> list[Any]:
-    """Submitted jobs, the newest last."""
+    """Submitted jobs, newest last."""
     found = [details for details in client.list_jobs() if details.submission_id]
     return sorted(found, key=lambda details: details.start_time or 0)
 
@@ -147,7 +149,7 @@ COLUMNS = ("JOB", "STATUS", "EXIT", "STARTED", "NAME", "FILE", "COMMAND")
 
 
 def table(client: Any) -> list[tuple[str, ...]]:
-    """The cells of `COLUMNS` for each job, the newest last."""
+    """The cells of `COLUMNS` for each job, newest last."""
     rows: list[tuple[str, ...]] = []
     for details in jobs(client):
         status = str(details.status.value).lower()
@@ -160,24 +162,24 @@ def table(client: Any) -> list[tuple[str, ...]]:
 
 
 def stop_job(client: Any, job: str) -> Any:
-    """End a job and wait for its end; its details. Raises ClusterError."""
+    """Stop a job and wait until it has ended; its details. Raises ClusterError."""
     if info(client, job).status not in _ENDED:
         client.stop_job(job)
     return _await_end(client, job)
 
 
 async def _print_log(client: Any, job: str) -> None:
-    """Print each line of the job's log once, over as many connections as it takes."""
+    """Print each line of the job's log once, and reconnect as often as necessary."""
     from aiohttp import ClientError
 
     printed = 0
     while True:
-        seen = 0
+        received = 0
         try:
             async for chunk in client.tail_job_logs(job):
-                fresh = chunk[max(0, printed - seen) :]
-                seen += len(chunk)
-                printed = max(printed, seen)
+                fresh = chunk[max(0, printed - received) :]
+                received += len(chunk)
+                printed = max(printed, received)
                 print(fresh, end="", flush=True)
             return
         except (RuntimeError, OSError, ClientError):
@@ -195,13 +197,13 @@ def _await_end(client: Any, job: str) -> Any:
 
 
 def _default_address(settings: Settings) -> str:
-    """The cluster to talk to when none is given. Raises ClusterError when there is none."""
+    """The cluster to use by default. Raises ClusterError if there is none."""
     if settings.address is not None:
         return settings.address
     head = start.find(settings)
     if head is None:
         raise ClusterError(
-            "no cluster given: say --address URL, set HOURGLASS_ADDRESS, "
+            "no cluster given: pass --address URL, set HOURGLASS_ADDRESS, "
             "or start one on this machine with `hourglass cluster start`"
         )
     return head.dashboard
