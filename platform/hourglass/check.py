@@ -1,4 +1,4 @@
-"""A job file against the shards that it names: all that can be told before a cluster is asked."""
+"""A job file against its shards: everything that can be checked without a cluster."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,45 +20,44 @@ from hourglass.settings import Settings
 from hourglass.tracking.registry import resolve
 from hourglass.training.build import require_width
 
-LOOKED_AT = 8
-"""Shards of which the first rows are looked at, spread over all of them."""
+SHARDS = 8
+"""Maximum shards to sample, spread evenly."""
 ROWS = 8192
-"""Most rows of each."""
+"""Maximum rows of each, from its start."""
 
 
 def against_shards(where: str, job: AnyJob, settings: Settings) -> str:
-    """One line about the shards of the job in the file `where`; warns of columns that are
-    probably not features.
+    """One line about the shards of the job in the file `where`; warns about unlikely features.
 
-    Raises: DataError listing everything in which the job and the shards do not agree.
+    Raises: DataError listing every mismatch of the job and its shards.
     """
-    told: list[str] = []
+    problems: list[str] = []
     if isinstance(job, ScoreJob):
-        line = _to_score(job, settings, told)
+        line = _to_score(job, settings, problems)
     else:
-        line = _to_train(job.job if isinstance(job, TuneJob) else job, told)
-    if told:
-        mistakes = sum(not line.startswith(" ") for line in told)
+        line = _to_train(job.job if isinstance(job, TuneJob) else job, problems)
+    if problems:
+        mistakes = sum(not line.startswith(" ") for line in problems)
         count = "1 mistake" if mistakes == 1 else f"{mistakes} mistakes"
-        raise DataError("\n  ".join([f"{where}: {count} beside the shards", *told]))
+        raise DataError("\n  ".join([f"{where}: {count} with respect to the shards", *problems]))
     return line
 
 
 @contextmanager
-def _into(told: list[str]) -> Iterator[None]:
-    """Go on after an error, which `told` has then."""
+def _collect(problems: list[str]) -> Iterator[None]:
+    """Append an error to `problems` instead of raising it."""
     try:
         yield
     except HourglassError as error:
-        told += str(error).splitlines()
+        problems += str(error).splitlines()
 
 
-def _to_train(job: TrainJob, told: list[str]) -> str:
+def _to_train(job: TrainJob, problems: list[str]) -> str:
     data = job.data
     dataset = scan_dataset(data.uri)
-    with _into(told):
+    with _collect(problems):
         dataset.check(data.manifest)
-    with _into(told):
+    with _collect(problems):
         schema = dataset.features(data.features, data.missing)
         require_width(job, schema.width)
         _warn(data.features, dataset, schema, data.constant == "keep")
@@ -66,27 +65,27 @@ def _to_train(job: TrainJob, told: list[str]) -> str:
     return ""
 
 
-def _to_score(job: ScoreJob, settings: Settings, told: list[str]) -> str:
-    from hourglass.inference import batch  # Ray takes a second, which no other job needs here
+def _to_score(job: ScoreJob, settings: Settings, problems: list[str]) -> str:
+    from hourglass.inference import batch  # imports Ray, which takes a second
 
     dataset = scan_dataset(job.uri)
-    with _into(told):
+    with _collect(problems):
         dataset.check(job.manifest)
     for require in (batch.require_elsewhere, batch.require_no_clash):
-        with _into(told):
+        with _collect(problems):
             require(job)
     features = FeatureSchema(None, (), 0, "float32")
-    with _into(told):
+    with _collect(problems):
         model = resolve(job.model, settings)
         features = artifact.load(model.path, model.digest).manifest.features.schema_
-    with _into(told):
+    with _collect(problems):
         first = dataset.manifest.shards[0].path
         require_columns(first, dataset.schema, features, job.passthrough)
         if features.vector is not None:
             found = dataset.features(Features(vector=features.vector), "error")
             if found.width != features.width:
                 raise DataError(
-                    f"{first}: column '{features.vector}' holds lists of "
+                    f"{first}: column '{features.vector}': found lists of "
                     f"{found.width} numbers, the model needs {features.width}"
                 )
     return f"{_size(dataset)}, {features.width} features"
@@ -97,14 +96,14 @@ def _size(dataset: Dataset) -> str:
 
 
 def _warn(features: Features, dataset: Dataset, columns: FeatureSchema, keep: bool) -> None:
-    """Warn of columns that a glob chose and that, by the first rows of some shards, are not features."""
+    """Warn about unlikely features that a glob matched, by the first rows of some shards."""
     chosen = unlikely.globbed(features, columns.columns)
     full = [shard for shard in dataset.manifest.shards if sum(shard.rows)]
     if not chosen or not full:
         return
     parts = []
     wanted = FeatureSchema(None, tuple(chosen), len(chosen), "float64")
-    for shard in full[:: -(-len(full) // LOOKED_AT)]:
+    for shard in full[:: -(-len(full) // SHARDS)]:
         group = next(i for i, rows in enumerate(shard.rows) if rows)
         with open_shard(shard.path, plain=True) as file:
             table = next(read_tables(shard.path, file, group, chosen, ROWS))

@@ -1,4 +1,4 @@
-"""The whole way in one command: shards, training, registry, scoring, endpoints, on real data."""
+"""Every step in one command, on real data: shards, training, registry, scoring, endpoints."""
 
 import json
 import time
@@ -36,7 +36,7 @@ SHADES = " .:-=+*#%@"
 
 @dataclass(frozen=True)
 class Found:
-    """What the demo shows at its end."""
+    """The results that the demo prints at its end."""
 
     holdout_mse: float
     pca_mse: float
@@ -46,9 +46,9 @@ class Found:
 
 
 def demo(settings: Settings) -> None:
-    """Digits to shards to a registered champion to scored Parquet to live endpoints.
+    """Write digits as shards, train, promote the model, score the shards, and call an endpoint.
 
-    Raises: RegistryError, and whatever the parts raise.
+    Raises: RegistryError, and the errors of the commands.
     """
     started = time.perf_counter()
     folder = settings.root / "demo"
@@ -71,7 +71,7 @@ def demo(settings: Settings) -> None:
         scores = _read(output)
         predictor = Predictor.load(trained.outcome.uri)
         say(f"[bold]5 serve[/]     hourglass serve {files['serve']}")
-        answered = _call_endpoints(files["serve"], settings, _worst_images(scores, digits), say)
+        answered = _call_endpoints(files["serve"], settings, _abnormal_images(scores, digits), say)
     found = Found(
         holdout_mse=trained.outcome.manifest.metrics["holdout_mse"],
         pca_mse=_pca_mse(train, predictor),
@@ -103,15 +103,15 @@ def _images(digits: str) -> NDArray[np.uint8]:
     return np.asarray(flat, dtype=np.uint8).reshape(-1, 64)
 
 
-def _worst_images(scores: pa.Table, digits: str) -> NDArray[np.uint8]:
-    worst: list[int] = scores.column("row_id").to_pylist()[:3]
-    return _images(digits)[worst]
+def _abnormal_images(scores: pa.Table, digits: str) -> NDArray[np.uint8]:
+    abnormal: list[int] = scores.column("row_id").to_pylist()[:3]
+    return _images(digits)[abnormal]
 
 
 def _call_endpoints(
     file: Path, settings: Settings, rows: NDArray[np.uint8], say: Callable[..., None]
 ) -> NDArray[np.float64]:
-    """Start the endpoints, ask for the anomaly scores of `rows` over HTTP, stop them."""
+    """Start the endpoints, request the anomaly scores of `rows` over HTTP, and stop them."""
     served = serve.load(file, [f"http_options.port={free_port()}"])
     path = settings.root / tokens.SERVE_TOKEN
     token = tokens.ensure_token(path)
@@ -133,17 +133,17 @@ def _call_endpoints(
 def _pca_mse(job: TrainJob, predictor: Predictor) -> float:
     """Holdout error of PCA with as many components as the code has units, on the same rows."""
     import torch
-    from sklearn.decomposition import PCA
+
+    from hourglass.report import baseline
 
     manifest, _ = scan(job.data.uri)
     rows = Rows(manifest.shards, predictor.features, job.data.missing, job.data.holdout)
     chunks = [chunk for item in rows.groups for chunk in rows.chunks(*item)]
     features = np.concatenate([features for _, features, _, _ in chunks])
     held = np.concatenate([held for _, _, held, _ in chunks])
-    model_space = predictor.module.preprocessing(torch.from_numpy(features)).numpy()
-    pca = PCA(predictor.code_width).fit(model_space[~held])
-    back = pca.inverse_transform(pca.transform(model_space[held]))
-    return float(np.square(back - model_space[held]).mean())
+    space = predictor.module.preprocessing(torch.from_numpy(features)).double().numpy()
+    fitted = space[~held]
+    return baseline.pca(fitted, space[held], fitted.mean(axis=0), predictor.code_width).mse
 
 
 def _show(found: Found, predictor: Predictor, digits: str) -> None:
@@ -157,17 +157,16 @@ def _show(found: Found, predictor: Predictor, digits: str) -> None:
         endpoint = f"{found.endpoint_scores[index]:.4f}"
         table.add_row(str(row["row_id"]), str(row["label"]), f"{row['score']:.4f}", endpoint, bits)
     say(table)
-    worst = found.scores.slice(0, 3).to_pylist()
     images = _images(digits)
-    pictures: list[Any] = []
-    for row in worst:
-        pictures += [images[row["row_id"]], np.asarray(row["reconstruction"])]
-    say("\n".join(_side_by_side(pictures)), markup=False)
-    say("            (each beside its reconstruction)")
+    shown: list[Any] = []
+    for row in found.scores.slice(0, 3).to_pylist():
+        shown += [images[row["row_id"]], np.asarray(row["reconstruction"])]
+    say("\n".join(_side_by_side(shown)), markup=False)
+    say("            (each next to its reconstruction)")
 
 
 def _side_by_side(images: list[NDArray[Any]]) -> list[str]:
-    """8 x 8 pictures as text, two characters to a pixel."""
+    """8 x 8 images as text, two characters per pixel."""
     lines = []
     for y in range(8):
         rows = [image.reshape(8, 8)[y].clip(0, 16) / 16 * (len(SHADES) - 1) for image in images]

@@ -1,25 +1,25 @@
-"""Errors say where, what was found beside what is allowed, and what to do."""
+"""Errors: where, what was found and what is allowed, and what to do."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 class HourglassError(Exception):
-    """Base of every error hourglass raises on purpose; the CLI prints it and exits with `exit_code`."""
+    """Base class of all errors; the command line prints them and exits with `exit_code`."""
 
     exit_code = 2
 
 
 class SpecError(HourglassError):
-    """A job file or an override is wrong; the message lists every mistake at once."""
+    """A job file or an override is invalid; the message lists all mistakes."""
 
 
 class DataError(HourglassError):
-    """Shards, columns or values are not what the job says; names file, column and row group."""
+    """Shards, columns or values do not match the job; names file, column and row group."""
 
 
 class ArtifactError(HourglassError):
-    """An artifact is missing, damaged, hostile or does not fit this version."""
+    """An artifact is missing, damaged, malicious or incompatible with this version."""
 
 
 class RegistryError(HourglassError):
@@ -27,19 +27,19 @@ class RegistryError(HourglassError):
 
 
 class ClusterError(HourglassError):
-    """A cluster is out of reach, too small, open without a token, or a job on it failed."""
+    """A cluster is unreachable, too small or not secured by a token, or a job on it failed."""
 
 
 class TrainingError(HourglassError):
-    """Training stopped: a value became non-finite, or the workers failed more often than allowed."""
+    """Training failed: a value is not finite, or the workers failed more often than allowed."""
 
     exit_code = 1
 
 
 class ReadError(HourglassError, OSError):
-    """Something cannot be read, and may be there: no permission, a broken disk, S3 does not answer.
+    """A read failed, and the file may exist: no permission, a broken disk, S3 does not respond.
 
-    Made like any OSError, of its number, its reason and its place.
+    Constructed as an OSError: errno, strerror and filename.
     """
 
     def __str__(self) -> str:
@@ -47,28 +47,28 @@ class ReadError(HourglassError, OSError):
 
 
 class WriteError(HourglassError, OSError):
-    """Something cannot be written or removed: a full disk, no permission, S3 refuses.
+    """A write or removal failed: a full disk, no permission, S3 denies it.
 
-    Made like any OSError, of its number, its reason and its place.
+    Constructed as an OSError: errno, strerror and filename.
     """
 
     exit_code = 1
 
     def __str__(self) -> str:
-        if not self.filename:  # of another process, in its words
+        if not self.filename:  # from another process, already formatted
             return super().__str__()
-        return f"{self.filename}: cannot be written ({self.strerror}); what was there is kept"
+        return f"{self.filename}: cannot be written ({self.strerror}); existing content is kept"
 
 
 class NotDurableError(WriteError):
-    """A file or folder has its name, but the disk refuses to say that it will after a power cut."""
+    """A file or folder was written, but the disk cannot guarantee that it survives a power cut."""
 
     def __str__(self) -> str:
         if not self.filename:
             return super().__str__()
         return (
-            f"{self.filename}: what was written is there, but may not outlast a power cut "
-            f"({self.strerror}); look at the disk, and run the command again"
+            f"{self.filename}: written, but may not survive a power cut "
+            f"({self.strerror}); check the disk, and run the command again"
         )
 
 
@@ -94,6 +94,6 @@ def few(names: Sequence[str], most: int = 12) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for the closest allowed word, or a full stop where none is close."""
+    """`, did you mean 'x'?` for the closest allowed word, or a full stop if none is close."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f", did you mean '{close[0]}'?" if close else "."

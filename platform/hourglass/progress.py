@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Progress of long operations, and tables: rich on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # they bring PyTorch, and looking at shards shows progress to
 
 
 def console(stderr: bool = False) -> Console:
-    """Standard output or error; without a terminal, lines are as long as they are."""
+    """Standard output or error; without a terminal, lines are not wrapped."""
     return Console(soft_wrap=True, highlight=False, stderr=stderr)
 
 
@@ -36,7 +36,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 class _Stream:
-    """Standard output or error, whichever it is now; what it does not take is left unsaid."""
+    """The current standard output or error; failed writes are ignored."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -46,31 +46,31 @@ class _Stream:
 
     def _now(self) -> Any:
         stream = getattr(sys, self._name)
-        return getattr(stream, "rich_proxied_file", stream)  # not what Rich puts in its place
+        return getattr(stream, "rich_proxied_file", stream)  # not rich's replacement
 
     def write(self, text: str) -> int:
-        """Write, if it can be done."""
+        """Write, if possible."""
         if (stream := self._now()) is not None:
-            with suppress(OSError, ValueError):  # closed, full, or nobody reads it any more
+            with suppress(OSError, ValueError):  # closed, full, or a pipe without a reader
                 stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if it can be done."""
+        """Flush, if possible."""
         if (stream := self._now()) is not None:
             with suppress(OSError, ValueError):
                 stream.flush()
 
 
 def screen(stderr: bool = False) -> Console:
-    """As `console`, for what tells how work goes: no work fails because nobody can be told."""
+    """`console` for progress, whose failed writes must not fail the operation."""
     stream: Any = _Stream("stderr" if stderr else "stdout")
     return Console(file=stream, soft_wrap=True, highlight=False)
 
 
 @contextmanager
 def bar(unit: str, stderr: bool = False) -> Iterator["Bar"]:
-    """A bar for the length of a block, or plain lines where there is no terminal."""
+    """A progress bar for the length of a block, or plain lines without a terminal."""
     where = screen(stderr)
     if not where.is_terminal:
         yield Bar(where, None, unit)
@@ -87,62 +87,62 @@ def bar(unit: str, stderr: bool = False) -> Iterator["Bar"]:
 
 
 class Bar:
-    """Counts done of total, with a line about the last step."""
+    """Shows how much of a total is done, and a description of the last step."""
 
     def __init__(self, screen: Console, progress: Progress | None, unit: str) -> None:
         self._screen, self._progress, self._unit = screen, progress, unit
         self._task = progress.add_task("", total=None) if progress else None
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
         self._screen.print(text, markup=False)
         self._screen.file.flush()
 
     def to(self, done: float, total: float, text: str) -> None:
-        """Move the bar; a log gets a line instead."""
+        """Move the bar, or print a line without a terminal."""
         if self._progress is None or self._task is None:
-            self.say(f"{self._unit} {done:g}/{total:g}  {text}")
+            self.print(f"{self._unit} {done:g}/{total:g}  {text}")
         else:
             self._progress.update(self._task, completed=done, total=total, description=text)
 
 
 class TrainProgress:
-    """Tells how training goes."""
+    """Shows the progress of training."""
 
     def __init__(self, shown: Bar) -> None:
         self._bar = shown
         self._epochs = self._seeds = 0
 
     def prepared(self, job: "TrainJob", dataset: dict[str, Any]) -> None:
-        """The rows that will be trained on, and what was done to them."""
+        """The rows to train on, and how they were prepared."""
         self._epochs, self._seeds = job.train.epochs, job.train.seeds
-        self._bar.say(
-            f"{dataset['rows']} rows in {dataset['shards']} shards: {dataset['train_rows']} to"
-            f" train on, {dataset['holdout_rows']} held out, {dataset['dropped_rows']} dropped,"
+        self._bar.print(
+            f"{dataset['rows']} rows in {dataset['shards']} shards: {dataset['train_rows']} for"
+            f" training, {dataset['holdout_rows']} held out, {dataset['dropped_rows']} dropped,"
             f" {dataset['imputed_cells']} cells imputed"
         )
         if dataset["constant_columns"]:
             verb = "dropped" if job.data.constant == "drop" else "kept"
-            self._bar.say(f"{dataset['constant_columns']} constant columns, {verb}")
+            self._bar.print(f"{dataset['constant_columns']} constant columns, {verb}")
         where = "cached in memory" if dataset["cached"] else "streamed"
         number = job.scale.workers
-        workers = "1 worker takes" if number == 1 else f"{number} workers take"
-        self._bar.say(f"rows {where}; {workers} some seconds to start")
+        workers = "1 worker" if number == 1 else f"{number} workers"
+        self._bar.print(f"rows {where}; starting {workers}, which takes some seconds")
 
     def note(self, text: str) -> None:
-        """A sentence worth knowing."""
-        self._bar.say(text)
+        """A message of the run."""
+        self._bar.print(text)
 
     def epoch(self, record: "Record") -> None:
-        """One epoch: whose it is among several members, loss, holdout error, speed."""
-        whose = f"member {record['member']:g}/{self._seeds}  " if "member" in record else ""
+        """One epoch: its member (of several), loss, holdout error and speed."""
+        member = f"member {record['member']:g}/{self._seeds}  " if "member" in record else ""
         held = f"holdout {record['holdout_mse']:.5f}  " if "holdout_mse" in record else ""
-        text = f"{whose}loss {record['loss']:.5f}  {held}{record['rows_per_s']:,.0f} rows/s"
+        text = f"{member}loss {record['loss']:.5f}  {held}{record['rows_per_s']:,.0f} rows/s"
         self._bar.to(record["epoch"], self._epochs, text)
 
 
 class ScoreProgress:
-    """Tells how scoring goes."""
+    """Shows the progress of scoring."""
 
     def __init__(self, shown: Bar) -> None:
         self._bar = shown
@@ -150,14 +150,14 @@ class ScoreProgress:
         self._started = time.perf_counter()
 
     def scoring(self, rows: int, parts: int, done: int) -> None:
-        """What there is to do, and what an earlier run did already."""
+        """The rows and parts to score, and the parts that an earlier execution wrote."""
         self._rows = rows
-        already = f", {done} of them done already" if done else ""
-        self._bar.say(f"{rows} rows in {parts} parts{already}")
+        already = f", {done} of them already written" if done else ""
+        self._bar.print(f"{rows} rows in {parts} parts{already}")
         self._started = time.perf_counter()
 
     def scored(self, tally: "Tally") -> None:
-        """A part was written."""
+        """One part is written."""
         self._done += tally.rows + tally.dropped
         self._anomalies += tally.anomalies
         rate = self._done / max(time.perf_counter() - self._started, 1e-3)

@@ -1,4 +1,4 @@
-"""The one base of every spec: frozen, closed to unknown fields, finite numbers only."""
+"""The base class of every spec: frozen, without unknown fields, with finite numbers only."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -33,9 +33,9 @@ class Strict(BaseModel):
 
 
 def canonical(spec: Strict) -> dict[str, Any]:
-    """The `kind` of a spec, and its fields that differ from their defaults, the same below: plain JSON.
+    """The spec as JSON values: its `kind` and the fields that differ from their defaults, nested.
 
-    Validated again, that is the same spec; a field that is added later, at its default, changes nothing.
+    It validates to the same spec, and does not change when a field with a default is added.
     """
     fields = type(spec).model_fields
     return {
@@ -57,14 +57,14 @@ def _plain(value: Any) -> Any:
 
 
 def kind_unless_named(kind: str) -> GetPydanticSchema:
-    """For a union of parts: fields that name no kind are those of this one, the default's."""
+    """For a union of parts: fields without a `kind` are those of `kind`, the default."""
 
     def named(tree: Any) -> Any:
         return {"kind": kind, **tree} if isinstance(tree, dict) else tree
 
     def published(schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         found = handler(schema)
-        found["anyOf"] = found.pop("oneOf")  # without a kind, they may be fields of several parts
+        found["anyOf"] = found.pop("oneOf")  # without a kind, several parts may match
         return found
 
     return GetPydanticSchema(
@@ -75,14 +75,14 @@ def kind_unless_named(kind: str) -> GetPydanticSchema:
     )
 
 
-def mistake(sentence: str, *place: str) -> InitErrorDetails:
-    """A sentence about the field at `place` below a spec; without a place, about the spec."""
-    error = {"error": ValueError(sentence)}
+def mistake(message: str, *place: str) -> InitErrorDetails:
+    """A message about the field at `place` in a spec; without a place, about the spec."""
+    error = {"error": ValueError(message)}
     return InitErrorDetails(type="value_error", loc=place, input=None, ctx=error)
 
 
 def refuse(mistakes: Iterable[InitErrorDetails]) -> None:
-    """Raise one ValidationError that tells all of the mistakes, where there are any."""
-    told = list(mistakes)
-    if told:
-        raise ValidationError.from_exception_data("mistakes", told)
+    """Raise one ValidationError that lists all mistakes, if there are any."""
+    found = list(mistakes)
+    if found:
+        raise ValidationError.from_exception_data("mistakes", found)

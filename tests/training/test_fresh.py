@@ -333,7 +333,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(
     sentence = str(caught.value)
     assert sentence.startswith(f"trained to the end, but {home.run}/artifact/model.safetensors.")
     assert sentence.endswith(
-        ": cannot be written (No space left on device); what was there is kept; make room and run the "
+        ": cannot be written (No space left on device); existing content is kept; make room and run the "
         "same command without --fresh to save the model"
     )
     assert home.digest() == old

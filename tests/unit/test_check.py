@@ -1,4 +1,4 @@
-"""`hourglass check`: every kind of file, and with --data a job beside the shards that it names."""
+"""`hourglass check`: every kind of file, and with --data a job against its shards."""
 
 import warnings
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_serve_files_are_checked(check: Any) -> None:
         check(tree)
 
 
-def test_fields_of_a_branch_are_told(check: Any) -> None:
+def test_fields_of_a_branch_are_reported(check: Any) -> None:
     tree = yaml.safe_load((REPOSITORY / "serve" / "local.yaml").read_text())
     tree["applications"][0]["args"]["replicas"] = {"min": 1, "maks": 2}
     with pytest.raises(SpecError, match="replicas.maks: unknown field, did you mean 'max'?"):
@@ -103,32 +103,32 @@ def test_a_job_that_agrees_with_its_shards_says_what_they_are(check: Any, shards
     assert check(sweep).endswith("# 2 shards, 120 rows, 12 features\n")
 
 
-def test_all_that_does_not_agree_is_told_at_once(check: Any, shards: Path) -> None:
+def test_all_mismatches_are_reported_at_once(check: Any, shards: Path) -> None:
     pinned, _ = scan(str(shards / "part-0.parquet"))
     save_manifest("pinned.json", pinned)
     features = {"columns": ["x", "z*"], "exclude": ["yy"]}
     tree = train(shards, features=features, manifest="pinned.json")
     first = f"  {shards}/part-0.parquet: features"
     columns = "Columns: image, id, x, y, word"
-    said = [
-        "job.yaml: 3 mistakes beside the shards",
+    expected = [
+        "job.yaml: 3 mistakes with respect to the shards",
         "  the data differs from the manifest pinned.json:",
         f"    {shards}/part-1.parquet: not in the manifest",
         f"{first}.columns: 'z*' matches no column. {columns}",
         f"{first}.exclude: 'yy' matches no column, did you mean 'y'? {columns}",
     ]
-    assert refusal(check, tree) == said
+    assert refusal(check, tree) == expected
     Path("base.yaml").write_text(yaml.safe_dump(tree))
     sweep = {"kind": "tune", "base": "base.yaml", "space": {"train.seed": {"grid": [1, 2]}}}
-    assert refusal(check, sweep) == said
+    assert refusal(check, sweep) == expected
     tree = train(shards)
     tree["model"]["network"] = {"kind": "lstm", "shape": [5, 2], "hidden": 3, "code": 2}
-    (said_of_width,) = refusal(check, tree)[1:]
-    assert said_of_width.startswith("  model.network: ")
-    assert "12" in said_of_width
+    (about_width,) = refusal(check, tree)[1:]
+    assert about_width.startswith("  model.network: ")
+    assert "12" in about_width
 
 
-def test_columns_that_a_glob_chose_are_told(check: Any, shards: Path) -> None:
+def test_unlikely_features_are_reported(check: Any, shards: Path) -> None:
     tree = train(shards, features={"columns": ["*"], "exclude": ["image", "word"]})
     with pytest.warns(UserWarning, match="probably not features") as caught:
         check(tree)
@@ -154,7 +154,7 @@ def test_a_model_is_held_against_the_shards(
     job |= {"output": f"{shards}/out", "passthrough": ["wrod", "score"], "model": "narrow"}
     first, columns = f"  {shards}/part-0.parquet: ", "Columns: image, id, x, y, word"
     assert refusal(check, job) == [
-        "job.yaml: 5 mistakes beside the shards",
+        "job.yaml: 5 mistakes with respect to the shards",
         f"  output: {shards}/out lies in {shards}, whose files are the rows to score; choose a "
         "folder elsewhere",
         "  passthrough: the output has a column 'score' of its own; names taken: code, hash, "
@@ -164,10 +164,10 @@ def test_a_model_is_held_against_the_shards(
         f"{first}no column 'score'. {columns}",
     ]
     job = score(shards, tmp_path / "nowhere") | {"passthrough": ["wrod"]}
-    said = refusal(check, job)
-    assert said[0] == "job.yaml: 2 mistakes beside the shards"
-    assert said[1].startswith(f"  {tmp_path}/nowhere: no artifact there")
-    assert said[2].startswith(f"{first}no column 'wrod'")
+    found = refusal(check, job)
+    assert found[0] == "job.yaml: 2 mistakes with respect to the shards"
+    assert found[1].startswith(f"  {tmp_path}/nowhere: no artifact there")
+    assert found[2].startswith(f"{first}no column 'wrod'")
 
 
 def test_without_data_no_shard_is_opened(check: Any, tmp_path: Path) -> None:

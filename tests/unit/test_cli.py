@@ -178,7 +178,7 @@ ERRORS = [
     (
         WriteError(28, "No space left on device", "/a.html"),
         1,
-        "error: /a.html: cannot be written (No space left on device); what was there is kept\n",
+        "error: /a.html: cannot be written (No space left on device); existing content is kept\n",
     ),
     (OSError(30, "Read-only file system", "/log"), 1, "error: /log: Read-only file system\n"),
     (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),

@@ -55,7 +55,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     [
         ("applications.0.args.max_batch_rows=10", "so that the largest request fits in a batch"),
         ("applications.0.args.models=[]", "allowed is at least one model"),
-        ("applications.0.args.models.0={name: a}", "uri: missing"),
+        ("applications.0.args.models.0={name: a}", "uri: required field is missing"),
         (
             "applications.0.args.models=[{name: a, uri: x}, {name: a, uri: y}]",
             "the name 'a' is given twice",

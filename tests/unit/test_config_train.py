@@ -84,11 +84,11 @@ MISTAKES = {
     ),
     "missing field": (
         "kind: train\ndata: {uri: /rows, features: {vector: image}}\n",
-        "job.yaml:1: model: missing; it must be given",
+        "job.yaml:1: model: required field is missing",
     ),
     "missing nested field": (
         TRAIN.replace("  uri: /rows\n", ""),
-        "job.yaml:3: data.uri: missing; it must be given",
+        "job.yaml:3: data.uri: required field is missing",
     ),
     "wrong kind of job": (
         TRAIN.replace("kind: train", "kind: trian"),
@@ -237,7 +237,7 @@ MISTAKES = {
     "batch norm on workers": (
         TRAIN.replace("widths: [4]", "widths: [5, 4], norm: batch") + "scale: {workers: 2}\n",
         "job.yaml:1: network dense: norm: batch takes the statistics of one worker's rows, so 2 "
-        "workers would train another model than one; use norm: layer, or scale.workers: 1",
+        "workers would train a different model than one; use norm: layer, or scale.workers: 1",
     ),
     "columns dropped from a shape": (
         TRAIN.replace("dense, widths: [4]", "lstm, shape: [2, 3], code: 2").replace(
@@ -336,7 +336,7 @@ def test_contradictions_are_told_at_once(check: Any) -> None:
     assert refusal(check, text + "train: {early_stop: {}, combine: max}\n").splitlines() == [
         "job.yaml: 2 mistakes",
         "  job.yaml:1: train.early_stop watches the holdout error; set data.holdout above 0",
-        "  job.yaml:1: train.combine: max does nothing with one seed; set train.seeds to 2 or more, "
+        "  job.yaml:1: train.combine: max has no effect with one seed; set train.seeds to 2 or more, "
         "or remove it",
     ]
 
@@ -373,11 +373,11 @@ NOT_A_JOB = {
     ),
     "list": (
         "- kind: train\n",
-        "job.yaml: a job file is a mapping that begins with `kind: train`, `kind: score` or `kind: tune`",
+        "job.yaml: not a mapping; a job file starts with `kind: train`, `kind: score` or `kind: tune`",
     ),
     "empty": (
         "",
-        "job.yaml: a job file is a mapping that begins with `kind: train`, `kind: score` or `kind: tune`",
+        "job.yaml: not a mapping; a job file starts with `kind: train`, `kind: score` or `kind: tune`",
     ),
     "deep": (TRAIN + "name: " + "[" * 1000, "job.yaml: nested too deeply"),
     "holds itself": (TRAIN + "name: &a [*a]\n", "job.yaml: nested too deeply"),
@@ -393,7 +393,7 @@ def test_no_file_folder_and_no_permission(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     assert refusal(load, "nowhere.yaml") == "nowhere.yaml: no such file"
-    assert refusal(load, "folder") == "folder: is a folder; give a YAML file"
+    assert refusal(load, "folder") == "folder: is a folder; pass a YAML file"
     Path("file").touch()
     assert refusal(load, "file/job.yaml") == "file/job.yaml: Not a directory"
 
@@ -461,17 +461,17 @@ def test_set_changes_one_of_two_aliases_only(check: Any) -> None:
 
 
 BAD_OVERRIDES = {
-    "train.epochs": "write it as a.b=value, for example train.epochs=20",
-    "=3": "write it as a.b=value, for example train.epochs=20",
-    "train..epochs=3": "write it as a.b=value, for example train.epochs=20",
+    "train.epochs": "allowed is a.b=value, for example train.epochs=20",
+    "=3": "allowed is a.b=value, for example train.epochs=20",
+    "train..epochs=3": "allowed is a.b=value, for example train.epochs=20",
     "train.epochs=[": "the value is not YAML",
     "name=2026-13-45": "the value is not YAML",
-    "kind.of=3": "'kind' is a single value, nothing lies below it",
-    "data.uri.x.y=3": "'uri' is a single value, nothing lies below it",
-    "model.network.widths.1=3": "'1' is not an index of a list of 1 (from 0)",
-    "model.network.widths.-1=3": "'-1' is not an index of a list of 1 (from 0)",
-    "model.network.widths.first=3": "'first' is not an index of a list of 1 (from 0)",
-    "model.network.widths.7.x=3": "'7' is not an index of a list of 1 (from 0)",
+    "kind.of=3": "'kind' is a single value and has no fields",
+    "data.uri.x.y=3": "'uri' is a single value and has no fields",
+    "model.network.widths.1=3": "found '1', allowed are indexes of a list of 1 items, from 0",
+    "model.network.widths.-1=3": "found '-1', allowed are indexes of a list of 1 items, from 0",
+    "model.network.widths.first=3": "found 'first', allowed are indexes of a list of 1 items, from 0",
+    "model.network.widths.7.x=3": "found '7', allowed are indexes of a list of 1 items, from 0",
 }
 
 
@@ -527,7 +527,7 @@ def test_round_trip(check: Any, text: str) -> None:
 def test_parse_tells_the_same_mistakes() -> None:
     assert refusal(parse, {"kind": "score", "model": "m", "uri": "u", "outptu": "o"}) == (
         "job: 2 mistakes\n"
-        "  job: output: missing; it must be given\n"
+        "  job: output: required field is missing\n"
         "  job: outptu: unknown field, did you mean 'output'? Allowed: accelerator, kind, "
         "manifest, missing, model, name, output, outputs, passthrough, threshold, uri, workers"
     )
@@ -619,7 +619,7 @@ def test_a_spec_is_what_its_canonical_form_says(check: Any, override: list[str])
     [
         (
             ["train.combine=max"],
-            "train.combine: max does nothing with one seed; set train.seeds to 2 or more, or remove it",
+            "train.combine: max has no effect with one seed; set train.seeds to 2 or more, or remove it",
         ),
         (
             ["train.seed=2147483647", "train.seeds=2"],
@@ -673,5 +673,5 @@ def test_a_preset_that_is_none_hides_no_mistake_and_makes_none(check: Any, prese
 
 def test_without_a_preset_the_network_is_missing(check: Any) -> None:
     text = TRAIN.partition("model:")[0]
-    assert "model.network: missing" in refusal(check, f"{text}model: {{loss: {{kind: mse}}}}\n")
-    assert "model.network: missing" in refusal(check, f"{text}model: {{preset: denoising}}\n")
+    assert "model.network: required field is missing" in refusal(check, f"{text}model: {{loss: {{kind: mse}}}}\n")
+    assert "model.network: required field is missing" in refusal(check, f"{text}model: {{preset: denoising}}\n")

@@ -60,13 +60,13 @@ MISTAKES = {
     ),
     "unknown path": (
         "  train.optimizer.lrr: {grid: [1]}\n",
-        "tune.yaml:5: space.train.optimizer.lrr: 'lrr' is no field of train.optimizer, did you mean "
+        "tune.yaml:5: space.train.optimizer.lrr: 'lrr' is not a field of train.optimizer, did you mean "
         "'lr'? Allowed: beta1, beta2, kind, lr, momentum, nesterov, weight_decay",
     ),
     "below a value": (
         "  train.epochs.first: {grid: [1]}\n",
-        "tune.yaml:5: space.train.epochs.first: 'first' is no field of train.epochs. Nothing lies "
-        "below it",
+        "tune.yaml:5: space.train.epochs.first: 'first' is not a field of train.epochs. It has no "
+        "fields",
     ),
     "path of the data": ("  data.uri: {grid: [/a]}\n", f"tune.yaml:5: space.data.uri: {SHARED}"),
     "path of the scale": (
@@ -80,13 +80,13 @@ MISTAKES = {
     ),
     "field of another kind": (
         "  train.optimizer.momentum: {grid: [0.5]}\n",
-        "tune.yaml:5: space.train.optimizer.momentum: 'momentum' is no field of train.optimizer, which "
+        "tune.yaml:5: space.train.optimizer.momentum: 'momentum' is not a field of train.optimizer, which "
         "is of kind adam in every point. Allowed: beta1, beta2, kind, lr; for another kind say "
         "train.optimizer.kind in the base or the space",
     ),
     "field of a default without any": (
         "  model.corruption.sd: {grid: [0.1]}\n",
-        "tune.yaml:5: space.model.corruption.sd: 'sd' is no field of model.corruption, which is of kind "
+        "tune.yaml:5: space.model.corruption.sd: 'sd' is not a field of model.corruption, which is of kind "
         "none in every point. Allowed: kind; for another kind say model.corruption.kind in the base or "
         "the space",
     ),
@@ -145,7 +145,7 @@ MISTAKES = {
     ),
     "condition on no field": (
         "  train.epochs: {grid: [3], when: {model.lss: mse}}\n",
-        "tune.yaml:5: space.train.epochs.when: 'lss' is no field of model, did you mean 'loss'? "
+        "tune.yaml:5: space.train.epochs.when: 'lss' is not a field of model, did you mean 'loss'? "
         "Allowed: adversary, code, corruption, loss, network, penalties, preset, scaled_score, trim",
     ),
     "scalings in their own units": (
@@ -225,7 +225,7 @@ def test_the_base_is_a_file_or_a_job_and_is_checked_as_one(check: Any) -> None:
     for kind in ("tune", "score"):
         Path("other.yaml").write_text(f"kind: {kind}\nbase: tune.yaml\n")
         assert refusal(check, TUNE.replace("base.yaml", "other.yaml")) == (
-            f"tune.yaml: base: other.yaml is a {kind} job; name the file of a train job"
+            f"tune.yaml: base: found a {kind} job in other.yaml, allowed is a train job"
         )
 
 
@@ -391,7 +391,7 @@ def test_a_population_is_a_sweep(check: Any) -> None:
 def test_a_command_says_which_one_runs_the_file(check: Any) -> None:
     check(TUNE)
     told = refusal(load_kind, train.TrainJob, "tune.yaml")
-    assert told == "tune.yaml: a tune job; run it with `hourglass tune tune.yaml`"
+    assert told == "tune.yaml: found a tune job; run `hourglass tune tune.yaml`"
     assert isinstance(load_kind(TuneJob, "tune.yaml"), TuneJob)
 
 

@@ -299,7 +299,7 @@ def test_a_store_that_contradicts_itself_is_given_up_on(
         if status == 404
         else "S3 refused this lock 3 times, though it says that nobody holds it"
     )
-    assert str(caught.value) == f"{lock}: cannot be written ({reason}); what was there is kept"
+    assert str(caught.value) == f"{lock}: cannot be written ({reason}); existing content is kept"
     assert len(puts) == asked
 
 
@@ -347,7 +347,7 @@ def test_where_no_lock_can_be_the_command_ends_with_a_sentence(
 ) -> None:
     with pytest.raises(WriteError) as caught, locks.alone(lock, DOING, INSTEAD):
         pass
-    assert str(caught.value) == f"{lock}: cannot be written ({reason}); what was there is kept"
+    assert str(caught.value) == f"{lock}: cannot be written ({reason}); existing content is kept"
 
 
 def test_a_full_disk_hides_who_runs_and_nothing_else(
@@ -434,7 +434,7 @@ def test_a_finished_run_is_found_where_nothing_can_be_written(
     except WriteError as error:
         told.append(str(error))
     lock = locks.beside(str(uri))
-    refused = f"{lock}: cannot be written (Read-only file system); what was there is kept"
+    refused = f"{lock}: cannot be written (Read-only file system); existing content is kept"
     assert told == ["entered" if finished and not fresh else refused]
 
 

@@ -645,7 +645,7 @@ def test_there_are_shipped_jobs() -> None:
         (
             str(ROOT / "jobs/mnist/score.yaml"),
             SpecError,
-            "score.yaml: a score job; run it with `hourglass score ",
+            "score.yaml: found a score job; run `hourglass score ",
         ),
     ],
 )

@@ -80,7 +80,7 @@ def test_the_published_schema_asks_for_a_network_where_validation_does(
         assert parse(tree).kind == "train"
     else:
         with pytest.raises(
-            SpecError, match=r"model\.network(\.widths)?: missing; it must be given"
+            SpecError, match=r"model\.network(\.widths)?: required field is missing"
         ):
             parse(tree)
 

@@ -68,7 +68,7 @@ def test_what_refuses_to_write_is_one_error(raised: Exception, reason: str) -> N
         raise raised
     error = pickle.loads(pickle.dumps(caught.value))
     assert str(error).startswith(f"s3://b/k: cannot be written ({reason}")
-    assert str(error).endswith("); what was there is kept")
+    assert str(error).endswith("); existing content is kept")
     assert isinstance(error, OSError)
     assert (error.exit_code, error.filename) == (1, "s3://b/k")
     with pytest.raises(KeyError), storage.writing("s3://b/k"):
@@ -102,8 +102,8 @@ def test_a_folder_that_cannot_be_synced_keeps_nobody_from_the_new(
         error = pickle.loads(pickle.dumps(caught.value))
         assert error.exit_code == 1
         assert str(error) == (
-            f"{tmp_path}: what was written is there, but may not outlast a power cut (Input/output "
-            "error); look at the disk, and run the command again"
+            f"{tmp_path}: written, but may not survive a power cut (Input/output "
+            "error); check the disk, and run the command again"
         )
 
 
@@ -167,7 +167,7 @@ def test_a_new_folder_appears_whole(tmp_path: Path, there: bool) -> None:
     with pytest.raises(WriteError) as caught, storage.new_folder(f"{tmp_path}/a/e") as folder:
         storage.write(f"{folder}/{'c' * 300}", b"x")
     assert str(caught.value) == (
-        f"{tmp_path}/a/e: cannot be written (File name too long); what was there is kept"
+        f"{tmp_path}/a/e: cannot be written (File name too long); existing content is kept"
     )
     assert storage.names(str(tmp_path / "a")) == ["b"]
 

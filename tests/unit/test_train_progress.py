@@ -29,8 +29,8 @@ DATASET = {
 @pytest.mark.parametrize(
     ("workers", "cached", "said"),
     [
-        (1, True, "rows cached in memory; 1 worker takes some seconds to start"),
-        (2, False, "rows streamed; 2 workers take some seconds to start"),
+        (1, True, "rows cached in memory; starting 1 worker, which takes some seconds"),
+        (2, False, "rows streamed; starting 2 workers, which takes some seconds"),
     ],
 )
 def test_a_run_tells_its_rows_and_workers(workers: int, cached: bool, said: str) -> None:
@@ -48,7 +48,7 @@ def test_a_run_tells_its_rows_and_workers(workers: int, cached: bool, said: str)
         job, {**DATASET, "cached": cached}
     )
     assert text.getvalue().splitlines() == [
-        "10 rows in 2 shards: 7 to train on, 2 held out, 1 dropped, 0 cells imputed",
+        "10 rows in 2 shards: 7 for training, 2 held out, 1 dropped, 0 cells imputed",
         said,
     ]
 
@@ -82,7 +82,7 @@ def test_no_work_fails_because_nobody_can_be_told(
 ) -> None:
     monkeypatch.setattr(sys, "stderr" if stderr else "stdout", Broken(error, terminal))
     with bar("epoch", stderr) as shown:
-        shown.say("a note")
+        shown.print("a note")
         shown.to(1, 2, "half")
     base = {
         "kind": "train",
@@ -94,7 +94,7 @@ def test_no_work_fails_because_nobody_can_be_told(
         told.note("a note")
     monkeypatch.setattr(sys, "stderr" if stderr else "stdout", None)  # closed from the start
     with bar("epoch", stderr) as shown:
-        shown.say("a note")
+        shown.print("a note")
 
 
 def test_other_words_have_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

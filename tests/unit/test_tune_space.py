@@ -108,7 +108,7 @@ def test_an_invalid_point_has_its_reason_and_the_others_go_on() -> None:
     widths = {"model.network.widths": {"grid": [[6, 3]]}, "model.network.widths.2": {"grid": [1]}}
     (lost,) = points(sweep(widths))
     assert lost.reason == (
-        "space.model.network.widths.2: '2' is not an index of a list of 2 (from 0)"
+        "space.model.network.widths.2: found '2', allowed are indexes of a list of 2 items, from 0"
     )
 
 

@@ -596,7 +596,7 @@ def test_the_old_whole_or_the_new_whole_in_s3(
             except WriteError as refused:
                 assert str(refused).startswith(uri)
                 assert str(refused).endswith(
-                    ": cannot be written (Access Denied); what was there is kept"
+                    ": cannot be written (Access Denied); existing content is kept"
                 )
             assert write.seen(uri) in (old, new), made[at - 1]
             if (write.seen(uri), storage.names(uri)) != (new, names):
@@ -654,7 +654,7 @@ def test_a_full_disk_of_a_process_that_scores_comes_back_as_such(
         (words,) = scorer({"index": [0]})["unwritten"]
     part = place / "out" / work[0].name(options.key)
     assert str(WriteError(*json.loads(words))) == (
-        f"{part}: cannot be written (No space left on device); what was there is kept"
+        f"{part}: cannot be written (No space left on device); existing content is kept"
     )
     assert scorer({"index": [0]})["unwritten"] == [""]
     assert part.exists()
@@ -670,7 +670,7 @@ def test_what_a_disk_says_is_not_mlflows_fault(number: int, tmp_path: Path) -> N
         assert caught.value.exit_code == 2
     else:
         assert str(caught.value) == (
-            f"{tmp_path}: cannot be written ({os.strerror(number)}); what was there is kept"
+            f"{tmp_path}: cannot be written ({os.strerror(number)}); existing content is kept"
         )
         assert caught.value.exit_code == 1
 

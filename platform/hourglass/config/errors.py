@@ -1,4 +1,4 @@
-"""YAML with line numbers, and validation errors as sentences: where, found, allowed, nearest name."""
+"""YAML with line numbers, and readable validation errors: where, found, allowed, nearest name."""
 
 import functools
 import re
@@ -13,14 +13,14 @@ from hourglass.errors import SpecError, nearest
 
 Steps = tuple[str | int, ...]
 Lines = dict[Steps, int]
-"""The line of each field of a file, from 1; `SET` for a field that an override gave."""
+"""The line of each field of a file, from 1; `SET` for an overridden field."""
 SET = 0
 PRESET = "preset"
-"""The field that stands for others beside it."""
+"""The field that is a shorthand for its siblings."""
 
 
 def read_yaml(path: str | Path) -> tuple[Any, Lines]:
-    """Plain values and the line of each field. Raises SpecError; duplicate keys are refused."""
+    """The values and the line of each field. Raises SpecError, also for duplicate keys."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -31,7 +31,7 @@ def read_yaml(path: str | Path) -> tuple[Any, Lines]:
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise SpecError(f"{path}: is a folder; give a YAML file") from None
+        raise SpecError(f"{path}: is a folder; pass a YAML file") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
@@ -47,7 +47,7 @@ def read_yaml(path: str | Path) -> tuple[Any, Lines]:
         raise SpecError(f"{path}: {error.strerror}") from None
     if not isinstance(tree, dict):
         raise SpecError(
-            f"{path}: a job file is a mapping that begins with `kind: train`, `kind: score` or "
+            f"{path}: not a mapping; a job file starts with `kind: train`, `kind: score` or "
             "`kind: tune`"
         )
     return tree, lines
@@ -70,30 +70,30 @@ def _lines(path: str, node: yaml.Node, steps: Steps) -> Iterator[tuple[Steps, in
 
 @functools.cache
 def _schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
-    """What a file may say; making it takes longer than reading the file, and a sweep asks often."""
+    """The JSON Schema of a file, cached because a sweep needs it often and it is slow to build."""
     return adapter.json_schema()
 
 
 def explain(where: str, error: ValidationError, adapter: TypeAdapter[Any], lines: Lines) -> str:
-    """Every mistake as one line: file:line, field, found beside allowed, nearest name."""
+    """All mistakes, one per line: file:line, field, found and allowed, nearest name."""
     schema = _schema(adapter)
     mistakes: dict[str, list[str]] = {}
-    for steps, item in _told(error, schema):
+    for steps, item in _items(error, schema):
         field = ".".join(str(step) for step in steps)
         place = f"  {where}{_line(steps, lines)}: {field + ': ' if field else ''}"
-        told = mistakes.setdefault(place, [])
-        found, sentence = f"found {_shown(item)}", _sentence(item, steps, schema)
-        if told and told[-1].startswith(found):  # another branch of the same union
-            told[-1] += f"; or {sentence.removeprefix(found).lstrip(',;. ')}"
-        elif sentence not in told:
-            told.append(sentence)
-    every = [place + sentence for place, told in mistakes.items() for sentence in told]
+        messages = mistakes.setdefault(place, [])
+        found, message = f"found {_shown(item)}", _message(item, steps, schema)
+        if messages and messages[-1].startswith(found):  # another branch of the same union
+            messages[-1] += f"; or {message.removeprefix(found).lstrip(',;. ')}"
+        elif message not in messages:
+            messages.append(message)
+    every = [place + message for place, messages in mistakes.items() for message in messages]
     count = "1 mistake" if len(every) == 1 else f"{len(every)} mistakes"
     return "\n".join([f"{where}: {count}", *every])
 
 
-def _told(error: ValidationError, schema: dict[str, Any]) -> Iterator[tuple[Steps, Any]]:
-    """Each mistake with its field, but no field as missing that a misspelt preset meant to bring."""
+def _items(error: ValidationError, schema: dict[str, Any]) -> Iterator[tuple[Steps, Any]]:
+    """Each mistake with its field, without missing fields that a misspelt preset would provide."""
     found = [(_without_tags(i["loc"], schema), i) for i in error.errors(include_url=False)]
     mistaken = {steps for steps, _ in found}
     for steps, item in found:
@@ -115,21 +115,23 @@ def _shown(item: Any) -> str:
     return found if len(found) <= 60 else found[:57] + "..."
 
 
-def _sentence(item: Any, steps: Steps, schema: dict[str, Any]) -> str:
+def _message(item: Any, steps: Steps, schema: dict[str, Any]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     found = _shown(item)
     if kind == "extra_forbidden":
         allowed = sorted(_fields_at(steps[:-1], item["loc"][:-1], schema))
         return f"unknown field{nearest(str(steps[-1]), allowed)} Allowed: {', '.join(allowed)}"
     if kind == "missing":
-        return "missing; it must be given"
+        return "required field is missing"
     if kind == "union_tag_invalid":
         tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
         return f"found kind '{context['tag']}'{nearest(context['tag'], tags)} Allowed: {', '.join(tags)}"
     if kind == "union_tag_not_found":
         return "`kind` is missing"
     if kind == "literal_error":
-        near = nearest(str(item["input"]), [w.strip("'") for w in _words(context["expected"])])
+        near = nearest(
+            str(item["input"]), [word.strip("'") for word in _literals(context["expected"])]
+        )
         return f"found {found}{near} Allowed: {context['expected']}"
     if kind == "value_error":
         return str(context["error"])
@@ -140,7 +142,7 @@ def _sentence(item: Any, steps: Steps, schema: dict[str, Any]) -> str:
     return f"found {found}; {item['msg'][:1].lower()}{item['msg'][1:]}"
 
 
-def _words(expected: str) -> list[str]:
+def _literals(expected: str) -> list[str]:
     return expected.replace(" or ", ", ").split(", ")
 
 
@@ -153,7 +155,7 @@ def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 def _descend(
     node: dict[str, Any], step: str | int, schema: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
-    """The JSON Schema below `step`, and whether `step` is a field (False: a union's tag)."""
+    """The JSON Schema at `step`, and whether `step` is a field (False: the tag of a union)."""
     node = _resolve(node, schema)
     mapping = node.get("discriminator", {}).get("mapping", {})
     if step in mapping:
@@ -169,13 +171,13 @@ def _descend(
         return node["additionalProperties"], True
     names = re.findall(
         r"\w+", step
-    )  # pydantic's of a branch: Autoscaling, function-after[f(), Limits]
+    )  # pydantic's names of branches: Autoscaling, function-after[f(), Limits]
     branches = (b for b in node.get("anyOf", []) if b.get("$ref", "").rpartition("/")[2] in names)
     return next(branches, {}), not _is_branch(node, step)
 
 
 def _is_branch(node: dict[str, Any], step: str) -> bool:
-    """True when `step` names a branch of a plain union, as pydantic puts into an error's path."""
+    """True if `step` is the name of a branch of a union, which pydantic adds to the path."""
     branches = [branch for branch in node.get("anyOf", []) if branch.get("type") != "null"]
     return (
         len(branches) > 1 or "prefixItems" in node or step.startswith(("function-", "constrained-"))
@@ -194,13 +196,13 @@ def _without_tags(loc: Steps, schema: dict[str, Any]) -> Steps:
     node, steps = schema, []
     for step in loc:
         node, is_field = _descend(node, step, schema)
-        if is_field and step != "[key]":  # pydantic's word for a mistake in a key, not below it
+        if is_field and step != "[key]":  # pydantic's marker of a mistake in a key
             steps.append(step)
     return tuple(steps)
 
 
 def unknown_step(steps: Sequence[str], adapter: TypeAdapter[Any]) -> str | None:
-    """A sentence about the first step that is no field of any branch; None when all are known."""
+    """A message about the first step that is not a field of any branch; None if all are."""
     schema = _schema(adapter)
     nodes = list(_branches(schema, schema))
     for depth, step in enumerate(steps):
@@ -208,15 +210,15 @@ def unknown_step(steps: Sequence[str], adapter: TypeAdapter[Any]) -> str | None:
         below = _below(nodes, step)
         if not below:
             allowed = sorted({name for known in fields for name in known})
-            said = f" Allowed: {', '.join(allowed)}" if allowed else " Nothing lies below it"
+            known_fields = f" Allowed: {', '.join(allowed)}" if allowed else " It has no fields"
             where = ".".join(steps[:depth])
-            return f"'{step}' is no field of {where}{nearest(step, allowed)}{said}"
+            return f"'{step}' is not a field of {where}{nearest(step, allowed)}{known_fields}"
         nodes = [branch for node in below for branch in _branches(node, schema)]
     return None
 
 
-def words_at(steps: Sequence[str], adapter: TypeAdapter[Any]) -> list[str] | None:
-    """The words that the field may be, in any branch; None where it may be something else as well."""
+def literals_at(steps: Sequence[str], adapter: TypeAdapter[Any]) -> list[str] | None:
+    """The literals that the field accepts in any branch; None if it accepts other values."""
     schema = _schema(adapter)
     nodes = list(_branches(schema, schema))
     for step in steps:
@@ -230,7 +232,7 @@ def words_at(steps: Sequence[str], adapter: TypeAdapter[Any]) -> list[str] | Non
 
 
 def _below(nodes: Sequence[dict[str, Any]], step: str) -> list[dict[str, Any]]:
-    """What lies below these nodes at `step`, a field or a list's index."""
+    """The children of these nodes at `step`, a field or an index."""
     lists = [node["items"] for node in nodes if "items" in node and step.isdecimal()]
     fields = [node["properties"] for node in nodes if "properties" in node]
     return lists + [known[step] for known in fields if step in known]

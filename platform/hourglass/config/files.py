@@ -1,6 +1,6 @@
 """Job files: one YAML file becomes one job.
 
-Two layers only: the file, then `--set a.b=value`. Every mistake of a file is reported at once.
+There are two layers: the file, then `--set a.b=value`. All mistakes of a file are reported at once.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ JOB: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="ki
 def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
     """The validated job in a YAML file, with `a.b=value` overrides applied before validation.
 
-    Raises: SpecError listing every mistake: path, found, allowed, nearest name.
+    Raises: SpecError listing all mistakes.
     """
     tree, lines = errors.read_yaml(path)
     _read_base(tree, Path(path))
@@ -39,14 +39,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
 
 
 def _read_base(tree: dict[str, Any], path: Path) -> None:
-    """Put the job that `base` names into its place. Raises SpecError with that file's mistakes."""
+    """Replace the file name in `base` by its job. Raises SpecError with the mistakes of that file."""
     base = tree.get("base")
     if tree.get("kind") == "tune" and isinstance(base, str):
-        asked, path = path, path.parent / base
+        sweep, path = path, path.parent / base
         tree["base"], _ = errors.read_yaml(path)
         kind = tree["base"].get("kind", "train") if isinstance(tree["base"], dict) else "train"
         if kind != "train":
-            raise SpecError(f"{asked}: base: {path} is a {kind} job; name the file of a train job")
+            raise SpecError(f"{sweep}: base: found a {kind} job in {path}, allowed is a train job")
         load_kind(TrainJob, path)
     if isinstance(tree.get("base"), dict):
         tree["base"].setdefault("name", path.stem)
@@ -56,15 +56,15 @@ Kind = TypeVar("Kind", TrainJob, ScoreJob, TuneJob)
 
 
 def load_kind(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
-    """`load`, for a command that runs one kind of job. Raises SpecError for the other kinds."""
+    """`load` for a command that runs one kind of job. Raises SpecError for other kinds."""
     job = load(path, overrides)
     if not isinstance(job, kind):
-        raise SpecError(f"{path}: a {job.kind} job; run it with `hourglass {job.kind} {path}`")
+        raise SpecError(f"{path}: found a {job.kind} job; run `hourglass {job.kind} {path}`")
     return job
 
 
 def parse(tree: dict[str, Any]) -> AnyJob:
-    """The validated job in a plain dictionary. Raises SpecError."""
+    """The validated job of a dictionary. Raises SpecError."""
     try:
         return JOB.validate_python(tree)
     except ValidationError as error:
@@ -72,5 +72,5 @@ def parse(tree: dict[str, Any]) -> AnyJob:
 
 
 def dump(job: AnyJob) -> dict[str, Any]:
-    """The resolved job as plain JSON values; `parse(dump(job)) == job`."""
+    """The resolved job as JSON values; `parse(dump(job)) == job`."""
     return job.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -209,7 +209,7 @@ def is_serve_file(tree: dict[str, Any]) -> bool:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> ServeFile:
     """The validated serve file, with `a.b=value` overrides applied before validation.
 
-    Raises: SpecError listing every mistake: path, found, allowed, nearest name.
+    Raises: SpecError listing all mistakes.
     """
     tree, lines = errors.read_yaml(path)
     for override in overrides:

@@ -1,4 +1,4 @@
-"""Job specs: what a training or scoring run is, frozen and fully validated."""
+"""Specs of train and score jobs, frozen and fully validated."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ RegistryName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class DataSpec(Strict):
-    """Where the rows are and how they become features."""
+    """The dataset, and how its rows become features."""
 
     uri: Uri | Uris = Field(
         description="Folder, glob, file or s3:// URI of Parquet shards, or a list of them."
@@ -31,70 +31,86 @@ class DataSpec(Strict):
         None, description="Manifest that the shards must match (hourglass data manifest)."
     )
     features: Features = Field(description="The vector column, or the numeric columns.")
-    scaling: Scaling = Field(Range(), description="How raw columns become model space.")
-    constant: Literal["keep", "drop"] = Field("keep", description="Columns with a single value.")
+    scaling: Scaling = Field(Range(), description="Transformation of raw columns to model space.")
+    constant: Literal["keep", "drop"] = Field(
+        "keep", description="Whether to keep columns with a single value."
+    )
     missing: Missing = Field("error", description="Policy for null, NaN and infinite cells.")
-    holdout: float = Field(0.1, ge=0.0, lt=1.0, description="Share of rows never trained on.")
+    holdout: float = Field(
+        0.1, ge=0.0, lt=1.0, description="Fraction of rows held out of training."
+    )
     cache: Literal["auto", "memory", "stream"] = Field(
         "auto", description="auto: in memory when the decoded features fit `cache_bytes`."
     )
-    cache_bytes: PositiveInt = Field(2**30, description="Most bytes of features a worker caches.")
+    cache_bytes: PositiveInt = Field(
+        2**30, description="Maximum bytes of features that a worker caches."
+    )
     shuffle_rows: PositiveInt = Field(
-        16384, description="Rows of the window that a streaming epoch shuffles exactly."
+        16384, description="Rows in the window within which a streaming epoch shuffles."
     )
 
 
 class EarlyStop(Strict):
     """Stop when the holdout error has not improved for `patience` epochs."""
 
-    patience: PositiveInt = Field(5, description="Epochs without improvement.")
-    min_delta: float = Field(0.0, ge=0.0, description="Smallest drop that counts as improvement.")
+    patience: PositiveInt = Field(
+        5, description="Epochs without improvement before training stops."
+    )
+    min_delta: float = Field(
+        0.0, ge=0.0, description="Smallest decrease that counts as an improvement."
+    )
 
 
 class TrainSpec(Strict):
-    """How the weights are found."""
+    """How the model is trained."""
 
     phases: tuple[Phase, ...] = Field((), description="Pretraining, in order, before the epochs.")
-    epochs: PositiveInt = Field(10, description="Passes over the training rows.")
-    batch_size: PositiveInt = Field(256, description="Rows of one step, over all workers together.")
-    optimizer: Optimizer = Field(Adam(), description="Update rule.")
-    schedule: Schedule = Field(Constant(), description="Learning rate over the run.")
-    clip_norm: PositiveFloat | None = Field(None, description="Largest gradient norm, if clipped.")
-    early_stop: EarlyStop | None = Field(None, description="Stop early on the holdout error.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, order and noise.")
+    epochs: PositiveInt = Field(10, description="Number of passes over the training rows.")
+    batch_size: PositiveInt = Field(256, description="Rows per optimizer step, over all workers.")
+    optimizer: Optimizer = Field(Adam(), description="Optimizer.")
+    schedule: Schedule = Field(Constant(), description="Learning rate schedule.")
+    clip_norm: PositiveFloat | None = Field(
+        None, description="Maximum gradient norm; unset: no clipping."
+    )
+    early_stop: EarlyStop | None = Field(None, description="Early stopping on the holdout error.")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of initial weights, row order and noise."
+    )
     seeds: int = Field(
         1,
         ge=1,
         le=MOST_MEMBERS,
-        description="Members, with seeds seed, seed + 1, ...; their scores are combined.",
+        description="Number of ensemble members, with seeds seed, seed + 1, ...; scores are combined.",
     )
-    combine: Combine = Field("mean", description="What the scores of several members become.")
+    combine: Combine = Field("mean", description="How to combine the scores of several members.")
     checkpoint_every_steps: PositiveInt | None = Field(
-        None, description="Also commit a checkpoint inside epochs; epoch ends always do."
+        None, description="Steps between checkpoints within epochs; every epoch ends with one."
     )
 
 
 IDENTITY = 1
-"""Version of what a run's name is the hash of; a default that changes needs the next."""
+"""Version of the hash in a run's name; increase it when a default changes."""
 
 
 class ScaleSpec(Strict):
-    """What the run may use."""
+    """The resources of a run."""
 
-    workers: PositiveInt = Field(1, description="Training processes.")
-    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: gpu where seen.")
-    cpus_per_worker: Literal["auto"] | PositiveFloat = Field(
-        "auto", description="auto: an equal share of the cluster, with one CPU left to read data."
+    workers: PositiveInt = Field(1, description="Number of training processes.")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="auto: gpu if available."
     )
-    max_failures: int = Field(3, ge=0, description="Restarts after a lost worker or node.")
+    cpus_per_worker: Literal["auto"] | PositiveFloat = Field(
+        "auto", description="auto: an equal share of the cluster, minus one CPU that reads data."
+    )
+    max_failures: int = Field(3, ge=0, description="Maximum restarts after a lost worker or node.")
 
 
 class TrackSpec(Strict):
-    """Where the run is recorded."""
+    """How the run is tracked."""
 
     experiment: str = Field("hourglass", min_length=1, description="MLflow experiment.")
     register_as: RegistryName | None = Field(
-        None, alias="register", description="Registered model to add a version to."
+        None, alias="register", description="Registered model to which to add a version."
     )
 
 
@@ -111,7 +127,7 @@ class TrainJob(Strict):
     scale: ScaleSpec = Field(ScaleSpec(), description="Processes and their hardware.")
     track: TrackSpec = Field(TrackSpec(), description="Experiment and registered model.")
     quantile: float = Field(
-        0.99, gt=0.0, lt=1.0, description="Quantile of holdout scores that is the threshold."
+        0.99, gt=0.0, lt=1.0, description="Quantile of the holdout scores to use as the threshold."
     )
 
     @model_validator(mode="before")
@@ -142,17 +158,17 @@ class TrainJob(Strict):
         if network.single_worker is not None and scale.workers > 1:
             why, instead = network.single_worker
             yield (
-                f"network {network.kind}: {why}, so {scale.workers} workers would train another "
+                f"network {network.kind}: {why}, so {scale.workers} workers would train a different "
                 f"model than one; use {instead}, or scale.workers: 1"
             )
         if train.batch_size < scale.workers:
             yield (
-                f"train.batch_size ({train.batch_size}) counts all workers' rows and must be "
+                f"train.batch_size ({train.batch_size}) counts the rows of all workers and must be "
                 f"at least scale.workers ({scale.workers})"
             )
         if train.combine != "mean" and train.seeds == 1:
             yield (
-                f"train.combine: {train.combine} does nothing with one seed; set train.seeds to "
+                f"train.combine: {train.combine} has no effect with one seed; set train.seeds to "
                 "2 or more, or remove it"
             )
         if train.seed + train.seeds > 2**31:
@@ -164,12 +180,12 @@ class TrainJob(Strict):
 
     @property
     def unit_data(self) -> bool:
-        """True when model space is meant to be [0, 1]."""
+        """True if model space is [0, 1]."""
         return self.data.scaling.unit_range == "always" or self.model.loss.unit_data
 
     @property
     def run_name(self) -> str:
-        """`<name>-<hash of everything that decides the weights>`: the same command, the same run."""
+        """`<name>-<hash of all that determines the weights>`; the same for the same job."""
         decisive = canonical(self)
         for name in ("name", "track", "quantile"):
             decisive.pop(name, None)
@@ -181,7 +197,7 @@ class TrainJob(Strict):
 
 
 class ScoreJob(Strict):
-    """One batch scoring run: codes, hashes and anomaly scores of every row, as Parquet."""
+    """One batch scoring run: codes, hashes and anomaly scores of rows, as Parquet files."""
 
     kind: Literal["score"]
     name: RegistryName | None = Field(
@@ -193,18 +209,20 @@ class ScoreJob(Strict):
     uri: Uri | Uris = Field(description="Parquet shards to score.")
     manifest: Uri | None = Field(None, description="Manifest that the shards must match.")
     output: Uri = Field(description="Folder or s3:// URI of the scored Parquet files.")
-    passthrough: tuple[str, ...] = Field((), description="Input columns copied to the output.")
+    passthrough: tuple[str, ...] = Field((), description="Input columns to copy to the output.")
     outputs: tuple[Literal["code", "hash", "score", "reconstruction", "feature_errors"], ...] = (
-        Field(("code", "hash", "score"), min_length=1, description="What to write for each row.")
+        Field(("code", "hash", "score"), min_length=1, description="Columns to write for each row.")
     )
     threshold: Literal["auto"] | float = Field(
         "auto", description="Score above which a row is an anomaly; auto: the artifact's."
     )
     missing: Literal["auto"] | Missing = Field("auto", description="auto: as in training.")
     workers: Literal["auto"] | PositiveInt = Field(
-        "auto", description="Scoring processes, one CPU (or GPU) each; auto: as many as there are."
+        "auto", description="Scoring processes, one CPU (or GPU) each; auto: all of the cluster."
     )
-    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: gpu where seen.")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="auto: gpu if available."
+    )
 
 
 TRAIN: TypeAdapter[TrainJob] = TypeAdapter(TrainJob)

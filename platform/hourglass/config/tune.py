@@ -212,7 +212,7 @@ class TuneJob(Strict):
     def _about_words(self) -> Iterator[InitErrorDetails]:
         """A word among the values of a field that takes certain words must be one of them."""
         for path, values in self.space.items():
-            allowed = errors.words_at(path.split("."), TRAIN)
+            allowed = errors.literals_at(path.split("."), TRAIN)
             for value in values.grid or values.choice or ():
                 if allowed and isinstance(value, str) and value not in allowed:
                     sentence = (
@@ -234,7 +234,7 @@ class TuneJob(Strict):
                     continue  # a preset brings parts of any kind
                 if isinstance(part, dict) and "kind" in part and step not in part:
                     sentence = (
-                        f"'{step}' is no field of {place}, which is of kind {part['kind']} in every "
+                        f"'{step}' is not a field of {place}, which is of kind {part['kind']} in every "
                         f"point{nearest(step, part)} Allowed: {', '.join(sorted(part))}; for another "
                         f"kind say {place}.kind in the base or the space"
                     )
