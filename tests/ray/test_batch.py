@@ -459,7 +459,7 @@ def kill_the_driver(
     family = [*psutil.Process(process.pid).children(recursive=True), *pool()]
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert part_count(output) < 40, "killed too late to tell anything"
+    assert part_count(output) < 40, "killed too late to test anything"
     assert not (output / batch.COMMIT).exists()
     _, alive = psutil.wait_procs(family, timeout=20)
     for left in alive:

@@ -213,8 +213,7 @@ def test_a_lost_controller_keeps_no_cpu_and_the_same_command_resumes(
     with pytest.raises(DataError) as error:
         train(made, home / "lost")
     assert str(error.value) == (
-        f"{outcome.uri}: run {made.run_name} is finished, but on other shards; "
-        "train anew with --fresh"
+        f"{outcome.uri}: run {made.run_name} is finished, but on other shards; retrain with --fresh"
     )
 
 
@@ -346,7 +345,7 @@ def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) ->
     words = str(error.value)
     assert words.startswith("stopped at step ")
     assert ": worker 0: " in words
-    assert words.endswith("lower the learning rate or look at the rows")
+    assert words.endswith("lower the learning rate or check the rows")
     assert len(seen) == 2
 
 
@@ -518,7 +517,7 @@ def test_a_stop_sent_while_the_channel_is_down_ends_the_run_with_its_error(
         run.train(made, settings)
     words = re.fullmatch(
         r"stopped at step \d+ \(epoch (\d+)\): worker \d: .* is NaN or infinite\. The last "
-        r"checkpoint is kept; lower the learning rate or look at the rows",
+        r"checkpoint is kept; lower the learning rate or check the rows",
         str(stopped.value),
     )
     assert words

@@ -160,7 +160,7 @@ def test_a_killed_trial_resumes_and_a_diverging_one_fails(home: Path, shards: Pa
     best, diverged = board.entries
     assert best.status == "finished"
     assert diverged.reason.startswith("stopped at step ")
-    assert diverged.reason.endswith("lower the learning rate or look at the rows")
+    assert diverged.reason.endswith("lower the learning rate or check the rows")
     (point, _) = points(made)
     assert_like_in_process(home / "killed", point, shards)
 

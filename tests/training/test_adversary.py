@@ -156,7 +156,7 @@ def test_a_gradient_of_the_discriminator_that_is_not_finite_is_named() -> None:
     check_sensitivity(fresh(made, ROWS).module, memory_loader(made, ROWS), CPU)  # does not throw
     sentence = (
         r"stopped at step 0 \(epoch 1\): worker 0: gradient of discriminator\.\d\.weight is NaN or "
-        "infinite. The last checkpoint is kept; lower the learning rate or look at the rows"
+        "infinite. The last checkpoint is kept; lower the learning rate or check the rows"
     )
     with pytest.raises(TrainingError, match=sentence):
         ready(made, ROWS).fit()

@@ -248,7 +248,7 @@ def test_a_number_that_is_not_finite_is_never_committed(saved: Checkpoints, trai
         saved.save(broken)
     assert str(error.value) == (
         "stopped at step 2: weights.network.encoder.0.weight is NaN or infinite; not committed. "
-        "The last checkpoint is kept; lower the learning rate or look at the rows"
+        "The last checkpoint is kept; lower the learning rate or check the rows"
     )
     broken = fresh(SPEC, ROWS)
     broken.sums = {"error": torch.tensor(float("nan"))}
@@ -263,7 +263,7 @@ def test_other_data_and_another_run_are_refused(saved: Checkpoints, trained: Sta
     other = Checkpoints(saved.uri, saved.run, "e" * 64, 1)
     sentence = (
         f"{path}: the shards changed since this run began (manifest dddddddddddd then, "
-        "eeeeeeeeeeee now); train anew with --fresh"
+        "eeeeeeeeeeee now); retrain with --fresh"
     )
     for refuse in (other.check, lambda: other.newest(pytest.fail)):
         with pytest.raises(DataError) as error:
@@ -406,7 +406,7 @@ def test_a_failed_write_stops_with_the_cause_and_keeps_what_was_there(
     )
     assert re.fullmatch(
         rf"stopped at step 2: the checkpoint was not written, {expected}.*\. The last checkpoint "
-        "is kept; make room and run the same command to resume",
+        "is kept; free some space and run the same command to resume",
         cause,
     )
     for path in Path(saved.uri).rglob("*"):

@@ -55,7 +55,7 @@ class Heard:
 
     def epoch(self, record: dict[str, float]) -> None: ...
 
-    def tell(self, kind: str, payload: Any) -> None:
+    def send(self, kind: str, payload: Any) -> None:
         if kind == "resumed":
             self.resumed_at = payload["epoch"]
         if kind == "epoch" and payload["epoch"] == self.end_at:
@@ -111,7 +111,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
     def distribute(run: Run, data: Any, resources: Any, listener: Heard) -> None:
         run.checkpoints.check()
-        complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, listener.tell)
+        complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, listener.send)
 
     monkeypatch.setattr(launch, "prepare", prepare)
     monkeypatch.setattr(launch, "distribute", distribute)
@@ -172,15 +172,15 @@ def test_a_fresh_run_that_is_cut_short_leaves_the_old_model_and_is_gone_on_with(
 ) -> None:
     home.train()
     old, kept = home.digest(), tree(home.run / "checkpoints")
-    said = Heard.tell
+    said = Heard.send
 
-    def tell(self: Heard, kind: str, payload: Any) -> None:
+    def send(self: Heard, kind: str, payload: Any) -> None:
         try:
             said(self, kind, payload)
         except Stop:
             raise ended("ended") from None
 
-    monkeypatch.setattr(Heard, "tell", tell)
+    monkeypatch.setattr(Heard, "send", send)
     with pytest.raises(ended):
         home.train(fresh=True, end_at=3)
     assert home.digest() == old
@@ -243,7 +243,7 @@ def test_a_fresh_run_on_other_shards_is_gone_on_with(home: Home) -> None:
     """The old artifact is of other rows, and refuses the job without --fresh until then."""
     home.train()
     home.write(np.roll(ROWS, 1, axis=0))
-    with pytest.raises(DataError, match="finished, but on other shards; train anew with --fresh"):
+    with pytest.raises(DataError, match="finished, but on other shards; retrain with --fresh"):
         home.train()
     with pytest.raises(Stop):
         home.train(fresh=True, end_at=2)
@@ -333,7 +333,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(
     sentence = str(caught.value)
     assert sentence.startswith(f"trained to the end, but {home.run}/artifact/model.safetensors.")
     assert sentence.endswith(
-        ": cannot be written (No space left on device); existing content is kept; make room and run the "
+        ": cannot be written (No space left on device); existing content is kept; free some space and run the "
         "same command without --fresh to save the model"
     )
     assert home.digest() == old
@@ -352,9 +352,11 @@ def test_without_a_place_of_its_own_a_fresh_run_would_go_on_with_the_old_one(
 ) -> None:
     """The control."""
     home.train()
-    apart = launch.fresh_checkpoints(str(home.run))
-    monkeypatch.setattr(launch, "fresh_checkpoints", lambda uri: apart)
-    monkeypatch.setattr("hourglass.training.complete.FRESH", "checkpoints")
+
+    def shared(run: Run) -> Checkpoints:
+        return Checkpoints(f"{run.uri}/checkpoints", run.job.run_name, run.data_digest, 1)
+
+    monkeypatch.setattr(Run, "checkpoints", property(shared))
     assert home.train(fresh=True).resumed_at == 4
 
 
@@ -376,8 +378,8 @@ def test_another_quantile_of_a_finished_run_is_told(
     assert home.outcome.already
     assert [str(warning.message) for warning in caught] == [
         f"run {home.job.run_name} was finished with quantile 0.99, found quantile {quantile}: the "
-        f"threshold stays {first.threshold:.6g}; train anew with --fresh, or score with a `threshold` of "
-        f"your own{known.format(first.quantiles['0.5'])}"
+        f"threshold stays {first.threshold:.6g}; retrain with --fresh, or score with your own "
+        f"`threshold`{known.format(first.quantiles['0.5'])}"
     ]
     home.train(fresh=True)
     found = home.outcome.manifest.calibration

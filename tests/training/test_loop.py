@@ -203,7 +203,7 @@ def stopped(made: Run) -> str:
     return str(error.value)
 
 
-ADVICE = "The last checkpoint is kept; lower the learning rate or look at the rows"
+ADVICE = "The last checkpoint is kept; lower the learning rate or check the rows"
 
 
 def test_a_value_too_large_in_the_rows_names_step_worker_and_tensor() -> None:

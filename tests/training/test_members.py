@@ -49,11 +49,11 @@ GREEDY = {"phases": [{"kind": "greedy", "epochs": 1}]}
 def trained(
     made: TrainJob, loader: Loader | None = None, saved: Any = None, said: Any = None
 ) -> Trained:
-    """The members of `made`; `said` collects what they tell."""
+    """The members of `made`; `said` collects what they send."""
     lines = [] if said is None else said
-    tell = lambda kind, payload: lines.append((kind, payload))  # noqa: E731
+    send = lambda kind, payload: lines.append((kind, payload))  # noqa: E731
     return members.train(
-        made, STATS, loader or memory_loader(made, ROWS), SingleProcessGroup(), CPU, tell, saved
+        made, STATS, loader or memory_loader(made, ROWS), SingleProcessGroup(), CPU, send, saved
     )
 
 
@@ -66,7 +66,7 @@ def assert_same(one: Trained, other: Trained) -> None:
     for mine, its in zip(ends(one), ends(other), strict=True):
         assert same_bits(mine, its)
     assert timeless(one.history) == timeless(other.history)
-    assert one.lead == other.lead
+    assert one.primary == other.primary
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -76,7 +76,7 @@ def test_a_member_is_the_run_of_its_seed(loader: str, train: dict[str, Any]) -> 
     found = trained(made, LOADERS[loader](made, ROWS))
     for number, member in enumerate(found.members, start=1):
         solo = job(NOISY, seed=5 + number - 1, epochs=2, **train)
-        assert members.alone(made, number) == solo
+        assert members.job_of(made, number) == solo
         (alone,) = trained(solo, LOADERS[loader](solo, ROWS)).members
         assert same_bits(member.module.state_dict(), alone.module.state_dict())
         assert timeless(member.history) == timeless(alone.history)
@@ -92,7 +92,7 @@ def test_one_seed_is_the_run_there_always_was() -> None:
     assert timeless(found.history) == timeless(before.records)
     assert [record["epoch"] for kind, record in said if kind == "epoch"] == [1, 2, 3, 4]
     assert not any("member" in record for _, record in said)
-    assert (found.lead, found.ensemble) == (1, None)
+    assert (found.primary, found.ensemble) == (1, None)
 
 
 def test_the_lead_has_the_lowest_error_and_the_lowest_seed_of_equals() -> None:
@@ -101,8 +101,8 @@ def test_the_lead_has_the_lowest_error_and_the_lowest_seed_of_equals() -> None:
 
     made = job(seeds=3, combine="max")
     held = [member(train_mse=0.1, holdout_mse=mse) for mse in (0.3, 0.2, 0.2)]
-    assert Trained(held, made).lead == 2
-    assert Trained([member(train_mse=mse) for mse in (0.3, 0.3, 0.2)], made).lead == 3
+    assert Trained(held, made).primary == 2
+    assert Trained([member(train_mse=mse) for mse in (0.3, 0.3, 0.2)], made).primary == 3
     assert Trained(held, made).ensemble.model_dump() == {
         "members": 3, "primary": 2, "combine": "max",
     }  # fmt: skip
@@ -224,15 +224,15 @@ def test_the_threshold_is_the_quantile_of_the_combined_scores(combine: str) -> N
         result = module.eval()(held)
         own.append((result.output_BF - result.clean_BF).square().double().mean(1).detach().numpy())
     together = np.mean(own, axis=0) if combine == "mean" else np.max(own, axis=0)
-    calibrated, golden, agreement = calibrate(
+    calibrated, reference, agreement = calibrate(
         found.modules, made.train.combine, loader, SingleProcessGroup(), 0.9, CPU
     )
     assert calibrated.threshold == pytest.approx(np.quantile(together, 0.9), rel=1e-12)
     assert calibrated.quantiles["0.5"] == pytest.approx(np.median(together), rel=1e-12)
     pairs = [spearmanr(own[i], own[j]).statistic for i, j in ((0, 1), (0, 2), (1, 2))]
     assert agreement == {"rank_agreement": pytest.approx(np.mean(pairs), abs=1e-12)}
-    assert len(golden) == calibration.GOLDEN_ROWS
-    code = found.modules[0](held).code_BK.detach().numpy()  # the lead's
+    assert len(reference) == calibration.REFERENCE_ROWS
+    code = found.modules[0](held).code_BK.detach().numpy()  # the primary member's
     np.testing.assert_allclose(calibrated.hash_threshold, np.median(code, axis=0), rtol=1e-6)
 
 

@@ -195,8 +195,8 @@ def test_members_stop_early_and_the_others_go_on() -> None:
 def test_each_hears_its_own_epochs() -> None:
     jobs = [job(epochs=epochs, **adam(0.01)) for epochs in (2, 3)]
     heard: list[list[Any]] = [[], []]
-    tells = [lambda kind, payload, own=own: own.append((kind, payload)) for own in heard]
-    ends = packed.train(jobs, STATS, memory_loader(jobs[0], ROWS), CPU, tells)
+    sends = [lambda kind, payload, own=own: own.append((kind, payload)) for own in heard]
+    ends = packed.train(jobs, STATS, memory_loader(jobs[0], ROWS), CPU, sends)
     for own, end in zip(heard, ends, strict=True):
         assert own == [("epoch", record) for record in end.history]
     assert [len(own) for own in heard] == [2, 3]
@@ -205,7 +205,7 @@ def test_each_hears_its_own_epochs() -> None:
 DIVERGING = [job(**adam(lr, "sgd")) for lr in (0.1, 1e25, 0.3)]
 SENTENCE = (
     "stopped at step 1 (epoch 1): worker 0: term mse is NaN or infinite. The last checkpoint is kept; "
-    "lower the learning rate or look at the rows"
+    "lower the learning rate or check the rows"
 )
 
 
@@ -346,15 +346,15 @@ def test_tf32_is_for_a_gpu_while_it_trains(tmp_path: Path, packed: bool) -> None
     """A CPU's products are left as they are: with the global switch its steps take 15 % longer."""
     seen = set()
 
-    def tell(kind: str, payload: Any) -> None:
+    def send(kind: str, payload: Any) -> None:
         backends = torch.backends
         seen.add((backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision))
 
     (run,) = runs([job(noisy("gaussian", sd=0.1))], tmp_path)
     if packed:
-        complete_packed([run], memory_loader(run.job, ROWS), CPU, [tell])
+        complete_packed([run], memory_loader(run.job, ROWS), CPU, [send])
     else:
-        complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, tell)
+        complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, send)
     assert len(seen) == 1
     gpu, cpu = seen.pop()
     assert gpu == "tf32"

@@ -303,10 +303,10 @@ def whole(made: TrainJob, folder: Path, stop: int | None = None, said: list | No
         if state.step == stop:
             raise Stop
 
-    def tell(kind: str, payload: Any) -> None:
+    def send(kind: str, payload: Any) -> None:
         lines.append((kind, payload))
 
-    begin(run.state, made.train, run.loader, saved, SingleProcessGroup(), tell, CPU)
+    begin(run.state, made.train, run.loader, saved, SingleProcessGroup(), send, CPU)
     if stop == 0:
         return run
     run.fit(commit)
@@ -475,7 +475,7 @@ def test_a_rate_far_too_high_stops_with_its_place() -> None:
         pretrained(made)
     assert re.fullmatch(
         r"stopped in phase 1 \(rbm\), layer 1 of 3, epoch \d+/50: the error is NaN or infinite\. "
-        r"Nothing was committed; lower the phase's learning rate or look at the rows",
+        r"Nothing was committed; lower the phase's learning rate or check the rows",
         str(error.value),
     )
 

@@ -368,7 +368,7 @@ def test_trials_that_were_finished_with_another_quantile_are_noted_once(
         session._restore(point)
     assert events.notes == [
         f"trial {names[0]}, maybe others as well, was finished with quantile 0.9, found quantile 0.99: the "
-        "threshold stays 0.25; train anew with --fresh, or score with a `threshold` of your own"
+        "threshold stays 0.25; retrain with --fresh, or score with your own `threshold`"
     ]
     found.append(Finished(done, (), kept.model_copy(update={"quantile": 0.99})))
     session, _ = open_session(made, tmp_path, events)

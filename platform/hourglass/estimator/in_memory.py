@@ -63,12 +63,12 @@ def fit(
     say("{train_rows} rows to train on, {holdout_rows} held out, {dropped_rows} dropped, "
         "{imputed_cells} cells imputed".format(**dataset))  # fmt: skip
 
-    def tell(kind: str, payload: Any) -> None:
+    def send(kind: str, payload: Any) -> None:
         say(_line(payload, job) if kind == "epoch" else payload)
 
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         sensitivity = check_sensitivity(build(job, stats).to(device), loader, device)
-        trained = members.train(job, stats, loader, SingleProcessGroup(), device, tell)
+        trained = members.train(job, stats, loader, SingleProcessGroup(), device, send)
     if trained.members[-1].interrupted:
         last = trained.history[-1]
         warnings.warn(

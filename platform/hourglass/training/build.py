@@ -40,7 +40,7 @@ def require_width(job: TrainJob, features: int) -> None:
     try:
         job.model.network.require(features)
     except ValueError as error:
-        raise SpecError(f"model.network: {error}; say in `shape` what a row is") from None
+        raise SpecError(f"model.network: {error}; set `shape` to the shape of a row") from None
 
 
 def fit_preprocessing(job: TrainJob, stats: Stats) -> Preprocessing:

@@ -1,4 +1,4 @@
-"""Calibration on held-out rows: score quantiles, the threshold, where each hash bit flips.
+"""Calibration on held-out rows: quantiles of the score, its threshold, and those of the hash bits.
 
 Shapes: M members, B rows, C columns, K code units.
 """
@@ -17,14 +17,14 @@ from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.ensemble import Combine, combined, scored_error, scores, squared_error
 from hourglass.training.collective import ProcessGroup
 
-MOST_ROWS = 2**20
-MOST_CODES = 2**14
-GOLDEN_ROWS = 8
+MAX_ROWS = 2**20
+MAX_CODES = 2**14
+REFERENCE_ROWS = 8
 FLOOR, TINY = 1e-3, 1e-30
 ERROR_WEIGHT = 0.8
-"""Of the mean squared error, beside the variance, in what a scaled score divides errors by."""
+"""Weight of the mean squared error, besides that of the variance, in the scale of a scaled score."""
 UNKNOWN_LEVEL = 0.25
-"""The mean part of a level without relation to other columns, where that of a measure is 1."""
+"""Mean part of a level that is unrelated to other columns, relative to 1 for a measure."""
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 
 
@@ -37,10 +37,10 @@ def calibrate(
     quantile: float,
     device: torch.device,
 ) -> tuple[Calibration, Tensor, dict[str, float]]:
-    """Calibration over all workers' held-out rows (training rows without a holdout), golden rows,
-    and how well the members agree; the first member is the lead, whose code it is.
+    """Calibration over all workers' held-out rows (training rows without a holdout), reference
+    rows, and the agreement of the members. The codes are those of the first, the primary member.
 
-    Each worker contributes its first rows, at most MOST_ROWS scores and MOST_CODES codes.
+    Each worker contributes its first rows, at most MAX_ROWS scores and MAX_CODES codes.
     """
     for member in members:
         member.eval()
@@ -48,26 +48,25 @@ def calibrate(
     if module.spec.scaled_score:
         _set_typical_errors(members, loader, group, device)
     width = module.spec.network.code_width
-    # Filled in place: thousands of small results kept between large temporaries would scatter the
-    # heap, and memory would grow with the rows.
-    score_BM = torch.empty((MOST_ROWS, len(members)), dtype=torch.float64, device=device)
-    codes = torch.empty((MOST_CODES, width), device=device)
-    golden: list[Tensor] = []
+    # Filled in place: thousands of small results between large temporaries would fragment the heap, and
+    # memory would grow with the rows.
+    score_BM = torch.empty((MAX_ROWS, len(members)), dtype=torch.float64, device=device)
+    codes = torch.empty((MAX_CODES, width), device=device)
+    reference: list[Tensor] = []
     rows = 0
     for part in _rows(loader, group, device):
-        part = part[: MOST_ROWS - rows]
+        part = part[: MAX_ROWS - rows]
         if not len(part):
             continue
         results = [member(part) for member in members]
         errors = [*map(scored_error, members, results)]
-        lead = results[0]
         score_BM[rows : rows + len(part)] = scores(errors).T
-        if rows < MOST_CODES:
-            room = codes[rows : rows + len(part)]
-            room[:] = lead.code_BK[: len(room)]
-        golden += [part[:GOLDEN_ROWS].cpu()] if rows < GOLDEN_ROWS else []
+        if rows < MAX_CODES:
+            target = codes[rows : rows + len(part)]
+            target[:] = results[0].code_BK[: len(target)]
+        reference += [part[:REFERENCE_ROWS].cpu()] if rows < REFERENCE_ROWS else []
         rows += len(part)
-        if rows == MOST_ROWS:
+        if rows == MAX_ROWS:
             break
     every_MB = torch.cat(group.gather(score_BM[:rows])).cpu().T
     every_score = combined(every_MB, combine).numpy()
@@ -81,22 +80,22 @@ def calibrate(
         quantiles={f"{q:g}": float(np.quantile(every_score, q)) for q in QUANTILES},
         hash_threshold=tuple(float(bit) for bit in bits),
     )
-    kept = [part for worker in group.share(golden) for part in worker]
-    return calibration, torch.cat(kept)[:GOLDEN_ROWS], rank_agreement(every_MB.numpy())
+    kept = [part for worker in group.share(reference) for part in worker]
+    return calibration, torch.cat(kept)[:REFERENCE_ROWS], rank_agreement(every_MB.numpy())
 
 
 def _set_typical_errors(
     members: Sequence[AutoencoderModule], loader: Loader, group: ProcessGroup, device: torch.device
 ) -> None:
-    """Give each member what it divides each column's squared error by, from the training rows.
+    """Set what each member divides the squared error of each column by, from the training rows.
 
-    Of a measure, the geometric mean of its mean squared error and its variance, weighted 4 to 1, times a
-    constant that makes the parts of all measures 1 in the mean: beside its error alone, a column that the
-    model knows almost exactly would matter as much as any other; beside its variance alone, one that it
-    cannot know would rule. Of a level, its error; one that the model cannot know weighs a quarter, since
-    the errors of a rare level are large in all rows of it.
-    No column's error counts as less than a thousandth of the mean of all, and that of a constant one,
-    whose errors say nothing of its rows, as no less than that mean.
+    For a measure, this is the geometric mean of its mean squared error and its variance, weighted 4 to 1,
+    times a constant that makes the mean part of all measures 1. Scaled by its error alone, a column that
+    the model predicts almost exactly would count as much as any other; scaled by its variance alone, an
+    unpredictable column would dominate. For a level, it is the error; an unpredictable level has a quarter
+    of the weight, since the errors of a rare level are large in all of its rows.
+    The error of a column is at least a thousandth of the mean over all columns, and that of a constant
+    column, whose errors are not informative, at least the mean.
     """
     sums = [
         torch.zeros((2, len(m.preprocessing.kept_F)), dtype=torch.float64, device=device)
@@ -128,21 +127,21 @@ def _set_typical_errors(
 
 
 def other_quantile(what: str, kept: Calibration, quantile: float) -> str | None:
-    """What becomes of the `quantile` of a job whose model, `what`, was finished; None if it is its own."""
+    """A warning that `quantile` is not that of the finished model `what`; None if it is."""
     if quantile == kept.quantile:
         return None
     score = next((s for q, s in kept.quantiles.items() if float(q) == quantile), None)
     known = "" if score is None else f", which is {score:.6g} at quantile {quantile:g}"
     return (
         f"{what} was finished with quantile {kept.quantile:g}, found quantile {quantile:g}: the threshold "
-        f"stays {kept.threshold:.6g}; train anew with --fresh, or score with a `threshold` of your own{known}"
+        f"stays {kept.threshold:.6g}; retrain with --fresh, or score with your own `threshold`{known}"
     )
 
 
 def rank_agreement(score_MB: NDArray[np.float64]) -> dict[str, float]:
     """The mean Spearman correlation over all pairs of members, as a metric; between -1 and 1.
 
-    Empty for one member, and where a member ranks nothing because all its scores are equal.
+    Empty for a single member, and when all scores of a member are equal, so that it has no ranks.
     Source: Spearman 1904, "The proof and measurement of association between two things".
     """
     if len(score_MB) == 1 or not np.ptp(score_MB, axis=1).all():

@@ -1,4 +1,4 @@
-"""Checkpoints in two phases: the state, then a COMMIT record; without a valid one nothing is there.
+"""Checkpoints, written in two phases: the state, then a COMMIT record, without which it does not count.
 
 checkpoints/00000420.3f9a1c2e/state.safetensors
 checkpoints/00000420.3f9a1c2e/COMMIT.json     position, hashes, what run and data it belongs to
@@ -46,12 +46,12 @@ class Checkpoints:
     data: str
     workers: int
     parent: "Checkpoints | None" = None
-    """Of the run that this one goes on from, with other numbers."""
+    """Checkpoints of the run, with other hyperparameters, that this one continues."""
     again: str = "the same command"
-    """What goes on from them."""
+    """The command that resumes from them."""
 
     def of(self, member: int) -> "Checkpoints":
-        """Those of an ensemble's member, counted from 1; the first has the folder of a single run."""
+        """Those of an ensemble member, counted from 1; the first uses the folder of a single run."""
         if member == 1:
             return self
         name = f"member-{member}"
@@ -59,10 +59,10 @@ class Checkpoints:
         return replace(self, uri=storage.join(self.uri, name), run=run)
 
     def save(self, state: State, group: ProcessGroup | None = None) -> None:
-        """Commit `state`: called on every worker, written by the first; older ones go after that.
+        """Commit `state`, then remove older checkpoints; called on every worker, written by the first.
 
-        Raises: TrainingError on every worker when a number is not finite or a write fails; nothing
-        is committed then, and what was committed before stays.
+        Raises: TrainingError on every worker when a number is not finite or a write fails; earlier
+        checkpoints stay.
         """
         group = group or SingleProcessGroup()
         tensors, position = state.tensors(), state.position(group)
@@ -72,14 +72,14 @@ class Checkpoints:
         if problem:
             raise TrainingError(
                 f"stopped at step {state.step}: the checkpoint was not written, {problem}. "
-                f"The last checkpoint is kept; make room and run {self.again} to resume"
+                f"The last checkpoint is kept; free some space and run {self.again} to resume"
             )
 
     def newest(self, warn: Callable[[str], None]) -> str | None:
-        """The newest intact checkpoint; each damaged one is named to `warn` and skipped.
+        """The newest intact checkpoint; calls `warn` for each damaged one, which is skipped.
 
         Raises: DataError when it is of other data or another run, ReadError when one cannot be read now:
-        to go on without it would cost what it holds.
+        resuming without it would repeat its epochs.
         """
         for name in reversed(self._names()):
             try:
@@ -97,13 +97,13 @@ class Checkpoints:
     def keep_newest(self) -> None:
         """Remove all but the newest committed one.
 
-        The one before it only saves the time to train up to there, should the newest be damaged: too
-        little for a run that may never go on.
+        The one before it only saves time if the newest is damaged, which is not worth its space for a run
+        that may never be resumed.
         """
         self._keep(self.committed()[-1:])
 
     def remove(self) -> None:
-        """Remove all of them, and the folder: cut short, what is left is whole or does not count.
+        """Remove all of them, and the folder; if interrupted, the rest is intact or does not count.
 
         Raises: WriteError.
         """
@@ -111,7 +111,7 @@ class Checkpoints:
         storage.remove(self.uri)
 
     def start(self, warn: Callable[[str], None]) -> "tuple[Checkpoints, str] | None":
-        """Where the run goes on: its own newest checkpoint, else its parent's."""
+        """Where the run resumes: its own newest checkpoint, else its parent's."""
         name = self.newest(warn)
         if name is not None:
             return self, name
@@ -136,7 +136,7 @@ class Checkpoints:
         return parse_tensors(path, content), position
 
     def check(self) -> None:
-        """Refuse, before any worker starts, what was committed for other data or another run.
+        """Reject checkpoints of other data or another run before any worker starts.
 
         Raises: DataError, ReadError.
         """
@@ -144,10 +144,10 @@ class Checkpoints:
             try:
                 self._record(name)
             except ArtifactError:
-                continue  # `newest` names it
+                continue  # `newest` warns of it
 
     def _record(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The position, and what is listed of the state file. Raises as `load`."""
+        """The position, and the size and hash of the state file. Raises as `load`."""
         path = storage.join(self.uri, name, COMMIT)
         try:
             record = json.loads(storage.read(path))
@@ -161,14 +161,14 @@ class Checkpoints:
         if body["data"] != self.data:
             raise DataError(
                 f"{path}: the shards changed since this run began (manifest {body['data'][:12]} "
-                f"then, {self.data[:12]} now); train anew with --fresh"
+                f"then, {self.data[:12]} now); retrain with --fresh"
             )
         if self.run is not None and body["run"] != self.run:
             raise DataError(f"{path}: belongs to run {body['run']}, not to {self.run}")
         return body["position"], body["files"][STATE]
 
     def _write(self, step: int, tensors: dict[str, Tensor], position: dict[str, Any]) -> str | None:
-        """Both phases, then the pruning; what went wrong, as words, for all workers to hear."""
+        """Write both phases, then prune; returns the error message, for all workers to raise."""
         content = save_tensors(tensors)
         name = f"{step:08d}.{secrets.token_hex(4)}"
         folder = storage.join(self.uri, name)
@@ -187,19 +187,19 @@ class Checkpoints:
             storage.write(storage.join(folder, COMMIT), _text(record))
         except OSError as error:
             return _problem(error, folder, len(content))
-        with contextlib.suppress(OSError):  # committed it is; the next one prunes again
+        with contextlib.suppress(OSError):  # it is committed; the next save prunes again
             self._prune(name)
         return None
 
     def _prune(self, newest: str) -> None:
-        """Keep `newest` and the committed ones before it; beyond it, what is not damaged."""
+        """Keep `newest`, the committed ones before it, and intact ones of later steps."""
         step = _step(newest)
         older = [name for name in self._names() if _step(name) < step and self._is_committed(name)]
         later = [name for name in self._names() if _step(name) >= step and name != newest]
         self._keep([newest, *older[-(KEPT - 1) :], *filter(self._is_intact, later)])
 
     def _keep(self, kept: Sequence[str]) -> None:
-        """Remove the others; of each its COMMIT first, so that no half of one counts."""
+        """Remove the others, COMMIT first, so that a partly removed one does not count."""
         for name in self._names():
             if name not in kept:
                 storage.remove(storage.join(self.uri, name, COMMIT))
@@ -211,7 +211,7 @@ class Checkpoints:
         except ArtifactError:
             return False
         except DataError:
-            pass  # of another run: not ours to remove
+            pass  # it belongs to another run
         return True
 
     def _is_committed(self, name: str) -> bool:
@@ -230,7 +230,7 @@ def _step(name: str) -> int:
 
 
 def _require_finite(step: int, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
-    """Weights and sums are the same numbers on every worker here, so all stop or none."""
+    """Raise TrainingError for a number that is not finite: on all workers, which have the same numbers."""
     bad = [
         name
         for name, value in tensors.items()
@@ -245,7 +245,7 @@ def _require_finite(step: int, tensors: dict[str, Tensor], position: dict[str, A
     if bad:
         raise TrainingError(
             f"stopped at step {step}: {bad[0]} is NaN or infinite; not committed. The last "
-            "checkpoint is kept; lower the learning rate or look at the rows"
+            "checkpoint is kept; lower the learning rate or check the rows"
         )
 
 

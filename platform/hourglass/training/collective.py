@@ -1,4 +1,4 @@
-"""What workers say to each other: sums, tensors and words; nothing when there is only one."""
+"""Collective operations of the workers of a run, which cost nothing with a single worker."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from hourglass.model.output import ForwardOutput
 
 
 class ProcessGroup(Protocol):
-    """The workers of a run. Every method is called by all of them, or they wait for each other."""
+    """The workers of a run. Every worker must call each method, or the others wait for it."""
 
     rank: int
     size: int
@@ -33,7 +33,7 @@ class ProcessGroup(Protocol):
 
 
 class SingleProcessGroup:
-    """One worker."""
+    """A run with one worker."""
 
     rank = 0
     size = 1
@@ -52,7 +52,7 @@ class SingleProcessGroup:
 
 
 class DistributedProcessGroup:
-    """The workers of the default torch.distributed process group."""
+    """The default process group of torch.distributed."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
@@ -83,14 +83,14 @@ class DistributedProcessGroup:
 
 
 def means(sums: Sequence[Tensor], total: int, group: ProcessGroup) -> Iterator[Tensor]:
-    """Sums over rows, added over workers in one exchange, divided by the rows of all of them."""
+    """Sums over rows, added over workers in one all-reduce, divided by the rows `total` of all."""
     flat = group.sum(torch.cat([part.flatten() for part in sums])) / total
     parts = torch.split(flat, [part.numel() for part in sums])
     return (part.view_as(like) for part, like in zip(parts, sums, strict=True))
 
 
 def find_nonfinite(candidates: dict[str, Tensor], group: ProcessGroup) -> TrainingError:
-    """An error naming the worker and the first tensor that is not finite; the same on every worker."""
+    """The error of the first tensor that is not finite, with its worker; the same on every worker."""
     bad = [i for i, value in enumerate(candidates.values()) if not bool(value.isfinite().all())]
     worst = group.share(bad[0] if bad else len(candidates))
     rank = min(range(len(worst)), key=lambda r: (worst[r], r))
@@ -99,11 +99,11 @@ def find_nonfinite(candidates: dict[str, Tensor], group: ProcessGroup) -> Traini
 
 
 def parallel(module: AutoencoderModule, group: ProcessGroup) -> nn.Module:
-    """The module itself for one worker, else its DDP, past the step in which DDP settles.
+    """The module itself for one worker, else its DDP after one backward pass.
 
-    After its first backward pass DDP lays its buckets out anew, and a ring of three or more workers
-    adds in an order that depends on the layout. An empty step before the first real one makes a
-    resumed run add in the same order as one that was never stopped.
+    DDP rebuilds its buckets after its first backward pass, and a ring all-reduce over three or more
+    workers adds in an order that depends on the buckets. A pass without rows before the first step makes
+    a resumed run bit-identical to an uninterrupted one.
     """
     if group.size == 1:
         return module
@@ -115,7 +115,7 @@ def parallel(module: AutoencoderModule, group: ProcessGroup) -> nn.Module:
     model = DistributedDataParallel(
         module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
     )
-    nothing = torch.empty((0, module.preprocessing.columns), device=device)
-    torch.autograd.backward(ForwardOutput(*model(nothing)).output_BF.sum())
+    no_rows = torch.empty((0, module.preprocessing.columns), device=device)
+    torch.autograd.backward(ForwardOutput(*model(no_rows)).output_BF.sum())
     module.zero_grad(set_to_none=True)
     return model

@@ -23,21 +23,21 @@ from hourglass.training.build import build, feature_record
 from hourglass.training.calibrate import calibrate
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import ProcessGroup, SingleProcessGroup
-from hourglass.training.members import Tell, Trained
+from hourglass.training.members import Send, Trained
 from hourglass.training.sensitivity import Sensitivity, check_sensitivity
 from hourglass.training.state import Record
 
 CHECKPOINTS, FRESH = "checkpoints", "fresh"
-"""Where a run keeps its checkpoints, and where it does until it has replaced an earlier one."""
+"""Folders of checkpoints: of a run, and of a `fresh` run until it has replaced an earlier one."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What makes a run: its job, the figures of its rows, its folder, and what it says of itself.
+    """A run: its job, the statistics of its rows, its folder, and its provenance.
 
-    One with an `until` ends after that epoch and has no artifact; another, with its checkpoints as
-    `parent`, goes on from there. A `fresh` one keeps its checkpoints apart from those of the run that it
-    is to replace. `again` is what goes on with it.
+    With `until`, it ends after that epoch and has no artifact; another run, with its checkpoints as
+    `parent`, continues from there. A `fresh` run keeps its checkpoints apart from those of the run that it
+    replaces. `again` is the command that resumes it.
     """
 
     job: TrainJob
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def artifact_uri(self) -> str:
-        """Where its artifact is once it is finished."""
+        """Where the artifact is once the run is finished."""
         return storage.join(self.uri, "artifact")
 
 
@@ -127,9 +127,9 @@ def _is_finished(uri: str) -> bool:
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """TF32 while training on a GPU; scores are then computed as every consumer will.
+    """A context with TF32 on a GPU, for training; scores need the full precision of every consumer.
 
-    Not `torch.set_float32_matmul_precision`, which also moves a CPU's products to a slower path.
+    `torch.set_float32_matmul_precision` would also move matrix products on a CPU to a slower path.
     """
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
@@ -139,7 +139,7 @@ def _tf32() -> Iterator[None]:
 
 
 def complete(
-    run: Run, loader: Loader, group: ProcessGroup, device: torch.device, tell: Tell
+    run: Run, loader: Loader, group: ProcessGroup, device: torch.device, send: Send
 ) -> Record:
     """Check sensitivity, train from the newest checkpoint, calibrate; the first worker saves the artifact.
 
@@ -149,21 +149,21 @@ def complete(
     began = time.perf_counter()
     with _tf32():
         sensitivity = _check_sensitivity(build(job, stats).to(device), loader, group, device)
-        trained = members.train(job, stats, loader, group, device, tell, run.checkpoints, run.until)
+        trained = members.train(job, stats, loader, group, device, send, run.checkpoints, run.until)
     if run.until is not None:
         return trained.history[-1]
     so_far = {"sensitivity": sensitivity, "seconds": time.perf_counter() - began}
-    return _conclude(run, trained, loader, group, device, so_far)
+    return _finish(run, trained, loader, group, device, so_far)
 
 
 def complete_packed(
-    runs: Sequence[Run], loader: Loader, device: torch.device, tells: Sequence[Tell]
+    runs: Sequence[Run], loader: Loader, device: torch.device, sends: Sequence[Send]
 ) -> list[Record | Exception]:
     """Complete runs on the same rows that `tuning.pack` put together, trained as one batched model.
 
-    They are whole runs, without `until` and `parent`, and nothing is committed on the way. Returns
-    the metrics of each, or why it failed, which leaves the others as they are. What a run took is its
-    share of the pack's seconds, and its own ending.
+    The runs have no `until` and no `parent`, and no checkpoints are written. Returns the metrics of each
+    run, or its error, which does not affect the others. The seconds of a run are its share of those of
+    the pack, plus its own calibration.
     """
     began = time.perf_counter()
     ended: dict[int, Record | Exception] = {}
@@ -176,8 +176,8 @@ def complete_packed(
                 checked[number] = check_sensitivity(module, order, device)
             except HourglassError as error:
                 ended[number] = error
-        jobs, said = [runs[n].job for n in checked], [tells[n] for n in checked]
-        trained = packed.train(jobs, runs[0].stats, loader, device, said)
+        jobs, own = [runs[n].job for n in checked], [sends[n] for n in checked]
+        trained = packed.train(jobs, runs[0].stats, loader, device, own)
     share = (time.perf_counter() - began) / len(runs)
     for (number, sensitivity), member in zip(checked.items(), trained, strict=True):
         if isinstance(member, HourglassError):
@@ -186,14 +186,14 @@ def complete_packed(
         so_far = {"sensitivity": sensitivity, "seconds": share, "packed": len(runs)}
         run, order = runs[number], orders[number]
         try:
-            alone = Trained([member], run.job)
-            ended[number] = _conclude(run, alone, order, SingleProcessGroup(), device, so_far)
-        except Exception as error:  # whatever ends one must not cost the others their training
+            single = Trained([member], run.job)
+            ended[number] = _finish(run, single, order, SingleProcessGroup(), device, so_far)
+        except Exception as error:  # an error of one run must not cost the others their training
             ended[number] = error
     return [ended[number] for number in range(len(runs))]
 
 
-def _conclude(
+def _finish(
     run: Run,
     trained: Trained,
     loader: Loader,
@@ -203,13 +203,13 @@ def _conclude(
 ) -> Record:
     """Calibrate; the first worker saves the artifact. Returns its metrics.
 
-    `so_far` goes into its provenance, and to its `seconds` are added those from here to the saving.
+    `so_far` becomes part of its provenance; calibrating and saving are added to its `seconds`.
     """
     began = time.perf_counter()
     job = run.job
-    lead, *others = trained.modules
-    calibration, golden, agreement = calibrate(
-        [lead, *others], job.train.combine, loader, group, job.quantile, device
+    primary, *others = trained.modules
+    calibration, reference_rows, agreement = calibrate(
+        trained.modules, job.train.combine, loader, group, job.quantile, device
     )
     metrics = trained.best | agreement
     if group.rank > 0:
@@ -217,10 +217,10 @@ def _conclude(
     try:
         artifact.save(
             run.artifact_uri,
-            module=lead,
-            features=feature_record(job, run.schema, lead),
+            module=primary,
+            features=feature_record(job, run.schema, primary),
             calibration=calibration,
-            reference_rows=golden,
+            reference_rows=reference_rows,
             name=job.track.register_as or job.name or "model",
             metrics=metrics,
             job=dump(job),
@@ -236,7 +236,7 @@ def _conclude(
         )
     except WriteError as error:
         raise TrainingError(
-            f"trained to the end, but {error}; make room and run {run.again} to save the model"
+            f"trained to the end, but {error}; free some space and run {run.again} to save the model"
         ) from error
     return metrics
 

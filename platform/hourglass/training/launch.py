@@ -81,7 +81,7 @@ class WorkerResources:
 def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = False) -> Outcome:
     """Run `job` to its end on the connected Ray cluster; the same job again resumes it, if need be.
 
-    With `fresh`, the job is trained anew, and the artifact stays until the new one replaces it. Once an
+    With `fresh`, the job is retrained, and the artifact stays until the new one replaces it. Once an
     interrupted `fresh` run has a checkpoint, the same job without `fresh` resumes it.
     The caller holds the lock of the run (see `locked`).
     Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
@@ -218,7 +218,7 @@ def _finished(job: TrainJob, uri: str, data: str) -> Outcome:
     trained_on = loaded.manifest.provenance.get("dataset", {}).get("digest")
     if trained_on != data:
         raise DataError(
-            f"{uri}: run {job.run_name} is finished, but on other shards; train anew with --fresh"
+            f"{uri}: run {job.run_name} is finished, but on other shards; retrain with --fresh"
         )
     other = other_quantile(f"run {job.run_name}", loaded.manifest.calibration, job.quantile)
     if other:

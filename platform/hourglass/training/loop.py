@@ -1,4 +1,4 @@
-"""The story of a run: epochs of steps, a look at the held-out rows, a commit, a record."""
+"""The training loop: epochs of steps, each followed by evaluation, a checkpoint and a record."""
 
 import math
 import time
@@ -16,11 +16,11 @@ from hourglass.training.state import Record, State
 from hourglass.training.step import Sums, evaluate_batch, noise_seed, train_step
 
 SUMS = ["error", "spread", "apart", "rounding", "code", "rows"]
-"""What is summed over held-out rows, whatever the model."""
+"""Sums over held-out rows that every model has."""
 
 
 class Commit(Protocol):
-    """Makes the state durable; called on every worker, written by the first."""
+    """Saves the state; called on every worker, written by the first."""
 
     def __call__(self, state: State) -> None: ...
 
@@ -37,10 +37,10 @@ def fit(
     device: torch.device,
     until: int | None = None,
 ) -> None:
-    """Train `state` to the end of `spec`, from wherever it is; `model` is the module or its DDP.
+    """Train `state`, from its position, to the end of `spec`; `model` is the module or its DDP.
 
-    With `until`, only to the end of that epoch: what was committed can go on from there.
-    Ends with the best weights of the holdout (the last, without one) in `state.module`.
+    With `until`, only to the end of that epoch, from whose checkpoint another run can continue.
+    At the end `state.module` has the weights with the best holdout error (the last, without a holdout).
     Raises: TrainingError on every worker when a value is not finite, naming step, worker, tensor.
     """
     steps = loader.steps * spec.epochs
@@ -57,7 +57,7 @@ def fit(
             except TrainingError as error:
                 raise TrainingError(
                     f"stopped at step {state.step} (epoch {state.epoch + 1}): {error}. The last "
-                    "checkpoint is kept; lower the learning rate or look at the rows"
+                    "checkpoint is kept; lower the learning rate or check the rows"
                 ) from None
             add(state.sums, sums)
             rows += batch.total
@@ -79,7 +79,7 @@ def fit(
 def end_of_epoch(
     state: State, loader: Loader, spec: TrainSpec, group: ProcessGroup, device: torch.device
 ) -> Record:
-    """Reduce the sums, look at the holdout, keep the best weights, decide on stopping."""
+    """Reduce the sums, evaluate the held-out rows, keep the best weights, decide on early stopping."""
     totals = reduce(state.sums, group)
     rows = totals["rows"]
     record = {
@@ -93,7 +93,7 @@ def end_of_epoch(
     record |= {f"loss_{name}": value for name, value in terms.items()}
     record["loss"] = sum(terms.values())
     record |= {n: total / rows for n, total in totals.items() if n.startswith("discriminator_")}
-    if state.idle_K is not None:  # a share: units that no row of this epoch has used
+    if state.idle_K is not None:  # the share of units that no row of this epoch has used
         record["dead_units"] = float((state.idle_K >= loader.steps).double().mean())
     state.module.eval()
     held = evaluate(state, (torch.from_numpy(rows) for rows in loader.holdout()), group, device)
@@ -102,7 +102,7 @@ def end_of_epoch(
         if not math.isfinite(value):
             raise TrainingError(
                 f"stopped after step {state.step} (epoch {state.epoch + 1}): {name} is NaN or "
-                "infinite. The last checkpoint is kept; lower the learning rate or look at the rows"
+                "infinite. The last checkpoint is kept; lower the learning rate or check the rows"
             )
     if held:
         watch(state, held["holdout_mse"], spec)
@@ -117,7 +117,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Holdout MSE in model space, FVU, mean code activation, of all workers; empty without rows.
 
-    FVU is undefined, and absent, where the rows differ by no more than rounding, or from the mean.
+    FVU is undefined, and absent, if the rows differ from each other or from the mean by rounding only.
     """
     zero = torch.zeros((), dtype=torch.float64, device=device)
     at_widths = [f"error_at_{width}" for width in state.module.spec.nested_widths]
@@ -140,7 +140,7 @@ def evaluate(
 
 
 def watch(state: State, error: float, spec: TrainSpec) -> None:
-    """Keep the weights of the best epoch; stop when patience has run out."""
+    """Keep the weights of the best epoch; stop when the patience is exhausted."""
     delta = spec.early_stop.min_delta if spec.early_stop else 0.0
     if state.best_error is None or error < state.best_error - delta:
         state.best_error, state.best_epoch = error, state.epoch
@@ -151,7 +151,7 @@ def watch(state: State, error: float, spec: TrainSpec) -> None:
 
 
 def set_rate(state: State, spec: TrainSpec, steps: int) -> None:
-    """The learning rate of this step."""
+    """Set the learning rate of this step."""
     for group in state.optimizer.param_groups:
         group["lr"] = spec.optimizer.lr * spec.schedule.factor(state.step, steps)
 
@@ -163,7 +163,7 @@ def add(sums: Sums, more: Sums) -> None:
 
 
 def reduce(sums: Sums, group: ProcessGroup) -> dict[str, float]:
-    """Totals over all workers, in one exchange. Sum, reduce, then divide."""
+    """Totals over all workers, in one all-reduce."""
     names = sorted(sums)
     total = group.sum(torch.stack([sums[name] for name in names]))
     return dict(zip(names, total.tolist(), strict=True))

@@ -1,8 +1,8 @@
-"""The members of an ensemble, one after the other; a single run is an ensemble of one.
+"""Training the members of an ensemble in turn; a single run is an ensemble of one.
 
-A member is the run that the same job with one seed would be, to the bit: member i, counted from 1,
-has seed + i - 1. Each has checkpoints of its own, so a resumed run goes on in the middle of the member
-it was in, and takes the finished ones as they are.
+A member is bit-identical to the run of the same job with one seed: member i, counted from 1, has
+seed + i - 1. Each has its own checkpoints, so a resumed run continues with the member that it was training
+and does not train finished ones again.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from hourglass.training.collective import ProcessGroup, parallel
 from hourglass.training.phases import pretrain
 from hourglass.training.state import Record, State
 
-Tell = Callable[[str, Any], None]
-"""Hears `note` with a sentence, `epoch` with a record, `resumed` with a position and its history."""
+Send = Callable[[str, Any], None]
+"""Receives events: `note` with a message, `epoch` with a record, `resumed` with a position and history."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A trained member: its module has its best weights, `best` is the record of their epoch."""
+    """A trained member: `module` has its best weights, `best` is the record of their epoch."""
 
     module: AutoencoderModule
     history: list[Record]
@@ -46,40 +46,40 @@ class Member:
 
 @dataclass(frozen=True)
 class Trained:
-    """All members in order of seed. The lead is the one with the lowest error."""
+    """All members in order of seed. The primary member is the one with the lowest error."""
 
     members: list[Member]
     job: TrainJob
 
     @property
-    def lead(self) -> int:
-        """The number of the lead, from 1; of equal ones the lowest."""
+    def primary(self) -> int:
+        """The number of the primary member, from 1; the lowest of several with the same error."""
         errors = [member.error for member in self.members]
         return errors.index(min(errors)) + 1
 
     @property
     def best(self) -> Record:
-        """The lead's best record."""
-        return self.members[self.lead - 1].best
+        """The best record of the primary member."""
+        return self.members[self.primary - 1].best
 
     @property
     def modules(self) -> list[AutoencoderModule]:
-        """The lead's, then the others' in order of seed."""
+        """The module of the primary member, then the others in order of seed."""
         every = [member.module for member in self.members]
-        return [every.pop(self.lead - 1), *every]
+        return [every.pop(self.primary - 1), *every]
 
     @property
     def ensemble(self) -> artifact.Ensemble | None:
-        """What the artifact says about the members; None for a single one."""
+        """The members in the artifact's manifest; None for a single one."""
         if len(self.members) == 1:
             return None
         return artifact.Ensemble(
-            members=len(self.members), primary=self.lead, combine=self.job.train.combine
+            members=len(self.members), primary=self.primary, combine=self.job.train.combine
         )
 
     @property
     def history(self) -> list[Record]:
-        """The records of all epochs; where there are several members, each says whose it is."""
+        """The records of all epochs, with the number of the member if there are several."""
         if len(self.members) == 1:
             return self.members[0].history
         return [
@@ -95,26 +95,27 @@ def train(
     loader: Loader,
     group: ProcessGroup,
     device: torch.device,
-    tell: Tell,
+    send: Send,
     saved: Checkpoints | None = None,
     until: int | None = None,
 ) -> Trained:
     """Train every member of `job` to its end, each from its newest checkpoint in `saved`.
 
-    With `until`, a job of one seed trains only to the end of that epoch. Interrupted without `saved`,
-    what was trained so far is all there is: it ends with that, once an epoch is done.
+    With `until`, a job with one seed trains only to the end of that epoch. An interrupt without `saved`
+    ends training with the last complete epoch, if there is one.
     Raises: SpecError when an artifact cannot hold them, TrainingError naming the member.
     """
     if job.train.seeds == 1:
-        return Trained([_train(job, stats, loader, group, device, tell, saved, until)], job)
-    _require_room(job, build(job, stats))
+        return Trained([_train(job, stats, loader, group, device, send, saved, until)], job)
+    _require_fitting(job, build(job, stats))
     members = []
     for number in range(1, job.train.seeds + 1):
-        own = alone(job, number)
+        own = job_of(job, number)
         order = loader if number == 1 else loader.seeded(own.train.seed)
-        say, kept = partial(_say, tell, number), saved.of(number) if saved else None
+        labelled = partial(_send, send, number)
+        kept = saved.of(number) if saved else None
         try:
-            members.append(_train(own, stats, order, group, device, say, kept))
+            members.append(_train(own, stats, order, group, device, labelled, kept))
         except TrainingError as error:
             raise TrainingError(f"member {number}: {error}") from None
         except KeyboardInterrupt:
@@ -132,13 +133,13 @@ def _train(
     loader: Loader,
     group: ProcessGroup,
     device: torch.device,
-    tell: Tell,
+    send: Send,
     saved: Checkpoints | None,
     until: int | None = None,
 ) -> Member:
-    """One run, from its newest checkpoint, if there is one, to its end."""
+    """Train one member to its end, from its newest checkpoint, if there is one."""
     now = state.fresh(build(job, stats).to(device), job.train)
-    begin(now, job.train, loader, saved, group, tell, device)
+    begin(now, job.train, loader, saved, group, send, device)
     latest = _Latest()
     try:
         loop.fit(
@@ -147,7 +148,7 @@ def _train(
             loader,
             job.train,
             group,
-            report=partial(tell, "epoch"),
+            report=partial(send, "epoch"),
             commit=partial(saved.save, group=group) if saved else latest,
             device=device,
             until=until,
@@ -162,7 +163,7 @@ def _train(
 
 
 class _Latest:
-    """What an interrupt leaves of a run without checkpoints: the end of the last epoch, whole."""
+    """The last complete epoch, with which an interrupted run without checkpoints ends."""
 
     def __init__(self) -> None:
         self.weights: dict[str, torch.Tensor] = {}
@@ -170,7 +171,7 @@ class _Latest:
         self.best = -1
 
     def __call__(self, state: State) -> None:
-        """Keep the best weights so far, the last ones without a holdout, and the records up to now."""
+        """Keep the best weights so far (the last, without a holdout) and the records."""
         if state.epoch_step:
             return
         weights = state.best_weights
@@ -186,16 +187,15 @@ def begin(
     loader: Loader,
     saved: Checkpoints | None,
     group: ProcessGroup,
-    tell: Tell,
+    send: Send,
     device: torch.device,
 ) -> None:
-    """All workers start from the checkpoint that the first one finds, else from the phases.
+    """Start all workers from the checkpoint that the first one finds, else with the pretraining phases.
 
-    Where the run has none of its own, one of the run it goes on from will do.
-
-    What the phases found is committed at once, as step 0: a killed run does not repeat them.
+    A run without a checkpoint of its own starts from one of its parent. The result of the phases is
+    committed at once, as step 0, so that a killed run does not repeat them.
     """
-    found = saved.start(partial(tell, "note")) if saved and group.rank == 0 else None
+    found = saved.start(partial(send, "note")) if saved and group.rank == 0 else None
     source = group.share(found)[0]
     if source is not None:
         checkpoints, name = source
@@ -203,41 +203,41 @@ def begin(
         now.restore(tensors, position, rank=group.rank)
         done = now.stopped or now.epoch == spec.epochs
         reached = {"step": now.step, "epoch": now.epoch, "done": done}
-        tell("resumed", {**reached, "history": now.history})
+        send("resumed", {**reached, "history": now.history})
     elif saved and saved.parent:
         raise TrainingError(
-            f"{saved.parent.uri}: no checkpoint to go on from; begin the sweep anew with --fresh"
+            f"{saved.parent.uri}: no checkpoint to continue from; restart the sweep with --fresh"
         )
     elif spec.phases:
-        pretrain(now.module, loader, spec, group, partial(tell, "note"), device)
+        pretrain(now.module, loader, spec, group, partial(send, "note"), device)
         if saved:
             saved.save(now, group)
 
 
-def alone(job: TrainJob, number: int) -> TrainJob:
-    """The job of one member, from 1, by itself."""
+def job_of(job: TrainJob, number: int) -> TrainJob:
+    """The job of one member, counted from 1, as a single run."""
     train = job.train.model_dump()
     own = {"seed": job.train.seed + number - 1, "seeds": 1, "combine": "mean"}
     return TrainJob.model_validate({**job.model_dump(by_alias=True), "train": train | own})
 
 
-def _say(tell: Tell, number: int, kind: str, payload: Any) -> None:
-    """Pass on what a member says, with its number."""
+def _send(send: Send, number: int, kind: str, payload: Any) -> None:
+    """Pass on an event of a member, with its number."""
     if kind == "note":
-        tell(kind, f"member {number}: {payload}")
+        send(kind, f"member {number}: {payload}")
     elif kind == "epoch":
-        tell(kind, _labelled(number, payload))
+        send(kind, _labelled(number, payload))
     else:
         history = [_labelled(number, record) for record in payload["history"]]
-        tell(kind, {**_labelled(number, payload), "history": history})
+        send(kind, {**_labelled(number, payload), "history": history})
 
 
 def _labelled(number: int, record: dict[str, Any]) -> dict[str, Any]:
     return {"member": float(number), **record}
 
 
-def _require_room(job: TrainJob, module: AutoencoderModule) -> None:
-    """Raise SpecError, before the first step, for more tensors than an artifact may have."""
+def _require_fitting(job: TrainJob, module: AutoencoderModule) -> None:
+    """Raise SpecError, before the first step, when an artifact cannot hold as many tensors."""
     own = len(module.state_dict())
     if job.train.seeds * own > artifact.TENSORS:
         raise SpecError(

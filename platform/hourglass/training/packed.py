@@ -31,7 +31,7 @@ from hourglass.strict import Strict
 from hourglass.training import loop, state
 from hourglass.training.build import build
 from hourglass.training.collective import SingleProcessGroup
-from hourglass.training.members import Member, Tell
+from hourglass.training.members import Member, Send
 from hourglass.training.stacked import Group, Numbers, stacked_numbers, with_numbers
 from hourglass.training.state import State
 from hourglass.training.step import Sums, idle_steps, loss_terms, noise_seed, step_sums
@@ -46,15 +46,15 @@ def train(
     stats: Stats,
     loader: Loader,
     device: torch.device,
-    tells: Sequence[Tell],
+    sends: Sequence[Send],
 ) -> list[Member | TrainingError]:
     """Train jobs of one pack (see `tuning.pack`), each to its end or to a failure of its own.
 
-    Each says its epochs to its own of `tells`. Raises: DataError, SpecError (see `build`).
+    Each says its epochs to its own of `sends`. Raises: DataError, SpecError (see `build`).
     """
     trials = [
-        Trial(number, job, state.fresh(build(job, stats).to(device), job.train), tell)
-        for number, (job, tell) in enumerate(zip(jobs, tells, strict=True))
+        Trial(number, job, state.fresh(build(job, stats).to(device), job.train), send)
+        for number, (job, send) in enumerate(zip(jobs, sends, strict=True))
     ]
     ended: dict[int, Member | TrainingError] = {}
     while trials:
@@ -74,7 +74,7 @@ class Trial:
     number: int
     job: TrainJob
     state: State
-    tell: Tell
+    send: Send
 
     @property
     def rule(self) -> tuple[Any, ...]:
@@ -89,7 +89,7 @@ def _finished(trial: Trial, loader: Loader, device: torch.device) -> Member | Tr
     One whose gradient was not finite takes the same step again there, and fails in the same words.
     """
     now, spec = trial.state, trial.job.train
-    report, order = partial(trial.tell, "epoch"), loader.seeded(spec.seed)
+    report, order = partial(trial.send, "epoch"), loader.seeded(spec.seed)
     try:
         loop.fit(
             now, now.module, order, spec, SINGLE, report=report, commit=_nothing, device=device
@@ -151,7 +151,7 @@ class Pack:
             return
         record["rows_per_s"] = rows_per_s
         now.history.append(record)
-        trial.tell("epoch", record)
+        trial.send("epoch", record)
         if now.stopped or now.epoch == spec.epochs:
             self.left.append((trial, None))
 

@@ -1,8 +1,8 @@
-"""Pretraining: each layer of a dense network by itself, from the row inwards, before `loop.fit`.
+"""Pretraining: each layer of a dense network by itself, from the outermost inwards, before `loop.fit`.
 
 A pure function of rows, seed and workers: gradients are sums over this worker's rows, added over the
-workers and divided by the rows of the whole batch, so every worker holds the same weights, to the
-bit. Shapes: B rows of this worker, V units below a layer, H units above it.
+workers and divided by the rows of the whole batch, so the weights are bit-identical on all workers.
+Shapes: B rows of this worker, V units below a layer, H units above it.
 """
 
 import math
@@ -26,10 +26,10 @@ from hourglass.training.collective import ProcessGroup, means
 from hourglass.training.step import noise_seed
 
 FIRST = 2**31
-"""Where pretraining begins to count epochs and steps: far beyond those of `loop.fit`, so that neither
-an order of rows nor a draw of noise comes twice, and independent of `train.epochs`."""
+"""First number of pretraining epochs and steps: far beyond those of `loop.fit`, so that no order of rows
+and no noise is used twice, and independent of `train.epochs`."""
 FIRST_SD = 0.01
-"""Of a Boltzmann machine's first weights. Source: Hinton 2010, section 8."""
+"""Standard deviation of a Boltzmann machine's initial weights. Source: Hinton 2010, section 8."""
 
 Function = Callable[[Tensor], Tensor]
 Learn = Callable[[Tensor, int, int], Tensor]
@@ -38,7 +38,7 @@ Learn = Callable[[Tensor, int, int], Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the encoder and its mirror; `back` is the mirror's own weight, where it has one."""
+    """A layer of the encoder and its mirror; `back` is the mirror's own weight, if it has one."""
 
     weight_HV: Tensor
     hidden_H: Tensor
@@ -49,7 +49,7 @@ class Layer:
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
-        """Everything the layer learns."""
+        """All parameters of the layer."""
         return (self.weight_HV, self.hidden_H, *self.back, self.visible_V)
 
     def encode(self, x_BV: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def pretrain(
     report: Callable[[str], None],
     device: torch.device,
 ) -> None:
-    """Run the phases of `spec` on `module`, in place; `report` hears a line for each epoch.
+    """Run the phases of `spec` on `module`, in place; `report` receives a line for each epoch.
 
     Raises: TrainingError on every worker when an error of reconstruction is not finite.
     """
@@ -84,7 +84,7 @@ def pretrain(
     for number, phase in enumerate(spec.phases, 1):
         layers = _layers(module)
         for index, layer in enumerate(layers):
-            # First weights are drawn alike on every worker, before each draws noise of its own.
+            # Every worker draws the same initial weights, and then its own noise.
             rng.manual_seed(noise_seed(spec.seed, next(steps), 0))
             learn = _learner(phase, module, layer, index, len(layers), group, rng)
             for epoch in range(phase.epochs):
@@ -94,7 +94,7 @@ def pretrain(
                 if not math.isfinite(error):
                     raise TrainingError(
                         f"stopped in {place}: the error is NaN or infinite. Nothing was committed; "
-                        "lower the phase's learning rate or look at the rows"
+                        "lower the phase's learning rate or check the rows"
                     )
                 report(f"{place}: error {error:.5f}")
     module.zero_grad(set_to_none=True)
@@ -133,7 +133,7 @@ def _layers(module: AutoencoderModule) -> list[Layer]:
 
 @torch.no_grad()
 def _inside(module: AutoencoderModule, layers: Sequence[Layer], rows: Tensor) -> Tensor:
-    """What the trained layers make of clean rows (B, C), (B, V)."""
+    """Outputs (B, V) of the trained layers for clean rows (B, C)."""
     x: Tensor = module.preprocessing(rows)
     for layer in layers:
         x = layer.encode(x)
@@ -153,7 +153,7 @@ def _learner(
         return _greedy(phase, layer, group)
     linear_code = index == layers - 1 and module.spec.code_activation == "linear"
     machine = rbm.Machine(
-        layer.weight_HV.detach(),  # the parameters' own memory
+        layer.weight_HV.detach(),  # shares the memory of the parameters
         layer.hidden_H.detach(),
         layer.visible_V.detach(),
         hidden="gaussian" if linear_code else "logistic",
@@ -199,7 +199,7 @@ def _rbm(
         weight_HV = weight_HV - phase.weight_decay * machine.weight_HV
         for value, speed, mean in zip(values, speeds, [weight_HV, *biases], strict=True):
             value.add_(speed.mul_(phase.momentum_at(epoch)).add_(mean, alpha=lr))
-        for back_VH in layer.back:  # unrolled: what the decoder has of its own
+        for back_VH in layer.back:  # the decoder's own weight, if it is not tied
             back_VH.copy_(machine.weight_HV.t())
         return error_B
 

@@ -1,4 +1,4 @@
-"""One step: the same gradient on N workers as on one with all the rows.
+"""One training step: the same gradient on N workers as on one with all rows.
 
 Every worker's loss is scaled so that DDP's average over workers is the gradient of the whole
 batch: row terms are sums over this worker's rows times workers / rows of the whole batch, and batch
@@ -24,7 +24,7 @@ from hourglass.training.state import Discriminator, State
 Sums = dict[str, Tensor]
 
 ULPS = 4
-"""How far apart, in units in the last place, rounding may put two numbers that should be equal."""
+"""Rounding error of two numbers that should be equal, in units in the last place."""
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:
@@ -49,7 +49,7 @@ def loss_terms(
 ) -> tuple[dict[str, Tensor], ForwardOutput]:
     """Named, weighted terms of this worker's loss; DDP's mean of their sum is the batch's loss.
 
-    `idle_K` are the steps since each code unit was last active; without it none is dead.
+    `idle_K` counts the steps since each code unit was last active; without it, no unit is dead.
     """
     rows = torch.from_numpy(batch.rows).to(rng.device, non_blocking=True)
     scale = group.size / batch.total
@@ -80,9 +80,9 @@ def loss_terms(
 
 
 def _trimmed(losses_B: Tensor, trim: float, group: ProcessGroup) -> Tensor:
-    """The mean loss of the batch without its largest `trim`, whichever worker has them.
+    """The mean loss of the batch without the share `trim` of rows with the largest losses.
 
-    A row that is not a number is kept, so that it is found. Source: Rousseeuw 1984, "Least median of
+    A loss of NaN is kept, so that it is detected. Source: Rousseeuw 1984, "Least median of
     squares regression", section 4.
     """
     every = torch.cat(group.gather(losses_B.detach()))
@@ -155,10 +155,10 @@ def step_sums(
 def nonfinite_error(
     state: State, batch: Batch, rng: torch.Generator, group: ProcessGroup
 ) -> TrainingError:
-    """An error naming the worker and the first tensor that is not finite; the same on every worker.
+    """The error of the first tensor that is not finite, with its worker; the same on every worker.
 
-    DDP has averaged the gradients, so every worker sees them non-finite in the same step and comes
-    here, where each computes the step again, with the same noise and gradients of its own.
+    DDP has averaged the gradients, so they are non-finite on every worker in the same step. Each worker
+    repeats the step here, with the same noise, for its own gradients.
     """
     rng.manual_seed(rng.initial_seed())
     module = state.module
@@ -177,15 +177,15 @@ def nonfinite_error(
 
 
 def rounding(clean_BF: Tensor, mean_F: Tensor) -> Tensor:
-    """Squared distance of each row (B,) from the mean in model space that may be rounding alone."""
+    """Squared distance of each row (B,) from the mean in model space that rounding alone can explain."""
     there = (clean_BF.square() + mean_F.square()).mean(dim=1) * torch.finfo(torch.float32).eps ** 2
     return ULPS**2 * there
 
 
 @torch.no_grad()
 def evaluate_batch(module: AutoencoderModule, rows: Tensor) -> Sums:
-    """Sums over held-out rows (B, C): squared error, squared distance from the mean and from the first
-    of them, what of it may be rounding, code, rows."""
+    """Sums over held-out rows (B, C): squared error, squared distances from the mean and from the first
+    row, the part of them that may be rounding, code, rows."""
     result = module(rows)
     mean_F = module.preprocessing.mean_F
     at_widths = {

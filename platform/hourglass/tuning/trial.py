@@ -24,7 +24,7 @@ from hourglass.errors import ClusterError, HourglassError
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete, complete_packed
 from hourglass.training.launch import WorkerResources, distribute
-from hourglass.training.members import Tell
+from hourglass.training.members import Send
 from hourglass.training.state import Record
 from hourglass.tuning.space import Point, one_line
 from hourglass.tuning.store import LoadedRows, checkpoints_uri, trial_uri
@@ -161,7 +161,7 @@ def train_trials(
 
 
 def _complete(
-    runs: list[Run], rows: LoadedRows, share: Share, on_event: Tell
+    runs: list[Run], rows: LoadedRows, share: Share, on_event: Send
 ) -> Sequence[Record | Exception]:
     """Train the runs to their end; of each the last record, or the error that ended it."""
     if share.workers > 1:
