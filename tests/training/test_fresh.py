@@ -333,8 +333,8 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(
     sentence = str(caught.value)
     assert sentence.startswith(f"trained to the end, but {home.run}/artifact/model.safetensors.")
     assert sentence.endswith(
-        ": cannot be written (No space left on device); existing content is kept; free some space and run the "
-        "same command without --fresh to save the model"
+        ": cannot be written (No space left on device); existing content is kept; free some space and run "
+        "the same command without --fresh to save the model"
     )
     assert home.digest() == old
     assert home.train().resumed_at == 4

@@ -673,5 +673,6 @@ def test_a_preset_that_is_none_hides_no_mistake_and_makes_none(check: Any, prese
 
 def test_without_a_preset_the_network_is_missing(check: Any) -> None:
     text = TRAIN.partition("model:")[0]
-    assert "model.network: required field is missing" in refusal(check, f"{text}model: {{loss: {{kind: mse}}}}\n")
-    assert "model.network: required field is missing" in refusal(check, f"{text}model: {{preset: denoising}}\n")
+    missing = "model.network: required field is missing"
+    assert missing in refusal(check, f"{text}model: {{loss: {{kind: mse}}}}\n")
+    assert missing in refusal(check, f"{text}model: {{preset: denoising}}\n")

@@ -186,7 +186,9 @@ def test_several_seeds_score_together(X: np.ndarray, tmp_path: Path, combine: st
 
 
 def test_one_seed_has_nothing_to_combine(X: np.ndarray) -> None:
-    with pytest.raises(SpecError, match="train.combine: max has no effect with one seed; set train"):
+    with pytest.raises(
+        SpecError, match="train.combine: max has no effect with one seed; set train"
+    ):
         make(combine="max").fit(X)
     ae = make().fit(X)
     assert ae.predictor_.artifact.manifest.ensemble is None

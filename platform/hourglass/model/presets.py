@@ -61,7 +61,7 @@ WHOLE = [name for name, parts in PRESETS.items() if "widths" in parts.get("netwo
 """Presets that leave nothing to say."""
 BESIDE: dict[Preset, dict[str, Any]] = {
     "anomaly": {
-        "data": {"scaling": {"kind": "range", "levels": 12}},
+        "data": {"scaling": {"kind": "range", "levels": 32}},
         "train": {"epochs": 30, "schedule": {"kind": "cosine"}, "seeds": 5},
     },
 }
