@@ -105,7 +105,7 @@ def test_an_ensembles_members_have_metrics_of_their_own(
     save_artifact(model, ensemble={"members": 3, "primary": 2, "combine": "mean"})
     trained(model, records, {"epoch": 2, "loss": 0.21, "rank_agreement": 0.9})
     heard: list[str] = []
-    shown = SimpleNamespace(to=lambda done, total, text: heard.append(text), say=heard.append)
+    shown = SimpleNamespace(to=lambda done, total, text: heard.append(text), print=heard.append)
     listener = run._Recording(TrainProgress(shown), settings)  # type: ignore[arg-type]
     counted = {"rows": 9, "shards": 1, "train_rows": 8, "holdout_rows": 1, "dropped_rows": 0}
     told = {"imputed_cells": 0, "constant_columns": 0, "cached": True}
