@@ -22,10 +22,12 @@ import pytest
 import ray
 import ray.util
 import yaml
+from ray.util.placement_group import placement_group
 
-from hourglass import artifact
+from hourglass import artifact, ray_internals
 from hourglass.config.files import dump, parse
 from hourglass.config.train import TrainJob
+from hourglass.training.launch import free
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -229,4 +231,30 @@ def test_sigterm_in_score_leaves_nothing_on_a_cluster_that_goes_on(
     assert terminal.end() == (143, RESUMES), terminal.screen[-2000:]
     assert "Traceback" not in terminal.screen
     assert not (own / "scores" / "_COMMIT.json").exists()
+    assert_the_cluster_is_free()
+
+
+def test_only_groups_that_actors_of_this_job_made_are_found(joined: dict[str, str]) -> None:
+    """Those of a script that calls hourglass are its own: the control is a group of this process."""
+
+    @ray.remote(num_cpus=0)
+    class Controller:
+        def reserve(self) -> str:
+            group = placement_group([{"CPU": 1}])
+            ray.get(group.ready())
+            return str(group.id.hex())
+
+    before = ray_internals.placement_groups_of_actors()
+    own = placement_group([{"CPU": 1}])
+    try:
+        ray.get(own.ready())
+        controller = Controller.remote()
+        made = ray.get(controller.reserve.remote())
+        assert ray_internals.placement_groups_of_actors() - before == {made}
+        free([made])
+        states = {key: group["state"] for key, group in ray.util.placement_group_table().items()}
+        assert (states[made], states[own.id.hex()]) == ("REMOVED", "CREATED")
+    finally:
+        free([own.id.hex()])
+    ray.kill(controller)
     assert_the_cluster_is_free()
