@@ -10,7 +10,7 @@ from hourglass.inference import batch
 from hourglass.inference.output import Scored
 from hourglass.progress import ScoreProgress, TrainProgress, bar
 from hourglass.settings import Settings
-from hourglass.tracking import Finished, Tracker
+from hourglass.tracking import Finished, RunRecorder
 from hourglass.tracking.registry import Resolved, resolve
 from hourglass.training import launch
 from hourglass.training.complete import locked
@@ -82,7 +82,7 @@ class _Recording:
 
     def __init__(self, progress: TrainProgress, settings: Settings) -> None:
         self._progress, self._settings = progress, settings
-        self.tracker: Tracker | None = None
+        self.tracker: RunRecorder | None = None
 
     def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
         self.tracker = tracking.start(self._settings, job, dataset)

@@ -6,7 +6,7 @@ The environment describes the machine, never the experiment; experiments live in
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     )
     s3_total_timeout_s: Seconds = Field(
         600.0, description="Seconds that one request may take, its answer included."
+    )
+    tracking: Literal["mlflow", "files"] = Field(
+        "mlflow",
+        description="Backend of runs and models: MLflow, or plain files in <home>/tracking.",
     )
     tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
 

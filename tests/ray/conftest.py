@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hourglass.tracking.client import DEFAULTS
+from hourglass.tracking.mlflow import DEFAULTS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cluster_kit import project, write_shards

@@ -14,9 +14,9 @@ from hourglass import artifact, run, tracking
 from hourglass.config.train import TrainJob
 from hourglass.errors import DataError
 from hourglass.settings import Settings
-from hourglass.tracking import facts, model, registry, tracker
 from hourglass.tracking import mlflow as store
-from hourglass.tracking.outbox import Spool
+from hourglass.tracking import mlflow_model, mlflow_runs, records, registry, tracker
+from hourglass.tracking.outbox import Outbox
 from hourglass.training import launch
 from hourglass.training.launch import Outcome
 
@@ -39,10 +39,10 @@ class Killed(BaseException):
 class OnDisk:
     """An outbox of a driver that dies before its thread delivers anything."""
 
-    delivery = None
+    writer = None
 
     def __init__(self, settings: Settings, name: str, begin: dict[str, Any]) -> None:
-        self._spool = Spool(settings.root / "spool", name)
+        self._spool = Outbox(settings.root / "outbox", name)
         self.put("begin", **begin)
 
     def put(self, kind: str, **fields: Any) -> None:
@@ -68,15 +68,15 @@ def finished_before(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "train", lambda *_: outcome)
 
 
-def live(settings: Settings, of: TrainJob, uri: Path) -> Spool:
+def live(settings: Settings, of: TrainJob, uri: Path) -> Outbox:
     """All that a run tells, none of it delivered."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracker, "Outbox", OnDisk)
+        patch.setattr(tracker, "Sender", OnDisk)
         told = tracking.start(settings, of, DATASET)
         for record in EPOCHS:
             told.log(record, int(record["epoch"]))
         told.finish("finished", str(uri))
-    return Spool(settings.root / "spool", of.run_name)
+    return Outbox(settings.root / "outbox", of.run_name)
 
 
 def everything(settings: Settings, of: TrainJob, name: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def assert_whole(settings: Settings, of: TrainJob, name: str) -> None:
     (version,) = registry.versions(settings, name)
     assert (version.aliases, version.metrics) == (("challenger",), KEPT)
     assert version.run_id == recorded.info.run_id
-    waiting = [spool.run_name for spool in Spool.all(settings.root / "spool")]
+    waiting = [spool.run_name for spool in Outbox.all(settings.root / "outbox")]
     assert of.run_name not in waiting
 
 
@@ -152,7 +152,7 @@ def test_killed_while_mlflow_is_told(
     of = job(name, name, epochs=3)
     spool = live(settings, of, made)
     method, after = KILLS[point]
-    owner = Spool if method == "clear" else store.client(settings).__class__
+    owner = Outbox if method == "clear" else store.client(settings).__class__
     real = getattr(owner, method)
 
     def dies(*args: Any, **kwargs: Any) -> None:
@@ -168,7 +168,7 @@ def test_killed_while_mlflow_is_told(
         shutil.rmtree(spool.path.parent)
     done = run.train(of, settings).record
     assert done.note.startswith("recorded in MLflow (")
-    assert done.registered == registry.Registered(name, "1", challenger="1")
+    assert done.registered == tracking.Registered(name, "1", challenger="1")
     assert_whole(settings, of, name)
     before = everything(settings, of, name)
     assert run.train(of, settings).record == done
@@ -237,9 +237,9 @@ def test_another_name_to_register_as(
 ) -> None:
     """The finished run becomes a version of that model, too, and moves no challenger of the first."""
     first = run.train(job("renamed", "first-name"), settings).record
-    assert first.registered == registry.Registered("first-name", "1", challenger="1")
+    assert first.registered == tracking.Registered("first-name", "1", challenger="1")
     other = run.train(job("renamed", "second-name"), settings).record
-    assert other.registered == registry.Registered("second-name", "1", challenger="1")
+    assert other.registered == tracking.Registered("second-name", "1", challenger="1")
     assert other.run_id == first.run_id
 
     save_artifact(tmp_path / "other", seed=1)
@@ -247,7 +247,7 @@ def test_another_name_to_register_as(
     assert newer.finish("finished", str(tmp_path / "other")).version == "2"
     back = run.train(job("renamed", "first-name"), settings).record
     assert back.registered is not None
-    assert back.registered.sentence == "first-name version 1; challenger is version 2"
+    assert back.registered.summary == "first-name version 1; challenger is version 2"
     unnamed = run.train(job("renamed"), settings).record
     assert (unnamed.run_id, unnamed.registered) == (first.run_id, None)
 
@@ -272,9 +272,9 @@ def test_a_finished_run_takes_the_alias_from_nobody(
     store.client(settings).set_registered_model_alias(name, "challenger", "1")
     if not guard:  # negative control: nothing says that the run had registered it
         run_id = run_of(settings, of.run_name).info.run_id
-        store.client(settings).delete_tag(run_id, store.REGISTERED_TAG)
+        store.client(settings).delete_tag(run_id, mlflow_runs.REGISTERED_TAG)
     again = run.train(of, settings).record.registered
-    assert again == registry.Registered(name, "2", challenger="1" if guard else "2")
+    assert again == tracking.Registered(name, "2", challenger="1" if guard else "2")
 
 
 def test_a_version_that_was_deleted_is_registered_anew(
@@ -311,7 +311,7 @@ def test_a_version_that_is_made_anew_takes_the_alias_from_nobody(
     )
     client.delete_model_version(name, "1")
     if not guard:  # negative control: nothing says that it was this artifact
-        client.delete_tag(run_of(settings, of.run_name).info.run_id, store.DIGEST_TAG)
+        client.delete_tag(run_of(settings, of.run_name).info.run_id, records.DIGEST_TAG)
     if killed:
         real = getattr(client.__class__, killed)
 
@@ -325,7 +325,7 @@ def test_a_version_that_is_made_anew_takes_the_alias_from_nobody(
             with pytest.raises(Killed):
                 tracker.drain(spool, settings)
     again = run.train(of, settings).record.registered
-    assert again == registry.Registered(name, "3", challenger="2" if guard else "3")
+    assert again == tracking.Registered(name, "3", challenger="2" if guard else "3")
 
 
 def test_a_run_that_was_trained_anew_becomes_challenger_though_its_version_was_deleted(
@@ -339,7 +339,7 @@ def test_a_run_that_was_trained_anew_becomes_challenger_though_its_version_was_d
     store.client(settings).delete_model_version("anew", "1")
     save_artifact(new, seed=2)
     found = tracking.start(settings, of, DATASET).finish("finished", str(new)).registered
-    assert found == registry.Registered("anew", "3", challenger="3")
+    assert found == tracking.Registered("anew", "3", challenger="3")
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -355,7 +355,7 @@ def test_a_logged_model_has_the_metrics_of_its_weights(
     """And the run's own history has each of them once."""
     trained(made, EPOCHS, kept)
     if not guard:  # negative control: MLflow takes none from the run by itself
-        monkeypatch.setattr(model, "measure", lambda *_: None)
+        monkeypatch.setattr(mlflow_model, "measure", lambda *_: None)
     of = job(f"measured-{guard}-{kept['epoch']:g}", epochs=3)
     for _ in range(2):
         run_id = run.train(of, settings).record.run_id or ""
@@ -371,7 +371,7 @@ def test_what_a_run_shows_is_of_the_kept_weights(
     settings: Settings, made: Path, finished_before: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: without a step after the last one MLflow shows the last epoch."""
-    monkeypatch.setattr(facts, "step_to_show", lambda *_: None)
+    monkeypatch.setattr(records, "step_to_show", lambda *_: None)
     of = job("shown")
     run.train(of, settings)
     assert run_of(settings, of.run_name).data.metrics["holdout_mse"] == 0.375
@@ -400,7 +400,7 @@ def test_the_last_epoch_kept_is_told_once(settings: Settings, made: Path) -> Non
     ],
 )
 def test_the_step_that_mlflow_shows(known: dict[int, float], step: int | None) -> None:
-    assert facts.step_to_show(known, 0.25, 2) == step
+    assert records.step_to_show(known, 0.25, 2) == step
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -409,25 +409,25 @@ def test_the_same_job_on_other_rows_is_another_run(
 ) -> None:
     """As after --fresh: epochs and rows of both stay apart, also in one spool."""
     if not guard:  # negative control: the steps are known, so the other epochs are lost
-        monkeypatch.setattr(store, "_data", lambda _: "rows")
+        monkeypatch.setattr(mlflow_runs, "_data", lambda _: "rows")
     of = job(f"fresh-{guard}")
     with monkeypatch.context() as patch:
-        patch.setattr(tracker, "Outbox", OnDisk)
+        patch.setattr(tracker, "Sender", OnDisk)
         for digest, loss in (("d" * 64, 0.5), ("e" * 64, 0.75)):
             told = tracking.start(settings, of, DATASET | {"digest": digest})
             told.log({"epoch": 1.0, "loss": loss}, 1)
             told.finish("failed", None)
-    spool = Spool(settings.root / "spool", of.run_name)
+    spool = Outbox(settings.root / "outbox", of.run_name)
     second = [position for position, _ in spool.pending()][1]
-    mark = Spool.mark
+    mark = Outbox.mark
 
-    def dies(self: Spool, position: int) -> None:
+    def dies(self: Outbox, position: int) -> None:
         mark(self, position)
         if position == second:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Spool, "mark", dies)
+        patch.setattr(Outbox, "mark", dies)
         with pytest.raises(Killed):
             tracker.drain(spool, settings)
     tracker.drain(spool, settings)  # it goes on with an end, which is of the first
@@ -452,17 +452,17 @@ def test_the_lock_is_held_until_all_is_recorded(
 ) -> None:
     """The same command, given while MLflow is told, is told who does that."""
     of, refused = job(f"locked-{guard}"), []
-    finish = tracker.SpooledTracker.finish
+    finish = tracker.RunRecorder.finish
 
     def meanwhile(self: Any, *told: Any) -> Any:
-        monkeypatch.setattr(tracker.SpooledTracker, "finish", finish)
+        monkeypatch.setattr(tracker.RunRecorder, "finish", finish)
         try:
             run.train(of, settings)
         except DataError as error:
             refused.append(str(error))
         return finish(self, *told)
 
-    monkeypatch.setattr(tracker.SpooledTracker, "finish", meanwhile)
+    monkeypatch.setattr(tracker.RunRecorder, "finish", meanwhile)
     if not guard:  # negative control
         monkeypatch.setattr(run, "locked", lambda *_: nullcontext())
     run.train(of, settings)
@@ -485,23 +485,23 @@ def test_another_process_delivers_the_events(
     of, drain = job(name, name, epochs=3), tracker.drain
     busy = iter([True] * 3 if other == "works" else [])
 
-    def shared(spool: Spool, *rest: Any) -> None:
+    def shared(spool: Outbox, *rest: Any) -> None:
         if spool.run_name == of.run_name:
             if next(busy, False):
-                raise tracker.Delivering("another process delivers it")
+                raise tracker.AlreadyDelivering("another process delivers it")
             drain(spool, settings)
         drain(spool, *rest)
 
     monkeypatch.setattr(tracker, "drain", shared)
     monkeypatch.setattr(tracker, "RETRY_S", 0.0)
     if not guard:  # negative control: nobody looks what the other one made
-        monkeypatch.setattr(store.Delivery, "recall", lambda *_: None)
+        monkeypatch.setattr(mlflow_runs.MlflowWriter, "recall", lambda *_: None)
     done = run.train(of, settings).record
     assert next(busy, "none left") == "none left"
     if guard:
         run_id = run_of(settings, of.run_name).info.run_id
         assert done.note == f"recorded in MLflow ({settings.mlflow_uri}) as run {run_id}"
-        assert done.registered == registry.Registered(name, "1", challenger="1")
+        assert done.registered == tracking.Registered(name, "1", challenger="1")
         assert_whole(settings, of, name)
     else:
         assert (done.run_id, done.registered) == (None, None)
@@ -512,7 +512,7 @@ def test_who_delivers_for_too_long_is_named(
 ) -> None:
     of = job("long")
     monkeypatch.setattr(tracker, "FINISH_S", 0.2)
-    spool = Spool(settings.root / "spool", of.run_name)
+    spool = Outbox(settings.root / "outbox", of.run_name)
     spool.append("epoch", epoch=1, metrics={})
     with tracker.try_locked(spool.lock) as ours:
         assert ours
@@ -531,16 +531,16 @@ def test_the_runs_of_trials_that_another_process_delivered(
     """They are on the leaderboard all the same."""
     drain, name = tracker.drain, f"swept-{guard}"
 
-    def shared(spool: Spool, *rest: Any) -> None:
+    def shared(spool: Outbox, *rest: Any) -> None:
         if spool.run_name == name:
             drain(spool, settings)
         drain(spool, *rest)
 
     monkeypatch.setattr(tracker, "drain", shared)
     if not guard:  # negative control
-        monkeypatch.setattr(store.Delivery, "recall", lambda *_: None)
+        monkeypatch.setattr(mlflow_runs.MlflowWriter, "recall", lambda *_: None)
     begin = {"run": name, "experiment": "digits", "hourglass": "1", "dataset": DATASET}
-    outbox = tracker.Outbox(settings, name, {**begin, "job": job(name).model_dump(mode="json")})
+    outbox = tracker.Sender(settings, name, {**begin, "job": job(name).model_dump(mode="json")})
     told = {"status": "failed", "values": {}, "metrics": {}, "tags": {}, "seconds": 1.0}
     where = {"artifact": None, "history": [], "ended_ms": 2000}
     for trial in ("a", "b"):
@@ -548,5 +548,5 @@ def test_the_runs_of_trials_that_another_process_delivered(
         assert outbox.settle()
     outbox.put("end", status="finished")
     assert outbox.close().startswith("recorded")
-    assert outbox.delivery is not None
-    assert sorted(outbox.delivery.run_ids) == (["a", "b"] if guard else [])
+    assert outbox.writer is not None
+    assert sorted(outbox.writer.run_ids) == (["a", "b"] if guard else [])

@@ -20,8 +20,8 @@ from hourglass.config import files
 from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
-from hourglass.tracking import registry, tracker, trials
-from hourglass.tracking.outbox import Spool
+from hourglass.tracking import mlflow_runs, mlflow_trials, registry, tracker
+from hourglass.tracking.outbox import Outbox
 from hourglass.tuning import leaderboard, record
 from hourglass.tuning import sweep as sweeps
 from hourglass.tuning.leaderboard import Entry, Leaderboard, ranked
@@ -110,9 +110,9 @@ def runs(settings: Settings, name: str) -> tuple[list[Any], dict[str, list[Any]]
     found = client.search_runs([experiment], f"tags.`hourglass.sweep` = '{name}'")
     below: dict[str, list[Any]] = {}
     for run in found:
-        if trials.TRIAL_TAG in run.data.tags:
-            below.setdefault(run.data.tags[trials.TRIAL_TAG], []).append(run)
-    return [run for run in found if trials.TRIAL_TAG not in run.data.tags], below
+        if mlflow_trials.TRIAL_TAG in run.data.tags:
+            below.setdefault(run.data.tags[mlflow_trials.TRIAL_TAG], []).append(run)
+    return [run for run in found if mlflow_trials.TRIAL_TAG not in run.data.tags], below
 
 
 def one(found: list[Any]) -> Any:
@@ -225,7 +225,7 @@ def test_a_sweep_is_recorded_whole(
     )
     assert failed.data.params == {"train.optimizer.lr": "0.4"}
     assert history(settings, one(below["dddd"]).info.run_id) == CURVE[:2]
-    assert not Spool.all(settings.root / "spool")
+    assert not Outbox.all(settings.root / "outbox")
 
     version = registry.version(settings, "whole", done.version or "")
     assert (version.version, version.aliases) == ("1", ("challenger",))
@@ -286,7 +286,9 @@ def test_a_second_session_continues_the_same_runs(
     assert found["1"][1] == ()
 
     written_again: list[str] = []
-    monkeypatch.setattr(trials.Trials, "_write", lambda _, child, *__: written_again.append(child))
+    monkeypatch.setattr(
+        mlflow_trials.Trials, "_write", lambda _, child, *__: written_again.append(child)
+    )
     recorder = record.start(settings, space, DATASET)
     third = recorder.finish(last, "finished", folder, "session")
     assert (third.run_ids, third.version) == (first.run_ids, "2")
@@ -313,26 +315,26 @@ def test_a_driver_killed_twice_leaves_one_ended_run_for_each_of_eight_trials(
     uri = [f"{folder}/trials/t{trial}/artifact" for trial in range(7)]
 
     class Silent:  # the process dies before its thread delivers
-        delivery = None
+        writer = None
 
         def __init__(self, _: Settings, spool: str, begin: dict[str, Any]) -> None:
-            self.spool = Spool(settings.root / "spool", spool)
+            self.spool = Outbox(settings.root / "outbox", spool)
             self.spool.append("begin", **begin)
 
         def put(self, kind: str, **fields: Any) -> None:
             self.spool.append(kind, **fields)
 
     with monkeypatch.context() as patch:
-        patch.setattr(record, "Outbox", Silent)
+        patch.setattr(record, "Sender", Silent)
         recorder = record.start(settings, sweep(name), DATASET)
         for trial in range(3):
             recorder.ended(finished(f"t{trial}"), uri[trial])
-        spool: Spool = recorder._outbox.spool  # type: ignore[attr-defined]
+        spool: Outbox = recorder._sender.spool  # type: ignore[attr-defined]
         third = [position for position, _ in spool.pending()][2]
         child = os.fork()
         if child == 0:
-            mark = Spool.mark
-            Spool.mark = lambda self, to: os._exit(9) if to == third else mark(self, to)  # type: ignore
+            mark = Outbox.mark
+            Outbox.mark = lambda self, to: os._exit(9) if to == third else mark(self, to)  # type: ignore
             # The same store under another name: no connection of the parent's in a forked child.
             tracker.drain(spool, at(settings.root, f"sqlite:///{settings.root}/./mlflow.db"))
             os._exit(0)
@@ -342,7 +344,7 @@ def test_a_driver_killed_twice_leaves_one_ended_run_for_each_of_eight_trials(
             recorder.ended(finished(f"t{trial}"), uri[trial])
 
     if not guard:  # negative control: without the look at the runs that exist, t1 has two
-        monkeypatch.setattr(trials.Trials, "_below", lambda _: iter(()))
+        monkeypatch.setattr(mlflow_trials.Trials, "_below", lambda _: iter(()))
     recorder = record.start(settings, sweep(name), DATASET)
     recorder.ended(finished("t5"), uri[5])
     recorder.ended(lost("t7", reason="its process died 3 times; did it run out of memory?"), None)
@@ -408,7 +410,7 @@ def test_a_trial_trained_again_has_its_new_numbers(
 ) -> None:
     """As after --fresh: equal numbers are not written again; others are, and are the latest."""
     if not guard:  # negative control: without the look at the steps, every number is there twice
-        monkeypatch.setattr(trials.Trials, "_steps", lambda *_: {})
+        monkeypatch.setattr(mlflow_trials.Trials, "_steps", lambda *_: {})
     name, folder = f"anew-{guard}", str(tmp_path / "sweep")
     points = []
     for seed, final in ((1, 0.25), (2, 0.25), (3, 0.5)):
@@ -433,14 +435,14 @@ def test_a_run_that_differs_from_the_file_is_noted(settings: Settings, tmp_path:
     first.finish(None, "failed", str(tmp_path), None)
     parent = one(runs(settings, "changed")[0])
     assert (parent.info.status, parent.data.params["max_trials"]) == ("FAILED", "4")
-    assert store.CHANGED_TAG not in parent.data.tags
+    assert mlflow_runs.CHANGED_TAG not in parent.data.tags
 
     space = {"train.optimizer.lr": {"grid": [0.1, 0.5]}}
     again = record.start(settings, sweep("changed", max_trials=4, space=space), DATASET)
     again.finish(None, "finished", str(tmp_path), None)
     parent = one(runs(settings, "changed")[0])
     assert parent.info.status == "FINISHED"
-    assert parent.data.tags[store.CHANGED_TAG] == "space.model.code, space.train.optimizer.lr"
+    assert parent.data.tags[mlflow_runs.CHANGED_TAG] == "space.model.code, space.train.optimizer.lr"
 
     other = record.start(settings, sweep("changed"), {**DATASET, "digest": "e" * 64})
     other.finish(None, "finished", str(tmp_path), None)
@@ -507,7 +509,7 @@ def test_a_trials_run_is_on_the_sweeps_rows_and_shows_its_kept_weights(
 ) -> None:
     """It kept its second epoch; when trained again, its last one."""
     if not guard:  # negative control: MLflow shows the last epoch
-        monkeypatch.setattr(trials, "step_to_show", lambda *_: None)
+        monkeypatch.setattr(mlflow_trials, "step_to_show", lambda *_: None)
     name, folder = f"shown-{guard}", tmp_path / "sweep"
     shown = []
     for seed, kept in ((1, {"epoch": 2.0, "loss": 0.5}), (2, {"epoch": 3.0, "loss": 0.125})):
@@ -579,7 +581,7 @@ def test_a_sweep_that_mlflow_missed_is_registered_by_the_same_command(
         "no trial was registered as missed: MLflow has not received the model of trial aaaa yet; run the "
         "same command again to register it",
     )
-    (settings.root / "spool" / f"missed@{'d' * 8}.jsonl").unlink()
+    (settings.root / "outbox" / f"missed@{'d' * 8}.jsonl").unlink()
     (message,) = concluded(settings, monkeypatch, job, best)
     assert message.startswith("missed version 1 is challenger: trial aaaa")
     parents, below = runs(settings, "missed")
@@ -616,7 +618,7 @@ def test_nothing_is_asked_of_mlflow_while_trials_run(
         asked.append(threading.current_thread().name)
         time.sleep(30)
 
-    monkeypatch.setattr(store.Delivery, "__init__", slow)
+    monkeypatch.setattr(mlflow_runs.MlflowWriter, "__init__", slow)
     monkeypatch.setattr(tracker, "FINISH_S", 0.3)
     began = time.perf_counter()
     recorder = record.start(at(tmp_path), sweep("fast"), DATASET)
@@ -629,7 +631,7 @@ def test_nothing_is_asked_of_mlflow_while_trials_run(
     assert "has not taken everything: it is too slow" in done.note
     assert (done.parent_id, done.run_ids, done.version) == (None, {}, None)
     assert set(asked) <= {"hourglass-tracking"}
-    waiting = [event for _, event in Spool(tmp_path / "spool", f"fast@{'d' * 8}").pending()]
+    waiting = [event for _, event in Outbox(tmp_path / "outbox", f"fast@{'d' * 8}").pending()]
     assert [event["kind"] for event in waiting] == ["begin", *["trials"] * 50, "end"]
 
 
@@ -651,7 +653,7 @@ def test_down_then_delivered_by_sync(
     recorder.ended(lost("bbbb", reason="lost"), None)
     last = board("down", finished("aaaa"), lost("bbbb", reason="lost"))
     done = recorder.finish(last, "finished", folder, "down-sweep")
-    spool = f"{settings.root}/spool/down@{'d' * 8}.jsonl"
+    spool = f"{settings.root}/outbox/down@{'d' * 8}.jsonl"
     assert done.note == (
         f"MLflow (http://***@127.0.0.1:{closed_port}) has not taken everything: "
         f"no answer (NewConnectionError); the rest waits in {spool}, "

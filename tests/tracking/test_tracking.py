@@ -31,8 +31,8 @@ from hourglass.inference.predictor import Predictor
 from hourglass.progress import TrainProgress
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
-from hourglass.tracking import model, registry, tracker, ui
-from hourglass.tracking.outbox import Spool
+from hourglass.tracking import mlflow_runs, registry, tracker, ui
+from hourglass.tracking.outbox import Outbox
 from hourglass.tracking.shown import redact
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -46,13 +46,13 @@ def forked(settings: Settings) -> Settings:
     return at(settings.root, f"sqlite:///{settings.root}/./mlflow.db")
 
 
-def events(spool: Spool) -> list[dict[str, Any]]:
+def events(spool: Outbox) -> list[dict[str, Any]]:
     return [event for _, event in spool.pending()]
 
 
-def spooled(settings: Settings, name: str, epochs: int = 3) -> Spool:
+def spooled(settings: Settings, name: str, epochs: int = 3) -> Outbox:
     """A spool with a begin and some epochs, as a killed driver leaves it."""
-    spool = Spool(settings.root / "spool", job(name).run_name)
+    spool = Outbox(settings.root / "outbox", job(name).run_name)
     spool.append("begin", **tracker._who(job(name)), dataset=DATASET)
     for epoch in range(epochs):
         spool.append("epoch", epoch=epoch, metrics={"loss": 1.0 / (epoch + 1)})
@@ -82,7 +82,7 @@ def test_a_run_is_recorded_whole(settings: Settings, tiny_artifact: Path) -> Non
     dataset = recorded.inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("digits", "d" * 36)
     assert json.loads(dataset.source) == {"uri": "/data/digits"}
-    assert not Spool.all(settings.root / "spool")
+    assert not Outbox.all(settings.root / "outbox")
     assert not list(Path.cwd().iterdir())  # no ./mlruns, no ./mlflow.db
 
     version = registry.version(settings, "tiny", done.version)
@@ -132,7 +132,7 @@ def test_starting_and_logging_do_not_wait_for_mlflow(
     def slow(*_: Any) -> None:
         time.sleep(30)
 
-    monkeypatch.setattr(store.Delivery, "__init__", slow)
+    monkeypatch.setattr(mlflow_runs.MlflowWriter, "__init__", slow)
     monkeypatch.setattr(tracker, "FINISH_S", 0.3)
     began = time.perf_counter()
     run = tracking.start(at(tmp_path), job("fast"), DATASET)
@@ -142,7 +142,7 @@ def test_starting_and_logging_do_not_wait_for_mlflow(
     done = run.finish("finished", None)
     assert time.perf_counter() - began < 2.0
     assert "has not taken everything: it is too slow" in done.note
-    assert len(events(Spool(tmp_path / "spool", job("fast").run_name))) == 22
+    assert len(events(Outbox(tmp_path / "outbox", job("fast").run_name))) == 22
 
 
 def test_a_full_disk_stops_nothing_and_is_counted(
@@ -154,11 +154,11 @@ def test_a_full_disk_stops_nothing_and_is_counted(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Spool, "append", full)
+        patch.setattr(Outbox, "append", full)
         run.log({"loss": 0.5}, 0)
     done = run.finish("finished", None)
     assert "1 event is lost" in done.note
-    assert "cannot be written: No space left on device; the same command tells" in done.note
+    assert "cannot be written: No space left on device; the same command records" in done.note
 
 
 def test_a_metric_that_mlflow_refuses_does_not_block_the_rest(settings: Settings) -> None:
@@ -208,7 +208,7 @@ def test_what_mlflow_took_and_refused_is_known_after_a_failure(
     run.log({"loss?!": 0.5}, 0)
     done = run.finish("finished", str(tiny_artifact))
     assert next(faults, None) is None
-    assert done.registered == registry.Registered("fails", "1", challenger="1")
+    assert done.registered == tracking.Registered("fails", "1", challenger="1")
     assert 'epoch refused by MLflow: Invalid value "loss?!"' in done.note
 
 
@@ -219,7 +219,7 @@ def test_sync_says_what_was_refused_also_where_the_rest_fails(
     spool = spooled(settings, f"sync-{fails}")
     spool.append("artifact", uri=str(tmp_path / "nowhere"), register_as=None)
     spool.append("end", status="finished")
-    monkeypatch.setattr(Spool, "all", lambda _: [spool])
+    monkeypatch.setattr(Outbox, "all", lambda _: [spool])
 
     def gone(*_: Any, **__: Any) -> None:
         raise ConnectionError("gone")
@@ -227,7 +227,7 @@ def test_sync_says_what_was_refused_also_where_the_rest_fails(
     if fails:
         monkeypatch.setattr(store.client(settings).__class__, "set_terminated", gone)
     synced = tracker.sync(settings)
-    (said,) = synced.said
+    (said,) = synced.messages
     assert f"artifact refused: {tmp_path}/nowhere" in said
     assert synced.left == fails
     assert ("ConnectionError: gone; the rest stays in" in said) is fails
@@ -294,7 +294,7 @@ def test_what_an_earlier_run_was_refused_is_said(
     spool = spooled(settings, "other")
     spool.append("artifact", uri=str(tmp_path / "nowhere"), register_as=None)
     spool.append("end", status="finished")
-    monkeypatch.setattr(Spool, "all", lambda _: [spool])
+    monkeypatch.setattr(Outbox, "all", lambda _: [spool])
     run = tracking.start(settings, job("deliverer"), DATASET)
     while spool.path.exists():
         time.sleep(0.05)
@@ -330,18 +330,18 @@ def test_killed_between_delivery_and_record(
     third = [position for position, _ in spool.pending()][2]
     child = os.fork()
     if child == 0:
-        mark = Spool.mark
-        Spool.mark = lambda self, at: os._exit(9) if at == third else mark(self, at)  # type: ignore
+        mark = Outbox.mark
+        Outbox.mark = lambda self, at: os._exit(9) if at == third else mark(self, at)  # type: ignore
         tracker.drain(spool, forked(settings))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     spool.append("epoch", epoch=1, metrics={"loss": 0.5})  # as a resumed run reports it again
 
     if not guard:  # negative control: without the look at the known steps, epoch 1 is there twice
-        monkeypatch.setattr(store.Delivery, "_known_steps", lambda self, *_: set())
-        monkeypatch.setattr(store.Delivery, "_remember", lambda *_: None)
+        monkeypatch.setattr(mlflow_runs.MlflowWriter, "_known_steps", lambda self, *_: set())
+        monkeypatch.setattr(mlflow_runs.MlflowWriter, "_remember", lambda *_: None)
     synced = tracker.sync(settings)
-    assert (synced.said, synced.left) == ([f"{spool.run_name}: delivered"], 0)
+    assert (synced.messages, synced.left) == ([f"{spool.run_name}: delivered"], 0)
     found = history(settings, run_of(settings, spool.run_name).info.run_id, "loss")
     assert ([step for step, _ in found] == [0, 1, 2]) is guard
 
@@ -352,7 +352,7 @@ def test_two_deliverers_do_not_meet(settings: Settings) -> None:
         assert ours
         synced = tracker.sync(settings)
         assert synced.left == 1
-        assert "another process delivers" in synced.said[0]
+        assert "another process delivers" in synced.messages[0]
     assert tracker.sync(settings).left == 0
 
 
@@ -432,7 +432,7 @@ def test_down_at_start_then_delivered_by_sync(settings: Settings, tiny_artifact:
     done = run.finish("finished", str(tiny_artifact))
     assert time.perf_counter() - began < 10.0
     assert (done.run_id, done.version) == (None, None)
-    spool = f"{home}/spool/{job('down').run_name}.jsonl"
+    spool = f"{home}/outbox/{job('down').run_name}.jsonl"
     assert done.note == (
         f"MLflow (http://***@127.0.0.1:{closed}) has not taken everything: "
         f"no answer (NewConnectionError); the rest waits in {spool}, "
@@ -488,7 +488,7 @@ def test_a_later_run_delivers_what_an_earlier_one_could_not(
     proxy.fault = None
     second = tracking.start(served, job("later"), DATASET)
     deadline = time.monotonic() + 20
-    while Spool(settings.root / "spool", job("earlier").run_name).path.exists():
+    while Outbox(settings.root / "outbox", job("earlier").run_name).path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     second.finish("finished", None)
@@ -501,7 +501,7 @@ def test_a_later_run_delivers_what_an_earlier_one_could_not(
 
 
 def test_a_torn_line_hides_nothing(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, "torn")
+    spool = Outbox(tmp_path, "torn")
     spool.append("begin", run="torn")
     with open(spool.path, "ab") as file:
         file.write(b'{"kind": "epo')  # killed while appending
@@ -621,8 +621,8 @@ def test_metrics_that_somebody_wrote_otherwise_are_left_out(
     settings: Settings, digits: list[str], tag: str, metrics: dict[str, float]
 ) -> None:
     client = store.client(settings)
-    told = client.get_model_version("digits", "1").tags[registry.METRICS_TAG]
-    client.set_model_version_tag("digits", "1", registry.METRICS_TAG, tag)
+    told = client.get_model_version("digits", "1").tags[store.METRICS_TAG]
+    client.set_model_version_tag("digits", "1", store.METRICS_TAG, tag)
     try:
         assert registry.version(settings, "digits", "1").metrics == metrics
         environment = {"HOURGLASS_HOME": str(settings.root)}
@@ -630,7 +630,7 @@ def test_metrics_that_somebody_wrote_otherwise_are_left_out(
         assert listed.exit_code == 0
         assert digits[0][:12] in listed.output
     finally:
-        client.set_model_version_tag("digits", "1", registry.METRICS_TAG, told)
+        client.set_model_version_tag("digits", "1", store.METRICS_TAG, told)
 
 
 def test_many_replicas_resolve_at_once(settings: Settings, digits: list[str]) -> None:
@@ -640,7 +640,7 @@ def test_many_replicas_resolve_at_once(settings: Settings, digits: list[str]) ->
         child = os.fork()
         if child == 0:
             resolved = registry.resolve("models:/digits/2", forked(settings))
-            os._exit(model.artifact_problem(Path(resolved.path), digits[1]) is not None)
+            os._exit(registry.artifact_problem(Path(resolved.path), digits[1]) is not None)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
     assert sorted(p.name for p in (settings.root / "models").iterdir()) == [".lock", digits[1]]
@@ -653,7 +653,7 @@ def test_changed_files_are_neither_resolved_nor_promoted(
     run = tracking.start(settings, job("swapped", "swapped"), DATASET)
     run.finish("finished", str(tmp_path / "a"))
     location = store.client(settings).get_model_version_download_uri("swapped", "1")
-    inside = Path(location.removeprefix("file://")) / model.INSIDE
+    inside = Path(location.removeprefix("file://")) / store.INSIDE
     save_artifact(inside, seed=4)  # a good artifact, but not the registered one
     for use in (
         lambda: registry.resolve("models:/swapped/1", settings),

@@ -25,7 +25,7 @@ from hourglass.config.train import TrainJob
 from hourglass.errors import DataError, WriteError
 from hourglass.settings import Settings
 from hourglass.tracking import locks
-from hourglass.tracking.outbox import Spool
+from hourglass.tracking.outbox import Outbox
 from hourglass.training import launch
 from hourglass.training.complete import locked, run_uri
 
@@ -374,7 +374,7 @@ def test_a_file_system_without_locks_is_told_of_and_used(
         raise OSError(number, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    spool, entered = Spool(tmp_path, "x"), []
+    spool, entered = Outbox(tmp_path, "x"), []
 
     def work() -> None:
         with locks.alone(str(tmp_path / ".x.lock"), DOING, INSTEAD):

@@ -38,10 +38,10 @@ from hourglass.inference.output import take_its_place
 from hourglass.inference.parts import Item, Options
 from hourglass.inference.predictor import Predictor
 from hourglass.settings import Settings
-from hourglass.tracking import model as stored_model
-from hourglass.tracking.client import answering
-from hourglass.tracking.outbox import Spool
-from hourglass.tracking.registry import Version
+from hourglass.tracking import registry
+from hourglass.tracking.backend import Version
+from hourglass.tracking.mlflow import answering
+from hourglass.tracking.outbox import Outbox
 from hourglass.tuning import leaderboard, plots, sweep
 from hourglass.tuning.leaderboard import Entry
 from hourglass.tuning.store import Stopped
@@ -279,17 +279,15 @@ def resolved(folder: Path) -> None:
     digest = artifact.load(str(folder / "model")).digest
     version = Version("m", "1", digest, (), {}, None, 0)
 
-    def download(settings: Any, mlflow: Any, version: Any, into: Path) -> None:
-        for name in (artifact.MANIFEST, artifact.WEIGHTS, artifact.REFERENCE):
-            with open(into / name, "wb") as file:
-                file.write((folder / "model" / name).read_bytes())
+    class Downloads:
+        def download(self, version: Any, into: Path) -> None:
+            for name in (artifact.MANIFEST, artifact.WEIGHTS, artifact.REFERENCE):
+                with open(into / name, "wb") as file:
+                    file.write((folder / "model" / name).read_bytes())
 
-    kept, stored_model._download = stored_model._download, download
-    try:
-        with answering(Settings(home=folder / "out")):
-            stored_model.fetch(Settings(home=folder / "out"), None, version)
-    finally:
-        stored_model._download = kept
+    tracker: Any = Downloads()
+    with answering(Settings(home=folder / "out")):
+        registry.fetch(Settings(home=folder / "out"), tracker, version)
 
 
 def copies(folder: Path) -> Sequence[Any]:
@@ -309,11 +307,11 @@ def token(folder: Path) -> None:
 
 def events(folder: Path) -> Sequence[Any]:
     """What the spool has: each event is whole by itself."""
-    return [[event["n"] for _, event in Spool(folder / "out", "run").pending()]]
+    return [[event["n"] for _, event in Outbox(folder / "out", "run").pending()]]
 
 
 def append(folder: Path, number: int = 1) -> None:
-    Spool(folder / "out", "run").append("epoch", n=number)
+    Outbox(folder / "out", "run").append("epoch", n=number)
 
 
 def scored(folder: Path, word: str = "old", output: str = "out") -> None:

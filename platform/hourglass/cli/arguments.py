@@ -25,7 +25,7 @@ def not_in_an_artifact(out: str) -> str:
     """The output path. Raises DataError inside an artifact, which would then fail verification."""
     from hourglass import storage
     from hourglass.data.footer import reaching
-    from hourglass.tracking.registry import MANIFEST
+    from hourglass.tracking.backend import MANIFEST
 
     for folder in storage.above(out):
         with reaching(out), contextlib.suppress(PermissionError):  # no artifact that can be loaded

@@ -59,7 +59,7 @@ def sync() -> None:
     from hourglass.tracking import tracker
 
     synced = tracker.sync(Settings())
-    for line in synced.said or ["nothing to deliver"]:
+    for line in synced.messages or ["nothing to deliver"]:
         typer.echo(line)
     if synced.left:
         raise typer.Exit(1)

@@ -184,7 +184,7 @@ def train(
     typer.echo(f"artifact     {found.uri} ({found.digest[:12]})")
     typer.echo(f"tracking     {trained.record.note}")
     if trained.record.registered is not None:
-        typer.echo(f"registered   {trained.record.registered.sentence}")
+        typer.echo(f"registered   {trained.record.registered.summary}")
 
 
 def score(

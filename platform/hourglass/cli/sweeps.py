@@ -58,7 +58,7 @@ def tune(
             typer.echo(f"refit on all rows: {trained.outcome.uri}", err=as_json)
             typer.echo(trained.record.note, err=as_json)
             if trained.record.registered is not None:
-                typer.echo(trained.record.registered.sentence, err=as_json)
+                typer.echo(trained.record.registered.summary, err=as_json)
     if done.board.best is None:
         raise typer.Exit(1)
 

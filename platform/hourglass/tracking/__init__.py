@@ -1,6 +1,6 @@
-"""Where runs are recorded and models registered; nothing outside this room imports MLflow."""
+"""Recording of runs and registry of models, in MLflow or in plain files."""
 
-from hourglass.tracking.registry import Registered
-from hourglass.tracking.tracker import Finished, Outbox, Tracker, again, start
+from hourglass.tracking.backend import Registered
+from hourglass.tracking.tracker import Finished, RunRecorder, Sender, again, start
 
-__all__ = ["Finished", "Outbox", "Registered", "Tracker", "again", "start"]
+__all__ = ["Finished", "Registered", "RunRecorder", "Sender", "again", "start"]

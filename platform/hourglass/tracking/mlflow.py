@@ -1,296 +1,182 @@
-"""MLflow as the store of runs: one run's events, each safe to deliver a second time.
+"""MLflow as the tracking backend: its client, its registered models, its errors as errors of ours.
 
-A run is found again by its tags `hourglass.run` and `hourglass.data`; a metric is written once per
-step; an artifact once per digest. A sweep's run has those of its trials below it: see trials.py.
+A version carries the digest of its artifact as a tag. Of the files that MLflow stores with a version,
+only those of the artifact are read.
 """
 
+import errno
+import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
-from hourglass.errors import HourglassError, ReadError, RegistryError, WriteError
+from hourglass.errors import HourglassError, RegistryError, WriteError
 from hourglass.settings import Settings
-from hourglass.tracking import facts
-from hourglass.tracking.client import client
-from hourglass.tracking.outbox import Event
-from hourglass.tracking.shown import redact
-from hourglass.tracking.trials import BATCH_METRICS, DIGEST_TAG, Trials
+from hourglass.tracking import backend
+from hourglass.tracking.backend import Event, Logged, Version
+from hourglass.tracking.mlflow_runs import MlflowWriter
+from hourglass.tracking.records import DIGEST_TAG
+from hourglass.tracking.shown import explain, redact
 
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a disk of this machine, which no server returns."""
+METRICS_TAG = "hourglass.metrics"
+INSIDE = "data/artifact"
+"""Where the artifact is in a logged model."""
 
-    from hourglass.tracking.model import Logged
-    from hourglass.tracking.registry import Registered
-
-RUN_TAG = "hourglass.run"
-DATA_TAG = "hourglass.data"
-"""The digest of the rows: on others the same job is another run."""
-CHANGED_TAG = "hourglass.changed"
-"""Params of an earlier sitting that are not those of the latest; `job.json` has the latest."""
-REGISTERED_TAG = "hourglass.registered"
-"""`NAME/VERSION`: what the run registered last, once the alias has moved as well; `DIGEST_TAG` has its
-digest."""
-BATCH_PARAMS = 100
-FINAL = {"finished": "FINISHED", "failed": "FAILED"}
-LASTING = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "FEATURE_DISABLED")
-"""Error codes that another attempt cannot mend."""
+DEFAULTS = {
+    # Notice a dead server in seconds; MLflow's own defaults retry for four minutes.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # Keep upload bars, links and schema migrations out of our progress line.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Otherwise the lock file of the project in the current folder goes into the model.
+    "MLFLOW_UV_AUTO_DETECT": "false",
+}
 
 
-class Delivery:
-    """Writes one run's events; `refused` has a sentence for each that MLflow will never take."""
+def client(settings: Settings) -> Any:
+    """An MLflow client of the store that `settings` names; MLflow's globals stay untouched."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
 
-    def __init__(self, settings: Settings, begin: Event | None) -> None:
-        self.run_id: str | None = None
-        self.registered: Registered | None = None
-        self.refused: list[str] = []
+    if settings.tracking_uri is None:
+        settings.root.mkdir(parents=True, exist_ok=True)
+    return mlflow.MlflowClient(tracking_uri=settings.mlflow_uri)
+
+
+@contextmanager
+def answering(settings: Settings) -> Iterator[None]:
+    """Raise what MLflow raises as a RegistryError that names the store, or as a WriteError."""
+    try:
+        yield
+    except HourglassError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            where = error.filename or str(settings.root)
+            raise WriteError(error.errno, error.strerror, where) from error
+        raise RegistryError(
+            f"MLflow ({redact(settings.mlflow_uri)}): {explain(error)}; "
+            "check that it is up and that MLFLOW_TRACKING_URI names it"
+        ) from None
+
+
+class MlflowTracker:
+    """The store of MLflow that `settings` name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.title = f"MLflow ({redact(settings.mlflow_uri)})"
         self._settings = settings
-        self._client = client(settings)
-        self._who = begin
-        self._steps: dict[str, dict[int, float]] = {}
-        self._trials: Trials | None = None
+
+    @cached_property
+    def _client(self) -> Any:
+        return client(self._settings)
+
+    def writer(self, begin: Event | None) -> backend.RunWriter:
+        """A writer that continues with the events after `begin`."""
+        return MlflowWriter(self._settings, self, self._client, begin)
 
     @property
-    def run_ids(self) -> dict[str, str]:
-        """The runs of a sweep's trials, as far as this delivery knows them."""
-        return self._trials.run_ids if self._trials else {}
+    def empty(self) -> bool:
+        """True when the local database does not exist; a server is not asked."""
+        settings = self._settings
+        return settings.tracking_uri is None and not (settings.root / "mlflow.db").exists()
 
-    def deliver(self, event: Event) -> None:
-        """Write one event. Raises whatever MLflow raises when another attempt may succeed."""
-        kind = event["kind"]
-        if kind == "begin":  # of another run, where the same job is trained anew on other rows
-            self._who, self.run_id, self._trials = event, None, None
-            self._steps.clear()
-        if kind == "trials":
-            for told in event["trials"]:
-                self._take("trial", partial(self._trial, told, event["time_ms"]))
-        elif kind in self._ways:
-            self._take(kind, partial(self._ways[kind], self, event))
+    def errors(self) -> AbstractContextManager[None]:
+        """Raise what MLflow raises as RegistryError, or WriteError for the local disk."""
+        return answering(self._settings)
 
-    def forget(self) -> None:
-        """What MLflow had: another process has delivered events of this run since."""
-        self._trials = None
-        self._steps.clear()
+    def names(self) -> list[str]:
+        """All registered models, sorted."""
+        return sorted(model.name for model in _pages(self._client.search_registered_models))
 
-    def recall(self, begin: Event, artifact: Event | None, trials: Collection[str] = ()) -> None:
-        """Look up what other deliveries made: the run that `begin` is of, those of `trials`, a version.
-
-        Asks MLflow for what this delivery did not make itself, and for nothing else.
-        """
-        from hourglass.tracking import registry
-
-        if self.run_id is None or self._who is None or _data(self._who) != _data(begin):
-            self._who, self._trials = begin, None
-            self.run_id = self._known_run()
-        if self.run_id is None:
-            return
-        if not self.run_ids.keys() >= {*trials}:
-            self._trials = None
-            self._sweep()
-        name = artifact and artifact["register_as"]
-        if artifact and name and self.registered is None:
-            self.registered = registry.registered(self._client, name, artifact["uri"])
-
-    def _take(self, kind: str, write: Callable[[], None]) -> None:
-        """Write; what MLflow will never take becomes a sentence."""
+    def versions(self, name: str) -> list[Version] | None:
+        """The versions of a model, newest first; None when there is no such model."""
         from mlflow.exceptions import MlflowException
 
         try:
-            write()
-        except (ReadError, WriteError):
-            raise
-        except HourglassError as error:
-            self._refuse(redact(f"{kind} refused: {error}"))
+            # The search below returns no aliases, so they come from the model itself.
+            aliases = dict(self._client.get_registered_model(name).aliases)
         except MlflowException as error:
-            if error.error_code not in LASTING:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self._refuse(redact(f"{kind} refused by MLflow: {error.message}"))
-
-    def _refuse(self, sentence: str) -> None:
-        """Once, however many trials it is about."""
-        if sentence not in self.refused:
-            self.refused.append(sentence)
-
-    def _begin(self, event: Event) -> None:
-        from mlflow.entities import Param, RunTag
-
-        run_id = self._run()
-        decisive, other = facts.describe(event["job"])
-        recorded = self._client.get_run(run_id).data
-        known = recorded.params
-        params = [Param(key, value) for key, value in decisive.items() if key not in known]
-        tags = [RunTag(f"hourglass.{key}", value) for key, value in other.items()]
-        tags.append(RunTag("hourglass.package", str(event["hourglass"])))
-        tags.append(RunTag(DATA_TAG, _data(event)))
-        changed = [key for key, value in known.items() if decisive.get(key) != value]
-        if changed or CHANGED_TAG in recorded.tags:
-            tags.append(RunTag(CHANGED_TAG, ", ".join(sorted(changed))))
-        for first in range(0, len(params), BATCH_PARAMS):
-            self._client.log_batch(run_id, params=params[first : first + BATCH_PARAMS])
-        self._client.log_batch(run_id, tags=tags)
-        self._client.log_inputs(run_id, datasets=[facts.dataset_input(event["dataset"])])
-        self._client.log_dict(run_id, json.loads(redact(json.dumps(event["job"]))), "job.json")
-        if not event.get("ended"):
-            self._client.update_run(run_id, status="RUNNING")
-
-    def _run(self) -> str:
-        """The MLflow run of this delivery: the one with our tag, or a new one."""
-        if self.run_id is not None:
-            return self.run_id
-        if self._who is None:
-            raise RegistryError("the spool does not say which run it is of (no `begin` event)")
-        self.run_id = self._known_run()
-        if self.run_id is None:
-            name = self._who["run"]
-            run = self._client.create_run(
-                self._experiment(self._who["experiment"]),
-                self._who["time_ms"],
-                tags={RUN_TAG: name, DATA_TAG: _data(self._who), **self._who.get("tags", {})},
-                run_name=self._who.get("shown", name),
-            )
-            self.run_id = str(run.info.run_id)
-        return self.run_id
-
-    def _known_run(self) -> str | None:
-        """The run with our tags that MLflow has."""
-        assert self._who is not None
-        experiment = self._client.get_experiment_by_name(self._who["experiment"])
-        if experiment is None or experiment.lifecycle_stage != "active":
             return None
-        name, data = self._who["run"], _data(self._who)
-        named = self._client.search_runs(
-            [experiment.experiment_id], f"tags.`{RUN_TAG}` = '{name}'", order_by=["start_time ASC"]
-        )
-        found = [run for run in named if run.data.tags.get(DATA_TAG, data) == data]
-        return str(found[0].info.run_id) if found else None
-
-    def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            # A server knows where its artifacts go; a database does not, and would use ./mlruns.
-            remote = self._settings.mlflow_uri.startswith(("http://", "https://", "databricks"))
-            location = None if remote else (self._settings.root / "mlartifacts").as_uri()
-            return str(self._client.create_experiment(name, artifact_location=location))
-        if found.lifecycle_stage != "active":
-            raise RegistryError(
-                f"experiment '{name}' is deleted in MLflow; restore it there, "
-                "or name another one in track.experiment"
+        found = _pages(self._client.search_model_versions, filter_string=f"name = '{name}'")
+        found.sort(key=lambda stored: -int(stored.version))
+        return [
+            Version(
+                name=stored.name,
+                version=str(stored.version),
+                digest=stored.tags.get(DIGEST_TAG),
+                aliases=backend.aliases_of(str(stored.version), aliases),
+                metrics=backend.metrics_of(stored.tags.get(METRICS_TAG, "{}")),
+                run_id=stored.run_id or None,
+                created_ms=int(stored.creation_timestamp),
             )
-        return str(found.experiment_id)
+            for stored in found
+        ]
 
-    def _epoch(self, event: Event) -> None:
-        from mlflow.entities import Metric
+    def add_version(self, name: str, run_id: str, logged: Logged) -> str:
+        """Add a version, and the model if it is the first; the number of the version."""
+        from mlflow.exceptions import MlflowException
 
-        step, time_ms = int(event["epoch"]), event["time_ms"]
-        self._write(
-            [
-                Metric(name, float(value), time_ms, step)
-                for name, value in event["metrics"].items()
-                if step not in self._known_steps(self._run(), name)
-            ]
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        tags = {DIGEST_TAG: logged.digest, METRICS_TAG: json.dumps(logged.metrics)}
+        # The location, not models:/ID: MLflow looks that up in its global store, not in ours.
+        made = self._client.create_model_version(
+            name, logged.location, run_id, tags=tags, model_id=logged.model_id
         )
+        return str(made.version)
 
-    def _made(self, logged: "Logged", time_ms: int) -> None:
-        """Epochs that nobody told, and what the run then shows: the metrics of the kept weights."""
-        from mlflow.entities import Metric
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Let `alias` name this version of the model, and no other."""
+        self._client.set_registered_model_alias(name, alias, version)
 
-        run_id = self._run()
-        start_ms = self._client.get_run(run_id).info.start_time
-        self._write(
-            [
-                Metric(name, float(value), at, step)
-                for step, at, record in facts.over_time(logged.history, start_ms, time_ms)
-                for name, value in facts.named(record).items()
-                if step not in self._known_steps(run_id, name)
-            ]
+    def registering(self, name: str) -> nullcontext[None]:
+        """MLflow numbers versions in a transaction of its own."""
+        return nullcontext()
+
+    def download(self, version: Version, folder: Path) -> None:
+        """Copy the artifact's files that its manifest lists; the caller verifies them."""
+        from mlflow.artifacts import download_artifacts
+
+        from hourglass import artifact
+
+        stored = self._client.get_model_version_download_uri(version.name, version.version)
+        inside = f"{stored.rstrip('/')}/{INSIDE}"
+        get = partial(
+            download_artifacts, dst_path=str(folder), tracking_uri=self._settings.mlflow_uri
         )
-        kept = int(logged.metrics.get("epoch", 0))
-        steps = {
-            name: facts.step_to_show(self._known_steps(run_id, name), value, kept)
-            for name, value in logged.metrics.items()
-        }
-        self._write(
-            [
-                Metric(name, logged.metrics[name], time_ms, step)
-                for name, step in steps.items()
-                if step is not None
-            ]
-        )
+        manifest = Path(get(artifact_uri=f"{inside}/{artifact.MANIFEST}")).read_bytes()
+        if hashlib.sha256(manifest).hexdigest() == version.digest:  # else the caller refuses it
+            for name in artifact.parse_manifest(inside, manifest).files:
+                get(artifact_uri=f"{inside}/{name}")
 
-    def _write(self, metrics: list["Metric"]) -> None:
-        """Metrics that MLflow has not."""
-        for first in range(0, len(metrics), BATCH_METRICS):
-            batch = metrics[first : first + BATCH_METRICS]
-            self._client.log_batch(self._run(), batch)
-            self._remember(batch)
-
-    def _known_steps(self, run_id: str, name: str) -> dict[int, float]:
-        if name not in self._steps:
-            self._steps[name] = facts.steps(self._client, run_id, name)
-        return self._steps[name]
-
-    def _remember(self, metrics: Iterable["Metric"]) -> None:
-        for metric in metrics:
-            self._steps[metric.key][metric.step] = metric.value
-
-    def _artifact(self, event: Event) -> None:
-        """Log the model of this run, or of the trial that the event names, and register it."""
-        from hourglass.tracking import model
-
-        of = event.get("trial")
-        run_id = self._run() if of is None else self._sweep().run_of(of)
-        logged = model.log(self._client, run_id, event["uri"])
-        if of is None and logged.history:
-            self._take("metrics", partial(self._made, logged, event["time_ms"]))
-        self._take("metrics", partial(model.measure, self._client, run_id, logged))
-        if event["register_as"]:
-            self._register(event["register_as"], run_id, logged)
-
-    def _register(self, name: str, run_id: str, logged: "Logged") -> None:
-        """Make it a version, once; the tag says so when all of it is done."""
-        from hourglass.tracking import registry
-
-        whole = self._run()
-        tags = self._client.get_run(whole).data.tags
-        before, again = tags.get(REGISTERED_TAG), tags.get(DIGEST_TAG) == logged.digest
-        version = registry.register(self._client, name, run_id, logged, before, again)
-        if not again:
-            self._client.set_tag(whole, DIGEST_TAG, logged.digest)
-        if before != f"{name}/{version}":
-            self._client.set_tag(whole, REGISTERED_TAG, f"{name}/{version}")
-        self.registered = registry.Registered(
-            name, version, registry.challenger(self._client, name)
-        )
-
-    def _trial(self, told: dict[str, Any], time_ms: int) -> None:
-        note = self._sweep().record(told, time_ms)
-        if note:
-            self.refused.append(note)
-
-    def _board(self, event: Event) -> None:
-        self._sweep().summarise(event)
-
-    def _end(self, event: Event) -> None:
-        status = FINAL[event["status"]]
-        if self._client.get_run(self._run()).info.status != status:
-            self._client.set_terminated(self._run(), status=status, end_time=event["time_ms"])
-
-    def _sweep(self) -> Trials:
-        """The trials below this run."""
-        if self._trials is None:
-            run_id = self._run()
-            assert self._who is not None  # else it has no run
-            self._trials = Trials(self._client, run_id, self._who["dataset"])
-        return self._trials
-
-    _ways: ClassVar[dict[str, Callable[["Delivery", Event], None]]] = {
-        "begin": _begin,
-        "epoch": _epoch,
-        "artifact": _artifact,
-        "board": _board,
-        "end": _end,
-    }
+    def attach(self, run_id: str, name: str, text: str) -> None:
+        """Store `text` as the file `name` of a run."""
+        self._client.log_text(run_id, text, name)
 
 
-def _data(begin: Event) -> str:
-    return str(begin["dataset"].get("digest") or "rows")
+def _pages(search: Any, **query: Any) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(page_token=token, **query)
+        found += page
+        token = page.token
+        if not token:
+            return found

@@ -1,8 +1,8 @@
-"""The spool: what a run has to tell, safe on this machine's disk before anybody else is asked.
+"""The outbox of a run: its events, on this machine's disk before they are delivered anywhere.
 
-<root>/spool/<run>.jsonl    one event per line, appended and synced
-<root>/spool/<run>.done     how many of its bytes MLflow has
-<root>/spool/<run>.lock     held by the one process that delivers
+<root>/outbox/<run>.jsonl    one event per line, appended and synced
+<root>/outbox/<run>.done     how many of its bytes are delivered
+<root>/outbox/<run>.lock     held by the one process that delivers
 """
 
 import fcntl
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from hourglass import storage
+from hourglass.tracking.backend import Event
 from hourglass.tracking.locks import flock, private_folder
 
-Event = dict[str, Any]
+FOLDER = "outbox"
 
 
-class Spool:
+class Outbox:
     """The events of one run, in order, and how far they were delivered."""
 
     def __init__(self, folder: Path, run_name: str) -> None:
@@ -29,8 +30,8 @@ class Spool:
         self._done = folder / f"{run_name}.done"
 
     @classmethod
-    def all(cls, folder: Path) -> list["Spool"]:
-        """Every spool in `folder`, oldest first."""
+    def all(cls, folder: Path) -> list["Outbox"]:
+        """Every outbox in `folder`, oldest first."""
         paths = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
         return [cls(folder, path.stem) for path in paths]
 
@@ -62,14 +63,14 @@ class Spool:
             file.seek(position)
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # being written, or the last words of a killed process
+                    return  # being written, or cut short by a kill
                 position += len(line)
                 event = _parse(line)
                 if event is not None:
                     yield position, event
 
     def begin(self) -> Event | None:
-        """Who the next pending event is of: the last `begin` delivered, else the first there is."""
+        """The `begin` of the next pending event: the last one delivered, else the first there is."""
         if not self.path.exists():
             return None
         found, position, delivered = None, 0, self.delivered
@@ -85,7 +86,7 @@ class Spool:
 
     @property
     def delivered(self) -> int:
-        """Bytes of the spool that MLflow has."""
+        """Bytes of the outbox that are delivered."""
         try:
             return int(self._done.read_text())
         except (FileNotFoundError, ValueError):
@@ -96,7 +97,7 @@ class Spool:
         storage.write(str(self._done), str(position).encode())
 
     def clear(self) -> None:
-        """Remove the spool if all of it was delivered and the run has ended; hold `lock`."""
+        """Remove the outbox if all of it is delivered and the run has ended; hold `lock`."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:

@@ -1,61 +1,24 @@
 """Registered models: versions, the aliases challenger and champion, and their artifacts.
 
-A version carries the digest of its artifact as a tag. Whoever uses a version takes the artifact's
-files by name and checks them against that digest; what else MLflow stores beside them is not read.
+A version carries the digest of its artifact. The files of an artifact are taken by the names in its
+manifest and checked against that digest; what else the backend stores beside them is not read.
 """
 
 import hashlib
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from hourglass import storage
 from hourglass.errors import ArtifactError, RegistryError, nearest
 from hourglass.settings import Settings
-from hourglass.tracking.client import answering, client
-
-if TYPE_CHECKING:
-    from hourglass.tracking.model import Logged
-
-CHALLENGER = "challenger"
-CHAMPION = "champion"
-DIGEST_TAG = "hourglass.digest"
-METRICS_TAG = "hourglass.metrics"
-MANIFEST = "manifest.json"  # the name that `artifact` has as well, which imports torch
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of a registered model; `digest` is None when hourglass did not register it."""
-
-    name: str
-    version: str
-    digest: str | None
-    aliases: tuple[str, ...]
-    metrics: dict[str, float]
-    run_id: str | None
-    created_ms: int
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A version that a run registered, now or before, and which one is challenger since."""
-
-    name: str
-    version: str
-    challenger: str | None
-
-    @property
-    def sentence(self) -> str:
-        """Which version it is, and whether it is challenger."""
-        this = f"{self.name} version {self.version}"
-        if self.challenger == self.version:
-            return f"{this} is {CHALLENGER}"
-        now = f"version {self.challenger}" if self.challenger else "none"
-        return f"{this}; {CHALLENGER} is {now}"
+from hourglass.tracking.backend import CHAMPION, MANIFEST, Tracker, Version
+from hourglass.tracking.locks import locked, private_folder
 
 
 @dataclass(frozen=True)
@@ -76,71 +39,24 @@ class Resolved:
     digest: str
 
 
-def register(
-    mlflow: Any,
-    name: str,
-    run_id: str,
-    logged: "Logged",
-    before: str | None = None,
-    again: bool = False,
-) -> str:
-    """The version of `name` that holds the artifact, made if need be; `challenger` moves to it.
+def open_tracker(settings: Settings) -> Tracker:
+    """The tracking backend that `settings` choose; nothing is read or written yet."""
+    if settings.tracking == "files":
+        from hourglass.tracking.files import FilesTracker
 
-    `before` is the `NAME/VERSION` that the same run registered last, `again` says that it was this
-    artifact. Told a second time, the alias stays where it is, also where somebody deleted the version
-    and it is made anew, nor does it come back from a newer version of another run.
-    """
-    from mlflow.exceptions import MlflowException
+        return FilesTracker(settings)
+    from hourglass.tracking.mlflow import MlflowTracker
 
-    try:
-        mlflow.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    known = [v.version for v in _stored(mlflow, name) if v.tags.get(DIGEST_TAG) == logged.digest]
-    if known:
-        version = str(known[0])
-    else:
-        tags = {DIGEST_TAG: logged.digest, METRICS_TAG: json.dumps(logged.metrics)}
-        # The location, not models:/ID: MLflow looks that up in its global store, not in ours.
-        made = mlflow.create_model_version(
-            name, logged.location, run_id, tags=tags, model_id=logged.model_id
-        )
-        version = str(made.version)
-    this, now = f"{name}/{version}", challenger(mlflow, name)
-    if again and before is not None and before.startswith(f"{name}/"):
-        moves = before != this and now is None  # made anew, for somebody deleted it
-    else:
-        newer = now is not None and int(now) > int(version) and before != f"{name}/{now}"
-        moves = not known or (before != this and not newer)
-    if moves:
-        mlflow.set_registered_model_alias(name, CHALLENGER, version)
-    return version
-
-
-def registered(mlflow: Any, name: str, uri: str) -> Registered | None:
-    """The version of `name` that holds the artifact at `uri`, whoever registered it."""
-    try:
-        digest = hashlib.sha256(storage.read(storage.join(uri, MANIFEST))).hexdigest()
-    except OSError:  # it has gone, and who was to register it says so
-        return None
-    known = [v.version for v in _stored(mlflow, name) if v.tags.get(DIGEST_TAG) == digest]
-    return Registered(name, str(known[0]), challenger(mlflow, name)) if known else None
-
-
-def challenger(mlflow: Any, name: str) -> str | None:
-    """The version that is challenger."""
-    found = mlflow.get_registered_model(name).aliases.get(CHALLENGER)
-    return None if found is None else str(found)
+    return MlflowTracker(settings)
 
 
 def names(settings: Settings) -> list[str]:
-    """All registered models, sorted. Raises RegistryError when MLflow does not answer."""
-    if _nothing_yet(settings):
+    """All registered models, sorted. Raises RegistryError when the backend does not answer."""
+    tracker = open_tracker(settings)
+    if tracker.empty:
         return []
-    with answering(settings):
-        found = _pages(client(settings).search_registered_models)
-        return sorted(model.name for model in found)
+    with tracker.errors():
+        return tracker.names()
 
 
 def versions(settings: Settings, name: str) -> list[Version]:
@@ -148,8 +64,8 @@ def versions(settings: Settings, name: str) -> list[Version]:
 
     Raises: RegistryError naming the models there are.
     """
-    with _registry(settings) as mlflow:
-        return _versions(settings, mlflow, name)
+    with _registry(settings) as tracker:
+        return _versions(tracker, name)
 
 
 def version(settings: Settings, name: str, number: str) -> Version:
@@ -170,29 +86,27 @@ def promote(settings: Settings, name: str, version: str) -> Promoted:
 
     Raises: RegistryError for an unknown name or version, ArtifactError for a damaged artifact.
     """
-    from hourglass import artifact
-    from hourglass.tracking.model import fetch
+    from hourglass import artifact  # which imports torch
 
-    with _registry(settings) as mlflow:
-        known = _versions(settings, mlflow, name)
+    with _registry(settings) as tracker:
+        known = _versions(tracker, name)
         chosen = _one(known, name, version)
-        folder, digest = fetch(settings, mlflow, chosen)
+        folder, digest = fetch(settings, tracker, chosen)
         artifact.load(str(folder), digest)
         before = next((v.version for v in known if CHAMPION in v.aliases), None)
-        mlflow.set_registered_model_alias(name, CHAMPION, chosen.version)
+        with tracker.registering(name):
+            tracker.set_alias(name, CHAMPION, chosen.version)
     return Promoted(chosen, before)
 
 
 def resolve(uri: str, settings: Settings) -> Resolved:
     """The artifact that `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a folder or s3:// URI means.
 
-    A registered artifact is copied once to `<root>/models/<digest>`, also when many processes ask.
+    A registered artifact is copied once to `<root>/models/<digest>`.
     Raises: RegistryError naming what exists, ArtifactError when the files are not the digest's.
     """
     if not uri.startswith("models:"):
         return _unregistered(uri)
-    from hourglass.tracking.model import fetch
-
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if match is None:
         raise RegistryError(
@@ -200,93 +114,96 @@ def resolve(uri: str, settings: Settings) -> Resolved:
             "or models:/NAME/VERSION"
         )
     name, alias, version = match.groups()
-    with _registry(settings) as mlflow:
-        known = _versions(settings, mlflow, name)
+    with _registry(settings) as tracker:
+        known = _versions(tracker, name)
         chosen = _aliased(known, name, alias) if alias else _one(known, name, version)
-        folder, digest = fetch(settings, mlflow, chosen)
+        folder, digest = fetch(settings, tracker, chosen)
     return Resolved(str(folder), name, chosen.version, digest)
 
 
 def attach(settings: Settings, model: Resolved, name: str, text: str) -> str | None:
-    """Log `text` as the file `name` of the run that made a registered model; returns the run.
+    """Store `text` as the file `name` of the run that made a registered model; returns the run.
 
-    None when the version came from no run. Raises: RegistryError when MLflow does not answer.
+    None when the version came from no run. Raises: RegistryError when the backend does not answer.
     """
     made = version(settings, model.name, str(model.version))
     if made.run_id is not None:
-        with answering(settings):
-            client(settings).log_text(made.run_id, text, name)
+        tracker = open_tracker(settings)
+        with tracker.errors():
+            tracker.attach(made.run_id, name, text)
     return made.run_id
 
 
 @contextmanager
-def _registry(settings: Settings) -> Iterator[Any]:
-    """A client; a store that was never made is an answer, not a reason to make one."""
-    if _nothing_yet(settings):
+def _registry(settings: Settings) -> Iterator[Tracker]:
+    """The backend for reading; a store that does not exist is not created."""
+    tracker = open_tracker(settings)
+    if tracker.empty:
         raise RegistryError(
             f"no model is registered in {settings.root} yet; train one with `track.register` set"
         )
-    with answering(settings):
-        yield client(settings)
+    with tracker.errors():
+        yield tracker
 
 
-def _nothing_yet(settings: Settings) -> bool:
-    return settings.tracking_uri is None and not (settings.root / "mlflow.db").exists()
-
-
-def _versions(settings: Settings, mlflow: Any, name: str) -> list[Version]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        # The search below answers without aliases, so they come from the model itself.
-        aliases = dict(mlflow.get_registered_model(name).aliases)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        known = names(settings)
+def _versions(tracker: Tracker, name: str) -> list[Version]:
+    """The versions of a model. Raises: RegistryError naming the models there are."""
+    found = tracker.versions(name)
+    if found is None:
+        known = tracker.names()
         raise RegistryError(
             f"no registered model '{name}'; there is {', '.join(known[:12]) or 'none'}"
             f"{nearest(name, known)}"
-        ) from None
-    found = sorted(_stored(mlflow, name), key=lambda v: -int(v.version))
-    return [_version(v, aliases) for v in found]
+        )
+    return found
 
 
-def _version(stored: Any, aliases: dict[str, Any]) -> Version:
-    return Version(
-        name=stored.name,
-        version=str(stored.version),
-        digest=stored.tags.get(DIGEST_TAG),
-        aliases=tuple(sorted(a for a, v in aliases.items() if str(v) == str(stored.version))),
-        metrics=_metrics(stored.tags.get(METRICS_TAG, "{}")),
-        run_id=stored.run_id or None,
-        created_ms=int(stored.creation_timestamp),
-    )
+def fetch(settings: Settings, tracker: Tracker, version: Version) -> tuple[Path, str]:
+    """A verified copy of a version's artifact, `<root>/models/<digest>`, and its digest.
+
+    Many processes may ask for it at once. Raises: RegistryError, ArtifactError.
+    """
+    where = f"models:/{version.name}/{version.version}"
+    if version.digest is None or not re.fullmatch(r"[0-9a-f]{64}", version.digest):
+        raise RegistryError(
+            f"{where}: its recorded digest is {version.digest!r}, so its artifact cannot be verified; "
+            "register it with hourglass"
+        )
+    cache = private_folder(settings.root / "models")
+    folder = cache / version.digest
+    with locked(cache / ".lock"):  # when many replicas start at once, one downloads
+        if artifact_problem(folder, version.digest) is None:
+            return folder, version.digest
+        for left in cache.glob(".*/"):  # left by killed processes
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=cache) as own:
+            fresh = private_folder(Path(own) / "artifact")
+            tracker.download(version, fresh)
+            problem = artifact_problem(fresh, version.digest)
+            if problem:
+                raise ArtifactError(
+                    f"{where}: {problem}; registered is {version.digest[:12]}, the stored files "
+                    "were changed"
+                )
+            if folder.exists():
+                shutil.rmtree(folder)
+            fresh.rename(folder)
+    return folder, version.digest
 
 
-def _metrics(text: str) -> dict[str, float]:
-    """The metrics in a version's tag; none where somebody wrote something else there."""
+def artifact_problem(folder: Path, digest: str) -> str | None:
+    """Why the files in `folder` are not the artifact `digest`; None when they are."""
     try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    known = found.items() if isinstance(found, dict) else ()
-    return {name: float(value) for name, value in known if type(value) in (int, float)}
-
-
-def _stored(mlflow: Any, name: str) -> list[Any]:
-    return _pages(mlflow.search_model_versions, filter_string=f"name = '{name}'")
-
-
-def _pages(search: Any, **query: Any) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = search(page_token=token, **query)
-        found += page
-        token = page.token
-        if not token:
-            return found
+        text = (folder / MANIFEST).read_bytes()
+        if hashlib.sha256(text).hexdigest() != digest:
+            return "the manifest has another digest"
+        for name, record in json.loads(text)["files"].items():
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
+                    return f"{name} has another SHA-256"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    return None
 
 
 def _one(known: list[Version], name: str, version: str) -> Version:
@@ -302,11 +219,11 @@ def _aliased(known: list[Version], name: str, alias: str) -> Version:
         if alias in candidate.aliases:
             return candidate
     there = {a: v.version for v in known for a in v.aliases}
-    said = ", ".join(f"{a} (version {v})" for a, v in sorted(there.items())) or "none"
+    listed = ", ".join(f"{a} (version {v})" for a, v in sorted(there.items())) or "none"
     hint = nearest(alias, there)
     if alias == CHAMPION and known:
         hint = f"; `hourglass models promote {name} {known[0].version}` makes one"
-    raise RegistryError(f"'{name}' has no alias '{alias}'; there is {said}{hint}")
+    raise RegistryError(f"'{name}' has no alias '{alias}'; there is {listed}{hint}")
 
 
 def _unregistered(uri: str) -> Resolved:

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from hourglass.tracking.registry import CHAMPION, Version
+from hourglass.tracking.backend import CHAMPION, Version
 
 WIDTH = 160
 """Columns where the output is not a terminal, so that a pipe gets whole names."""

@@ -23,8 +23,14 @@ STOP_S = 10.0
 def serve(settings: Settings, port: int, say: Callable[[str], None]) -> None:
     """Serve the store of `settings` at http://127.0.0.1:`port` until Ctrl-C or SIGTERM.
 
-    Raises: HourglassError when the port is taken, or the server does not come up.
+    Raises: HourglassError when runs are recorded in plain files, the port is taken, or the server does
+    not come up.
     """
+    if settings.tracking != "mlflow":
+        raise HourglassError(
+            f"HOURGLASS_TRACKING={settings.tracking}: plain files have no web page; see "
+            f"`hourglass models list` and {settings.root / 'tracking'}, or use HOURGLASS_TRACKING=mlflow"
+        )
     if settings.mlflow_uri.startswith(("http://", "https://")):
         say(f"MLflow is a server already: {redact(settings.mlflow_uri)}")
         return

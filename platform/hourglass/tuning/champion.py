@@ -24,7 +24,8 @@ from hourglass.inference.predictor import TILE, Predictor
 from hourglass.report.baseline import pca_at
 from hourglass.settings import Settings
 from hourglass.tracking import registry
-from hourglass.tracking.registry import CHALLENGER, CHAMPION, Promoted
+from hourglass.tracking.backend import CHALLENGER, CHAMPION
+from hourglass.tracking.registry import Promoted
 from hourglass.training.build import fit_preprocessing
 from hourglass.tuning import leaderboard
 from hourglass.tuning.leaderboard import Entry

@@ -17,7 +17,7 @@ from hourglass import __version__, storage
 from hourglass.config.files import dump
 from hourglass.config.tune import TuneJob
 from hourglass.settings import Settings
-from hourglass.tracking import Outbox, Registered
+from hourglass.tracking import Registered, Sender
 from hourglass.training.state import Record
 from hourglass.tuning.leaderboard import JSON, NAME, WRITERS, Entry, Leaderboard
 from hourglass.tuning.plots import PAGE
@@ -71,14 +71,14 @@ def start(
         "dataset": dataset,
         "ended": ended,
     }
-    return Recorder(Outbox(settings, run, begin))
+    return Recorder(Sender(settings, run, begin))
 
 
 class Recorder:
     """Reports each trial to MLflow. `ended` returns at once; only `finish` waits, for a bounded time."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
         self._reported: dict[str, dict[str, Any]] = {}
 
     def ended(
@@ -88,7 +88,7 @@ class Recorder:
         epochs = [] if uri else [dict(record) for record in history]
         report = _report(entry, uri or None, epochs, _now_ms())
         self._reported[report["trial"]] = report
-        self._outbox.put("trials", trials=[report])
+        self._sender.put("trials", trials=[report])
 
     def finish(
         self,
@@ -106,22 +106,22 @@ class Recorder:
         """
         if board is not None:
             self._report_changed(board, folder)
-            self._outbox.settle()
+            self._sender.settle()
             board = with_runs(board, self._run_ids(board))
             board.save(folder)
             files = [name for name in FILES if storage.exists(storage.join(folder, name))]
-            self._outbox.put("board", folder=folder, files=files, **_summary(board))
+            self._sender.put("board", folder=folder, files=files, **_summary(board))
             best = board.best
             if register is not None and best is not None:
                 uri = artifact_uri(folder, best.trial)
-                self._outbox.put("artifact", uri=uri, register_as=register, trial=run_name(best))
-        self._outbox.put("end", status=status)
-        note = self._outbox.close()
-        delivery = self._outbox.delivery
+                self._sender.put("artifact", uri=uri, register_as=register, trial=run_name(best))
+        self._sender.put("end", status=status)
+        note = self._sender.close()
+        writer = self._sender.writer
         return Recorded(
-            delivery.run_id if delivery else None,
+            writer.run_id if writer else None,
             self._run_ids(board) if board is not None else {},
-            delivery.registered if delivery else None,
+            writer.registered if writer else None,
             note,
             board,
         )
@@ -145,11 +145,11 @@ class Recorder:
             if report != before:
                 changed.append(report)
         if changed:
-            self._outbox.put("trials", trials=changed)
+            self._sender.put("trials", trials=changed)
 
     def _run_ids(self, board: Leaderboard) -> dict[str, str]:
         """The runs of the trials of this leaderboard; MLflow may have runs of others."""
-        known = self._outbox.delivery.run_ids if self._outbox.delivery else {}
+        known = self._sender.writer.run_ids if self._sender.writer else {}
         trials = [run_name(entry) for entry in board.entries]
         return {trial: known[trial] for trial in trials if trial in known}
 
@@ -231,7 +231,7 @@ class RecordingListener:
         recorded = recorder.finish(board, "finished", folder, model if register and best else None)
         if recorded.registered is not None and best is not None:
             message = (
-                f"{recorded.registered.sentence}: trial {best.trial}, the best by {board.metric}"
+                f"{recorded.registered.summary}: trial {best.trial}, the best by {board.metric}"
             )
         elif not register:
             message = f"{none}: --refit registers the run on all rows"

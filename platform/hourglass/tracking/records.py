@@ -5,10 +5,27 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from hourglass import storage
+from hourglass.tracking.backend import MANIFEST
 from hourglass.tracking.shown import redact
 
+
+@dataclass(frozen=True)
+class Made:
+    """What a trial's artifact says of itself; nothing where there is none."""
+
+    digest: str = ""
+    written_ms: int | None = None
+    job: dict[str, Any] | None = None
+    history: tuple[Mapping[str, float], ...] = ()
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the kept weights."""
+
+
+DIGEST_TAG = "hourglass.digest"
 PARAM_CHARS = 6000
 NAME_CHARS, DIGEST_CHARS, SOURCE_CHARS = 500, 36, 65_535
 """What MLflow takes of a dataset's name, digest and source."""
@@ -115,6 +132,36 @@ def dataset_input(dataset: dict[str, Any]) -> Any:
         ),
         tags=[InputTag("mlflow.data.context", "training")],
     )
+
+
+def artifact_digest(uri: str) -> str | None:
+    """The digest of the artifact at `uri`; None when it is gone."""
+    try:
+        return hashlib.sha256(storage.read(storage.join(uri, MANIFEST))).hexdigest()
+    except OSError:
+        return None
+
+
+def made_of(told: dict[str, Any]) -> tuple[Made, str]:
+    """What the artifact says, and a sentence when it has gone."""
+    uri, given = told["artifact"], tuple(told["history"])
+    if uri is None:
+        return Made(history=given), ""
+    path = storage.join(uri, MANIFEST)
+    try:
+        text = storage.read(path)
+        tree = json.loads(text)
+        return Made(
+            hashlib.sha256(text).hexdigest(),
+            storage.modified_ms(path),
+            tree["job"],
+            tuple(tree["provenance"].get("history", given)),
+            dict(tree["metrics"]),
+        ), ""
+    except FileNotFoundError:
+        return Made(history=given), f"trial {told['trial']}: {redact(uri)} is gone, its epochs too"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Made(history=given), f"trial {told['trial']}: {redact(path)} is not a manifest"
 
 
 def _said(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,49 +1,22 @@
-"""An artifact in MLflow's clothes: a logged model whose loader is a module of ours, without pickle.
+"""Artifacts as logged models of MLflow, whose loader is a module of ours, without pickle.
 
 MLmodel, requirements.txt ...    what MLflow wants to see
 data/artifact/                   the artifact, byte for byte
 """
 
-import functools
-import hashlib
-import json
-import re
-import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hourglass import __version__, artifact
-from hourglass.errors import ArtifactError, RegistryError
-from hourglass.settings import Settings
-from hourglass.tracking.facts import same
-from hourglass.tracking.locks import locked, private_folder
-
-if TYPE_CHECKING:
-    from hourglass.tracking.registry import Version
+from hourglass.tracking.backend import Logged
+from hourglass.tracking.records import DIGEST_TAG, same
 
 LOADER = "hourglass.inference.pyfunc"
 """A module name, not an import: MLflow imports it when somebody loads the model."""
-INSIDE = "data/artifact"
-DIGEST_TAG = "hourglass.digest"
 OUTPUT = "encode"
 EXAMPLE_ROWS = 2
-
-
-@dataclass(frozen=True)
-class Logged:
-    """A logged model: MLflow's id, where its files are, and what the artifact in it says.
-
-    `metrics` are those of the kept weights, `history` has those of all epochs.
-    """
-
-    model_id: str
-    location: str
-    digest: str
-    metrics: dict[str, float]
-    history: tuple[dict[str, float], ...]
 
 
 def log(client: Any, run_id: str, uri: str) -> Logged:
@@ -113,65 +86,6 @@ def _fill(client: Any, model: Any, files: Mapping[str, bytes], loaded: artifact.
         _dress(dressed, plain, model, loaded)
         client.log_model_artifacts(model.model_id, str(dressed))
     client.finalize_logged_model(model.model_id, "READY")
-
-
-def fetch(settings: Settings, mlflow: Any, version: "Version") -> tuple[Path, str]:
-    """The verified folder of a version's artifact, and its digest."""
-    where = f"models:/{version.name}/{version.version}"
-    if version.digest is None or not re.fullmatch(r"[0-9a-f]{64}", version.digest):
-        raise RegistryError(
-            f"{where}: tag {DIGEST_TAG} is {version.digest!r}, so nothing says which artifact it "
-            "must be; register it with hourglass"
-        )
-    cache = private_folder(settings.root / "models")
-    folder = cache / version.digest
-    with locked(cache / ".lock"):  # many replicas start at once; one of them downloads
-        if artifact_problem(folder, version.digest) is None:
-            return folder, version.digest
-        for left in cache.glob(".*/"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=cache) as own:
-            fresh = private_folder(Path(own) / "artifact")
-            _download(settings, mlflow, version, fresh)
-            problem = artifact_problem(fresh, version.digest)
-            if problem:
-                raise ArtifactError(
-                    f"{where}: {problem}; registered is {version.digest[:12]}, the stored files "
-                    "were changed"
-                )
-            if folder.exists():
-                shutil.rmtree(folder)
-            fresh.rename(folder)
-    return folder, version.digest
-
-
-def _download(settings: Settings, mlflow: Any, version: "Version", folder: Path) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    stored = mlflow.get_model_version_download_uri(version.name, version.version)
-    download = functools.partial(
-        download_artifacts, dst_path=str(folder), tracking_uri=settings.mlflow_uri
-    )
-    inside = f"{stored.rstrip('/')}/{INSIDE}"
-    manifest = Path(download(artifact_uri=f"{inside}/{artifact.MANIFEST}")).read_bytes()
-    if hashlib.sha256(manifest).hexdigest() == version.digest:  # else the caller refuses it
-        for name in artifact.parse_manifest(inside, manifest).files:
-            download(artifact_uri=f"{inside}/{name}")
-
-
-def artifact_problem(folder: Path, digest: str) -> str | None:
-    """Why the files in `folder` are not the artifact `digest`; None when all bytes are."""
-    try:
-        text = (folder / artifact.MANIFEST).read_bytes()
-        if hashlib.sha256(text).hexdigest() != digest:
-            return "the manifest has another digest"
-        for name, record in json.loads(text)["files"].items():
-            with open(folder / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
-                    return f"{name} has another SHA-256"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    return None
 
 
 def _dress(path: Path, plain: Path, created: Any, loaded: artifact.Artifact) -> None:

@@ -7,7 +7,7 @@ words again cost no question, and a death in the middle costs a comparison, not 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,16 +15,19 @@ from typing import Any
 
 from hourglass import storage
 from hourglass.errors import RegistryError
-from hourglass.tracking.facts import (
+from hourglass.tracking.backend import Event
+from hourglass.tracking.records import (
+    DIGEST_TAG,
+    Made,
     dataset_input,
     flat,
+    made_of,
     named,
     over_time,
     same,
     step_to_show,
     steps,
 )
-from hourglass.tracking.outbox import Event
 from hourglass.tracking.shown import redact
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -32,11 +35,9 @@ TRIAL_TAG = "hourglass.trial"
 SWEEP_TAG = "hourglass.sweep"
 SAID_TAG = "hourglass.said"
 STATUS_TAG = "hourglass.status"
-DIGEST_TAG = "hourglass.digest"
 TERMINAL = {"finished": "FINISHED", "failed": "FAILED"}
 ELSE = "KILLED"
 """MLflow's word for a trial that neither finished nor failed: a scheduler stopped it."""
-MANIFEST = "manifest.json"
 BATCH_METRICS, BATCH_PARAMS = 800, 100
 """MLflow takes 1,000 things at a time, of which 100 params and 100 tags."""
 TAG_CHARS = 4000
@@ -52,18 +53,6 @@ class Child:
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a trial's artifact says of itself; nothing where there is none."""
-
-    digest: str = ""
-    written_ms: int | None = None
-    job: dict[str, Any] | None = None
-    history: tuple[Mapping[str, float], ...] = ()
-    kept: Mapping[str, float] = field(default_factory=dict)
-    """The metrics of the kept weights."""
 
 
 class Trials:
@@ -93,7 +82,7 @@ class Trials:
         said = _fingerprint(told)
         if child is not None and child.tags.get(SAID_TAG) == said:
             return ""
-        made, note = _made(told)
+        made, note = made_of(told)
         end = told["ended_ms"] or made.written_ms or time_ms
         start = end - round(1000 * (told["seconds"] or 0.0))
         if child is None:
@@ -210,28 +199,6 @@ class Trials:
         if changed:
             self._client.log_batch(child.run_id, tags=changed)
         child.tags |= short
-
-
-def _made(told: dict[str, Any]) -> tuple[Made, str]:
-    """What the artifact says, and a sentence when it has gone."""
-    uri, given = told["artifact"], tuple(told["history"])
-    if uri is None:
-        return Made(history=given), ""
-    path = storage.join(uri, MANIFEST)
-    try:
-        text = storage.read(path)
-        tree = json.loads(text)
-        return Made(
-            hashlib.sha256(text).hexdigest(),
-            storage.modified_ms(path),
-            tree["job"],
-            tuple(tree["provenance"].get("history", given)),
-            dict(tree["metrics"]),
-        ), ""
-    except FileNotFoundError:
-        return Made(history=given), f"trial {told['trial']}: {redact(uri)} is gone, its epochs too"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return Made(history=given), f"trial {told['trial']}: {redact(path)} is not a manifest"
 
 
 def _figures(child: Child, metrics: dict[str, float], time_ms: int) -> list[Any]:
