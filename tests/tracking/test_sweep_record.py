@@ -578,7 +578,7 @@ def test_a_sweep_that_mlflow_missed_is_registered_by_the_same_command(
     best, job = finished("aaaa"), sweep("missed", "missed")
     down = at(settings.root, f"http://127.0.0.1:{closed_port}")
     assert concluded(down, monkeypatch, job, best) == (
-        "no trial was registered as missed: MLflow has not received the model of trial aaaa yet; run the "
+        "no trial was registered as missed: the model of trial aaaa has not been delivered yet; run the "
         "same command again to register it",
     )
     (settings.root / "outbox" / f"missed@{'d' * 8}.jsonl").unlink()

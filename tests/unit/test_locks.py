@@ -297,7 +297,7 @@ def test_a_store_that_contradicts_itself_is_given_up_on(
     reason = (
         "the store said 404"
         if status == 404
-        else "S3 refused this lock 3 times, though it says that nobody holds it"
+        else "S3 refused this lock 3 times, although nobody holds it"
     )
     assert str(caught.value) == f"{lock}: cannot be written ({reason}); existing content is kept"
     assert len(puts) == asked

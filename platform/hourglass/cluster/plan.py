@@ -67,6 +67,8 @@ def job_environment(settings: Settings) -> dict[str, str]:
         environment["HOURGLASS_HOME"] = str(settings.root)
     if settings.runs is not None:
         environment["HOURGLASS_RUNS"] = settings.runs_uri
+    if "tracking" in given:
+        environment["HOURGLASS_TRACKING"] = settings.tracking
     if settings.tracking_uri is not None:
         if urlsplit(settings.tracking_uri).password:
             raise ClusterError(

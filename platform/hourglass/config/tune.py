@@ -94,7 +94,7 @@ class TuneJob(Strict):
         None, description="Most trials; default: the whole grid."
     )
     max_time_s: PositiveFloat | None = Field(
-        None, description="Seconds of training in one sitting; the same command goes on."
+        None, description="Seconds of training in one session; the same command resumes."
     )
     stop: Stop | None = Field(None, description="End the sweep when it no longer improves.")
     metric: Metric = Field("holdout_mse", description="What trials are ranked by.")

@@ -21,13 +21,13 @@ from hourglass.errors import DataError
 from hourglass.process import interrupt_main
 
 LEASE_S = 60.0
-"""How long an object locks after its holder was heard last."""
+"""Seconds for which a lock object is valid after its last renewal."""
 RENEW_S = 15.0
 TRIES, PAUSE_S = 8, 0.25
 """How often a lock is asked for while S3 contradicts itself, and the pause between."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems say that know no locks."""
+"""Errors of file systems without locks."""
 
 Owner = dict[str, str]
 
@@ -83,10 +83,10 @@ def try_locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def alone(uri: str, doing: str, instead: str) -> Iterator[None]:
-    """Hold the lock `uri`, a path or in S3, for the length of a block, and no other command with it.
+    """Hold the lock `uri`, a path or an S3 object, during a block.
 
-    `doing` says what the other one does, `instead` what to do but wait. Raises: DataError naming the
-    process that holds it, also in the middle of the block where another one takes it over; WriteError.
+    `doing` describes what the other holder does, `instead` the alternative to waiting. Raises: DataError
+    naming the process that holds it, or that takes it over during the block; WriteError.
     """
     local = storage.is_local(uri)
     with _locked_file(uri) if local else _leased(uri) as other:
@@ -96,14 +96,14 @@ def alone(uri: str, doing: str, instead: str) -> Iterator[None]:
 
 
 def beside(folder: str) -> str:
-    """The lock of a folder that may come and go: next to it."""
+    """The path of a folder's lock: next to it, since the folder may be replaced."""
     parent, _, name = folder.rstrip("/").rpartition("/")
     return f"{parent}/.{name}.lock"
 
 
 @contextmanager
 def _locked_file(uri: str) -> Iterator[str | None]:
-    """Hold the lock file if nobody else does; yields who does."""
+    """Hold the lock file if nobody else does; yields a description of another holder."""
     path = Path(uri.removeprefix("file://"))
     with contextlib.ExitStack() as stack:
         with storage.writing(uri):
@@ -125,12 +125,12 @@ def _read_owner(path: Path) -> str:
     try:
         return f" ({_who(json.loads(path.read_text()))})"
     except (OSError, ValueError, KeyError, TypeError):
-        return ""  # it has not said so yet
+        return ""  # it has not written it yet
 
 
 @contextmanager
 def _leased(uri: str) -> Iterator[str | None]:
-    """Hold the object `uri` if nobody else does; yields who does."""
+    """Hold the object `uri` if nobody else does; yields a description of another holder."""
     lease = _Lease(uri)
     with storage.writing(uri):
         other = lease.take()
@@ -156,9 +156,9 @@ def _leased(uri: str) -> Iterator[str | None]:
 
 
 class _Lease:
-    """An object that says who holds it, put only where what was seen before is still so.
+    """An object that names its holder, written by conditional puts.
 
-    Its age is told by the clock of S3 alone. Its content is new each time, and so is its ETag.
+    Its age is measured with the clock of S3 alone. Each put has new content, and so a new ETag.
     """
 
     def __init__(self, uri: str) -> None:
@@ -170,7 +170,7 @@ class _Lease:
         self._etag, self._put_at = "", 0.0
         self._ended, self._stopping = threading.Event(), threading.Lock()
         self.lost = ""
-        """A sentence, once another process may have held it."""
+        """A message, once another process may have held it."""
 
     def take(self) -> str | None:
         """Put it where there is none, or one that has run out; who holds it otherwise.
@@ -194,9 +194,7 @@ class _Lease:
                 condition = {"IfMatch": etag}
             if self._put(condition):
                 return None
-        raise OSError(
-            errno.EBUSY, f"S3 refused this lock {TRIES} times, though it says that nobody holds it"
-        )
+        raise OSError(errno.EBUSY, f"S3 refused this lock {TRIES} times, although nobody holds it")
 
     def renew(self, stop: Callable[[], None] | None) -> None:
         """Keep it until the `end`; `stop` is called when another process has it, or may have had it."""
@@ -279,7 +277,7 @@ def _who(owner: Owner) -> str:
 
 
 def private_folder(path: Path) -> Path:
-    """Create `path` for this user alone, whatever the umask says."""
+    """Create `path` for this user alone, whatever the umask is."""
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
     return path

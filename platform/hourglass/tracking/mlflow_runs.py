@@ -1,7 +1,7 @@
-"""The runs of MLflow: writes the events of one run, each safe to deliver a second time.
+"""Writes the events of one run to MLflow; delivering an event twice changes nothing.
 
-A run is found again by its tags `hourglass.run` and `hourglass.data`; a metric is written once per
-step; an artifact once per digest. A sweep's run has those of its trials below it: see mlflow_trials.py.
+A run is identified by its tags `hourglass.run` and `hourglass.data`. A metric is written once per step, an
+artifact once per digest. The trials of a sweep have child runs: see mlflow_trials.py.
 """
 
 import json
@@ -13,7 +13,7 @@ from hourglass.errors import HourglassError, ReadError, RegistryError, WriteErro
 from hourglass.settings import Settings
 from hourglass.tracking import backend, records
 from hourglass.tracking.backend import Event, Logged, Registered
-from hourglass.tracking.mlflow_trials import BATCH_METRICS, Trials
+from hourglass.tracking.mlflow_trials import BATCH_METRICS, Trials, dataset_input
 from hourglass.tracking.records import DIGEST_TAG
 from hourglass.tracking.shown import redact
 
@@ -22,16 +22,15 @@ if TYPE_CHECKING:
 
 RUN_TAG = "hourglass.run"
 DATA_TAG = "hourglass.data"
-"""The digest of the rows: on others the same job is another run."""
+"""Digest of the rows; the same job on other rows is another run."""
 CHANGED_TAG = "hourglass.changed"
-"""Params of an earlier sitting that are not those of the latest; `job.json` has the latest."""
+"""Params that differ from those of the latest session, which are in `job.json`."""
 REGISTERED_TAG = "hourglass.registered"
-"""`NAME/VERSION`: what the run registered last, once the alias has moved as well; `DIGEST_TAG` has its
-digest."""
+"""`NAME/VERSION` that the run registered last, written after the alias; `DIGEST_TAG` has its digest."""
 BATCH_PARAMS = 100
 FINAL = {"finished": "FINISHED", "failed": "FAILED"}
 LASTING = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "FEATURE_DISABLED")
-"""Error codes that another attempt cannot mend."""
+"""Error codes that make another attempt pointless."""
 
 
 class MlflowWriter:
@@ -51,30 +50,30 @@ class MlflowWriter:
 
     @property
     def run_ids(self) -> dict[str, str]:
-        """The runs of a sweep's trials, as far as this delivery knows them."""
+        """The runs of a sweep's trials, as far as this writer knows them."""
         return self._trials.run_ids if self._trials else {}
 
     def deliver(self, event: Event) -> None:
-        """Write one event. Raises whatever MLflow raises when another attempt may succeed."""
+        """Write one event. Raises errors of MLflow when another attempt may succeed."""
         kind = event["kind"]
-        if kind == "begin":  # of another run, where the same job is trained anew on other rows
+        if kind == "begin":  # of another run, where the same job is trained on other rows
             self._who, self.run_id, self._trials = event, None, None
             self._steps.clear()
         if kind == "trials":
-            for told in event["trials"]:
-                self._take("trial", partial(self._trial, told, event["time_ms"]))
-        elif kind in self._ways:
-            self._take(kind, partial(self._ways[kind], self, event))
+            for trial in event["trials"]:
+                self._try("trial", partial(self._trial, trial, event["time_ms"]))
+        elif kind in self._methods:
+            self._try(kind, partial(self._methods[kind], self, event))
 
     def forget(self) -> None:
-        """What MLflow had: another process has delivered events of this run since."""
+        """Drop what is cached: another process has delivered events of this run since."""
         self._trials = None
         self._steps.clear()
 
     def recall(self, begin: Event, artifact: Event | None, trials: Collection[str] = ()) -> None:
-        """Look up what other deliveries made: the run that `begin` is of, those of `trials`, a version.
+        """Look up what other writers made: the run of `begin`, those of `trials`, a version.
 
-        Asks MLflow for what this delivery did not make itself, and for nothing else.
+        Requests from MLflow only what this writer did not make itself.
         """
         if self.run_id is None or self._who is None or _data(self._who) != _data(begin):
             self._who, self._trials = begin, None
@@ -89,8 +88,8 @@ class MlflowWriter:
             digest = records.artifact_digest(artifact["uri"])
             self.registered = backend.registered(self._tracker, name, digest) if digest else None
 
-    def _take(self, kind: str, write: Callable[[], None]) -> None:
-        """Write; what MLflow will never take becomes a sentence."""
+    def _try(self, kind: str, write: Callable[[], None]) -> None:
+        """Write; an error that another attempt cannot resolve becomes a message."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -104,10 +103,10 @@ class MlflowWriter:
                 raise
             self._refuse(redact(f"{kind} refused by MLflow: {error.message}"))
 
-    def _refuse(self, sentence: str) -> None:
-        """Once, however many trials it is about."""
-        if sentence not in self.refused:
-            self.refused.append(sentence)
+    def _refuse(self, message: str) -> None:
+        """Add a message, once even if it is about several trials."""
+        if message not in self.refused:
+            self.refused.append(message)
 
     def _begin(self, event: Event) -> None:
         from mlflow.entities import Param, RunTag
@@ -126,17 +125,17 @@ class MlflowWriter:
         for first in range(0, len(params), BATCH_PARAMS):
             self._client.log_batch(run_id, params=params[first : first + BATCH_PARAMS])
         self._client.log_batch(run_id, tags=tags)
-        self._client.log_inputs(run_id, datasets=[records.dataset_input(event["dataset"])])
+        self._client.log_inputs(run_id, datasets=[dataset_input(event["dataset"])])
         self._client.log_dict(run_id, json.loads(redact(json.dumps(event["job"]))), "job.json")
         if not event.get("ended"):
             self._client.update_run(run_id, status="RUNNING")
 
     def _run(self) -> str:
-        """The MLflow run of this delivery: the one with our tag, or a new one."""
+        """The run with our tags, or a new one."""
         if self.run_id is not None:
             return self.run_id
         if self._who is None:
-            raise RegistryError("the spool does not say which run it is of (no `begin` event)")
+            raise RegistryError("the outbox does not name its run (no `begin` event)")
         self.run_id = self._known_run()
         if self.run_id is None:
             name = self._who["run"]
@@ -150,7 +149,7 @@ class MlflowWriter:
         return self.run_id
 
     def _known_run(self) -> str | None:
-        """The run with our tags that MLflow has."""
+        """The existing run with our tags."""
         assert self._who is not None
         experiment = self._client.get_experiment_by_name(self._who["experiment"])
         if experiment is None or experiment.lifecycle_stage != "active":
@@ -165,7 +164,7 @@ class MlflowWriter:
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            # A server knows where its artifacts go; a database does not, and would use ./mlruns.
+            # A server has a place for artifacts; with a database, MLflow would use ./mlruns.
             remote = self._settings.mlflow_uri.startswith(("http://", "https://", "databricks"))
             location = None if remote else (self._settings.root / "mlartifacts").as_uri()
             return str(self._client.create_experiment(name, artifact_location=location))
@@ -188,8 +187,8 @@ class MlflowWriter:
             ]
         )
 
-    def _made(self, logged: Logged, time_ms: int) -> None:
-        """Epochs that nobody told, and what the run then shows: the metrics of the kept weights."""
+    def _add_history(self, logged: Logged, time_ms: int) -> None:
+        """Add epochs that no event reported, then the metrics of the kept weights, for MLflow to display."""
         from mlflow.entities import Metric
 
         run_id = self._run()
@@ -216,7 +215,7 @@ class MlflowWriter:
         )
 
     def _write(self, metrics: list["Metric"]) -> None:
-        """Metrics that MLflow has not."""
+        """Log metrics in batches."""
         for first in range(0, len(metrics), BATCH_METRICS):
             batch = metrics[first : first + BATCH_METRICS]
             self._client.log_batch(self._run(), batch)
@@ -239,13 +238,13 @@ class MlflowWriter:
         run_id = self._run() if of is None else self._sweep().run_of(of)
         logged = mlflow_model.log(self._client, run_id, event["uri"])
         if of is None and logged.history:
-            self._take("metrics", partial(self._made, logged, event["time_ms"]))
-        self._take("metrics", partial(mlflow_model.measure, self._client, run_id, logged))
+            self._try("metrics", partial(self._add_history, logged, event["time_ms"]))
+        self._try("metrics", partial(mlflow_model.measure, self._client, run_id, logged))
         if event["register_as"]:
             self._register(event["register_as"], run_id, logged)
 
     def _register(self, name: str, run_id: str, logged: Logged) -> None:
-        """Make it a version, once; the tag says so when all of it is done."""
+        """Register the model, once; the tag is written when all of it is done."""
         whole = self._run()
         tags = self._client.get_run(whole).data.tags
         before, again = tags.get(REGISTERED_TAG), tags.get(DIGEST_TAG) == logged.digest
@@ -256,8 +255,8 @@ class MlflowWriter:
             self._client.set_tag(whole, REGISTERED_TAG, f"{name}/{made.version}")
         self.registered = made
 
-    def _trial(self, told: dict[str, Any], time_ms: int) -> None:
-        note = self._sweep().record(told, time_ms)
+    def _trial(self, trial: dict[str, Any], time_ms: int) -> None:
+        note = self._sweep().record(trial, time_ms)
         if note:
             self.refused.append(note)
 
@@ -270,14 +269,14 @@ class MlflowWriter:
             self._client.set_terminated(self._run(), status=status, end_time=event["time_ms"])
 
     def _sweep(self) -> Trials:
-        """The trials below this run."""
+        """The writer of the trials' runs."""
         if self._trials is None:
             run_id = self._run()
             assert self._who is not None  # else it has no run
             self._trials = Trials(self._client, run_id, self._who["dataset"])
         return self._trials
 
-    _ways: ClassVar[dict[str, Callable[["MlflowWriter", Event], None]]] = {
+    _methods: ClassVar[dict[str, Callable[["MlflowWriter", Event], None]]] = {
         "begin": _begin,
         "epoch": _epoch,
         "artifact": _artifact,

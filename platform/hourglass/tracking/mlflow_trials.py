@@ -1,8 +1,8 @@
-"""The runs of a sweep's trials, below its own: one for each trial, written when the trial has ended.
+"""Child runs of a sweep's run in MLflow: one for each trial, written when the trial has ended.
 
-A trial's run is found again by its tags `mlflow.parentRunId` and `hourglass.trial`. All other tags
-are written after everything else, one of them, `hourglass.said`, the hash of what was told: the same
-words again cost no question, and a death in the middle costs a comparison, not a second value.
+A trial's run is identified by its tags `mlflow.parentRunId` and `hourglass.trial`. All other tags are
+written last. One of them, `hourglass.fingerprint`, is a hash of the trial's event, so that the same event
+again needs no request, and an interrupted delivery is completed without duplicate values.
 """
 
 import hashlib
@@ -19,7 +19,6 @@ from hourglass.tracking.backend import Event
 from hourglass.tracking.records import (
     DIGEST_TAG,
     Made,
-    dataset_input,
     flat,
     made_of,
     named,
@@ -33,15 +32,17 @@ from hourglass.tracking.shown import redact
 PARENT_TAG = "mlflow.parentRunId"
 TRIAL_TAG = "hourglass.trial"
 SWEEP_TAG = "hourglass.sweep"
-SAID_TAG = "hourglass.said"
+FINGERPRINT_TAG = "hourglass.fingerprint"
 STATUS_TAG = "hourglass.status"
 TERMINAL = {"finished": "FINISHED", "failed": "FAILED"}
-ELSE = "KILLED"
-"""MLflow's word for a trial that neither finished nor failed: a scheduler stopped it."""
+STOPPED = "KILLED"
+"""MLflow's status of a trial that a scheduler stopped."""
 BATCH_METRICS, BATCH_PARAMS = 800, 100
-"""MLflow takes 1,000 things at a time, of which 100 params and 100 tags."""
+"""MLflow accepts 1,000 items per request, of which 100 params and 100 tags."""
 TAG_CHARS = 4000
 PAGE = 1000
+NAME_CHARS, DIGEST_CHARS, SOURCE_CHARS = 500, 36, 65_535
+"""Longest name, digest and source of a dataset that MLflow accepts."""
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Child:
 
 
 class Trials:
-    """Writes the runs below `parent`, all of them on `dataset`; asks for those that exist once."""
+    """Writes the child runs of `parent`, all on `dataset`; existing ones are requested once."""
 
     def __init__(self, client: Any, parent: str, dataset: dict[str, Any]) -> None:
         self._client, self._parent, self._dataset = client, parent, dataset
@@ -76,46 +77,46 @@ class Trials:
             raise RegistryError(f"trial {trial} has no run, so its model is not logged")
         return self._known[trial].run_id
 
-    def record(self, told: dict[str, Any], time_ms: int) -> str:
-        """Write what is told of a trial, unless MLflow has it; a sentence about what is missing."""
-        child = self._known.get(told["trial"])
-        said = _fingerprint(told)
-        if child is not None and child.tags.get(SAID_TAG) == said:
+    def record(self, trial: dict[str, Any], time_ms: int) -> str:
+        """Write the run of a trial unless MLflow has it; returns a message if its artifact is missing."""
+        child = self._known.get(trial["trial"])
+        fingerprint = _fingerprint(trial)
+        if child is not None and child.tags.get(FINGERPRINT_TAG) == fingerprint:
             return ""
-        made, note = made_of(told)
-        end = told["ended_ms"] or made.written_ms or time_ms
-        start = end - round(1000 * (told["seconds"] or 0.0))
+        made, note = made_of(trial)
+        end = trial["ended_ms"] or made.written_ms or time_ms
+        start = end - round(1000 * (trial["seconds"] or 0.0))
         if child is None:
-            child = self._create(told["trial"], start)
-        # These tags are the last words of an earlier telling, so all of that one is there.
-        again = child.tags.get(STATUS_TAG) == told["status"]
+            child = self._create(trial["trial"], start)
+        # These tags are written last, so everything else of that delivery is there.
+        again = child.tags.get(STATUS_TAG) == trial["status"]
         again = again and child.tags.get(DIGEST_TAG, "") == made.digest
         metrics = [] if again else list(self._epochs(child, made, start, end))
-        metrics += _figures(child, told["metrics"], end)
-        self._write(child, metrics, dict(flat("", told["values"])))
+        metrics += _final_metrics(child, trial["metrics"], end)
+        self._write(child, metrics, dict(flat("", trial["values"])))
         if not again:
             self._client.log_inputs(child.run_id, datasets=[dataset_input(self._dataset)])
             if made.job is not None:
                 job = json.loads(redact(json.dumps(made.job)))
                 self._client.log_dict(child.run_id, job, "job.json")
-            status = TERMINAL.get(told["status"], ELSE)
+            status = TERMINAL.get(trial["status"], STOPPED)
             self._client.set_terminated(child.run_id, status=status, end_time=end)
         last = {
-            STATUS_TAG: told["status"],
-            "hourglass.artifact": redact(told["artifact"] or ""),
+            STATUS_TAG: trial["status"],
+            "hourglass.artifact": redact(trial["artifact"] or ""),
             DIGEST_TAG: made.digest,
-            SAID_TAG: said,
+            FINGERPRINT_TAG: fingerprint,
         }
-        self._tag(child, {**told["tags"], **last})
+        self._tag(child, {**trial["tags"], **last})
         return note
 
     def summarise(self, event: Event) -> None:
-        """The figures of the best and the counts as metrics of the parent; the files of the sweep.
+        """Log the metrics of the best trial, the counts and the files of the sweep to the parent.
 
         Raises: RegistryError when a file is gone.
         """
         parent = Child(self._parent, metrics=dict(self._client.get_run(self._parent).data.metrics))
-        metrics = _figures(parent, event["metrics"], event["time_ms"])
+        metrics = _final_metrics(parent, event["metrics"], event["time_ms"])
         self._write(parent, metrics, {})
         self._tag(parent, event["tags"])
         with TemporaryDirectory() as folder:
@@ -128,7 +129,7 @@ class Trials:
             self._client.log_artifacts(self._parent, folder)
 
     def _below(self) -> Iterator[Child]:
-        """The runs that MLflow has below the parent."""
+        """The child runs that MLflow has."""
         token, of = None, f"tags.`{PARENT_TAG}` = '{self._parent}'"
         while True:
             page = self._client.search_runs(
@@ -156,13 +157,13 @@ class Trials:
         return self._known[trial]
 
     def _epochs(self, child: Child, made: Made, start: int, end: int) -> Iterator[Any]:
-        """The metrics of all epochs that MLflow has not or has otherwise, then the kept ones."""
+        """Metrics of epochs that MLflow lacks or has with other values, then those of the kept weights."""
         from mlflow.entities import Metric
 
         known: dict[str, dict[int, float]] = {}
         for step, at, record in over_time(made.history, start, end):
-            figures = {name: value for name, value in record.items() if name != "epoch"}
-            for name, value in named(figures).items():
+            metrics = {name: value for name, value in record.items() if name != "epoch"}
+            for name, value in named(metrics).items():
                 if name not in known:
                     known[name] = self._steps(child, name)
                 if not same(known[name].get(step), value):
@@ -179,7 +180,7 @@ class Trials:
         return {} if child.new else steps(self._client, child.run_id, name)
 
     def _write(self, child: Child, metrics: list[Any], params: dict[str, str]) -> None:
-        """Metrics, and the params that MLflow has not: it never changes one."""
+        """Write metrics, and the params that MLflow lacks; it never changes one."""
         from mlflow.entities import Param
 
         child.new = False  # even if only a part of it arrives
@@ -201,8 +202,8 @@ class Trials:
         child.tags |= short
 
 
-def _figures(child: Child, metrics: dict[str, float], time_ms: int) -> list[Any]:
-    """Figures without epochs, at step 0, where MLflow has others or none."""
+def _final_metrics(child: Child, metrics: dict[str, float], time_ms: int) -> list[Any]:
+    """Metrics without epochs, at step 0, that MLflow lacks or has with other values."""
     from mlflow.entities import Metric
 
     return [
@@ -212,8 +213,28 @@ def _figures(child: Child, metrics: dict[str, float], time_ms: int) -> list[Any]
     ]
 
 
-def _fingerprint(told: dict[str, Any]) -> str:
-    """Of everything that is told but the time, which a later sitting does not know, and the epochs,
-    which the artifact has."""
-    lasting = {key: value for key, value in told.items() if key not in ("ended_ms", "history")}
+def _fingerprint(trial: dict[str, Any]) -> str:
+    """Hash of a trial's event without its time, which a later session does not know, and its epochs."""
+    lasting = {key: value for key, value in trial.items() if key not in ("ended_ms", "history")}
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def dataset_input(dataset: dict[str, Any]) -> Any:
+    """MLflow's dataset input; if there are too many URIs for `source`, it has the first, `profile` all."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    text = redact(json.dumps(dataset, sort_keys=True))
+    digest = str(dataset.get("digest") or hashlib.sha256(text.encode()).hexdigest())
+    uri = json.loads(text).get("uri")
+    while len(source := json.dumps({"uri": uri})) > SOURCE_CHARS and isinstance(uri, list):
+        uri = uri[: len(uri) // 2]
+    return DatasetInput(
+        Dataset(
+            name=str(dataset.get("name") or "rows")[:NAME_CHARS],
+            digest=digest[:DIGEST_CHARS],
+            source_type="parquet",
+            source=source,
+            profile=text,
+        ),
+        tags=[InputTag("mlflow.data.context", "training")],
+    )

@@ -1,4 +1,4 @@
-"""What is written about a job, its rows and its epochs: flat, bounded, without secrets."""
+"""What backends record of a job, its rows and its epochs: flat, bounded, without secrets."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from hourglass.tracking.shown import redact
 
 @dataclass(frozen=True)
 class Made:
-    """What a trial's artifact says of itself; nothing where there is none."""
+    """Contents of a trial's artifact that are recorded; empty without an artifact."""
 
     digest: str = ""
     written_ms: int | None = None
@@ -27,26 +27,24 @@ class Made:
 
 DIGEST_TAG = "hourglass.digest"
 PARAM_CHARS = 6000
-NAME_CHARS, DIGEST_CHARS, SOURCE_CHARS = 500, 36, 65_535
-"""What MLflow takes of a dataset's name, digest and source."""
 MAY_CHANGE = {
     "train": ("quantile",),
     "tune": ("concurrency", "gpus_per_worker", "max_time_s", "pack", "promote_if"),
 }
-"""Fields that decide nothing which is recorded: another sitting may have others."""
+"""Fields that do not affect what is recorded, so that a later session may have others."""
 APART = {"train": ("name", "track"), "tune": ("name", "base", "kind")}
 
 
 def describe(job: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """What decides the results, flat (MLflow's params never change), and the rest (tags may).
+    """Fields that determine the results, flat (params never change), and the others (tags may change).
 
-    Of a sweep the values of each path are one text; its base is in `job.json` alone.
+    The values of each path of a sweep are one string; its base is only in `job.json`.
     """
     kind = str(job.get("kind", "train"))
     rest = {key: job[key] for key in MAY_CHANGE[kind] if key in job}
     decisive = {key: value for key, value in job.items() if key not in (*APART[kind], *rest)}
     space = decisive.pop("space", {})
-    swept = {f"space.{path}": json.dumps(_said(values)) for path, values in space.items()}
+    swept = {f"space.{path}": json.dumps(_given(values)) for path, values in space.items()}
     return {**dict(flat("", decisive)), **_bounded(swept)}, dict(flat("", rest))
 
 
@@ -61,7 +59,7 @@ def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def named(record: dict[str, float]) -> dict[str, float]:
-    """A name has one value for an epoch, so every member of an ensemble has names of its own."""
+    """Metrics with a prefix for the member of an ensemble, since a name has one value per epoch."""
     if "member" not in record:
         return record
     whose = f"member_{record['member']:g}"
@@ -71,9 +69,9 @@ def named(record: dict[str, float]) -> dict[str, float]:
 def over_time(
     history: Sequence[Mapping[str, float]], start_ms: int, end_ms: int
 ) -> Iterator[tuple[int, int, dict[str, float]]]:
-    """Each epoch's step, time and record, evenly over the time.
+    """Step, time and record of each epoch; times are spaced evenly.
 
-    An artifact says when its training began and ended, not when each epoch did.
+    An artifact records when its training began and ended, but not when each epoch did.
     """
     for index, record in enumerate(history, start=1):
         at = start_ms + (end_ms - start_ms) * index // len(history)
@@ -81,16 +79,16 @@ def over_time(
 
 
 def steps(client: Any, run_id: str, name: str) -> dict[int, float]:
-    """The values that MLflow has of a metric, by step; of several at one step the latest."""
+    """The values of a metric in MLflow by step; the latest if a step has several."""
     history = client.get_metric_history(run_id, name)
     return {metric.step: metric.value for metric in sorted(history, key=lambda m: m.timestamp)}
 
 
 def step_to_show(known: Mapping[int, float], value: float, epoch: int) -> int | None:
-    """Where to write `value` so that MLflow shows it, which shows what is at a metric's last step.
+    """The step at which to log `value` so that MLflow, which displays the last step, displays it.
 
-    That is the epoch itself where nothing is known, else a step after the last; None where it is
-    shown already.
+    That is the epoch if the metric has no values, else the step after the last; None if MLflow displays
+    the value already.
     """
     if not known:
         return epoch
@@ -99,39 +97,18 @@ def step_to_show(known: Mapping[int, float], value: float, epoch: int) -> int | 
 
 
 def same(known: float | None, value: float) -> bool:
-    """True when MLflow has this value."""
+    """True when the known value is `value`; NaN equals NaN."""
     return known is not None and (known == value or (math.isnan(known) and math.isnan(value)))
 
 
 def found_anywhere(dataset: dict[str, Any]) -> dict[str, Any]:
-    """The dataset with URIs that mean the same whatever the folder they are read in."""
+    """The dataset with absolute paths, which mean the same in every folder."""
     uri = dataset.get("uri", ())
     uris = [
         one if "://" in one else os.path.abspath(one)
         for one in ([uri] if isinstance(uri, str) else uri)
     ]
     return {**dataset, "uri": uris[0] if isinstance(uri, str) else uris} if uris else dataset
-
-
-def dataset_input(dataset: dict[str, Any]) -> Any:
-    """The rows as MLflow's dataset input; of very many URIs the source has the first, the profile all."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    text = redact(json.dumps(dataset, sort_keys=True))
-    digest = str(dataset.get("digest") or hashlib.sha256(text.encode()).hexdigest())
-    uri = json.loads(text).get("uri")
-    while len(source := json.dumps({"uri": uri})) > SOURCE_CHARS and isinstance(uri, list):
-        uri = uri[: len(uri) // 2]
-    return DatasetInput(
-        Dataset(
-            name=str(dataset.get("name") or "rows")[:NAME_CHARS],
-            digest=digest[:DIGEST_CHARS],
-            source_type="parquet",
-            source=source,
-            profile=text,
-        ),
-        tags=[InputTag("mlflow.data.context", "training")],
-    )
 
 
 def artifact_digest(uri: str) -> str | None:
@@ -142,9 +119,9 @@ def artifact_digest(uri: str) -> str | None:
         return None
 
 
-def made_of(told: dict[str, Any]) -> tuple[Made, str]:
-    """What the artifact says, and a sentence when it has gone."""
-    uri, given = told["artifact"], tuple(told["history"])
+def made_of(trial: dict[str, Any]) -> tuple[Made, str]:
+    """What to record of a trial's artifact, and a message when it is missing."""
+    uri, given = trial["artifact"], tuple(trial["history"])
     if uri is None:
         return Made(history=given), ""
     path = storage.join(uri, MANIFEST)
@@ -159,14 +136,14 @@ def made_of(told: dict[str, Any]) -> tuple[Made, str]:
             dict(tree["metrics"]),
         ), ""
     except FileNotFoundError:
-        return Made(history=given), f"trial {told['trial']}: {redact(uri)} is gone, its epochs too"
+        return Made(history=given), f"trial {trial['trial']}: {redact(uri)} is gone, its epochs too"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Made(history=given), f"trial {told['trial']}: {redact(path)} is not a manifest"
+        return Made(history=given), f"trial {trial['trial']}: {redact(path)} is not a manifest"
 
 
-def _said(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a path without what its file left out."""
-    return {way: value for way, value in values.items() if value is not None and value != {}}
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a path that its file sets."""
+    return {name: value for name, value in values.items() if value is not None and value != {}}
 
 
 def _bounded(texts: dict[str, str]) -> dict[str, str]:

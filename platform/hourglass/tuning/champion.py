@@ -202,7 +202,7 @@ def promote_best(settings: Settings, name: str, version: str | None, rows: Share
     """Promote the registered version of a sweep's best trial if it is better; the message about it."""
     if version is None:
         return (
-            f"promote_if: MLflow has not assigned a version of {name} yet; once it has, decide with "
+            f"promote_if: no version of {name} was registered yet; once there is one, decide with "
             f"`hourglass models promote {name} VERSION`"
         )
     try:

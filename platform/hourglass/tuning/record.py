@@ -241,8 +241,8 @@ class RecordingListener:
             message = f"{none} as {model}: none finished"
         else:
             message = (
-                f"{none} as {model}: MLflow has not received the model of trial {best.trial} yet; run "
-                "the same command again to register it"
+                f"{none} as {model}: the model of trial {best.trial} has not been delivered yet; run the "
+                "same command again to register it"
             )
         return recorded, [recorded.note, message]
 
