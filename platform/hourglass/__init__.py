@@ -3,8 +3,8 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-# MKL, which PyTorch multiplies with on x86, else rounds a row by its place in a batch on some CPUs. It
-# looks when it first computes, so every process that imports hourglass must have said so before that.
+# Without it, MKL, PyTorch's matrix library on x86, rounds a row by its place in a batch on some CPUs. MKL
+# reads it when it first computes, so every process that imports hourglass must set it before that.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.1.0"

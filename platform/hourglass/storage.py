@@ -68,25 +68,27 @@ def _session(total_s: float) -> type:
 
 
 def trouble(error: BaseException | None) -> str | None:
-    """What kept S3 from answering, as a sentence; None for errors of any other kind."""
+    """A message about what kept S3 from responding; None for other kinds of errors."""
     if isinstance(error, IndexError):  # s3fs trips over errors without arguments, as timeouts are
         error = error.__context__
     if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
         return None
     slow = "Timeout" in type(error).__name__
     usual = "the answer stopped halfway" if slow else type(error).__name__
-    said = (str(error).splitlines() or [usual])[0][:1000]
+    detail = (str(error).splitlines() or [usual])[0][:1000]
     if slow:
         return (
-            f"S3 did not answer in time ({said}); check AWS_ENDPOINT_URL and the network, or wait "
+            f"S3 did not answer in time ({detail}); check AWS_ENDPOINT_URL and the network, or wait "
             "longer (HOURGLASS_S3_READ_TIMEOUT_S)"
         )
-    return f"S3 cannot be reached ({said}); check AWS_ENDPOINT_URL, the credentials and the region"
+    return (
+        f"S3 cannot be reached ({detail}); check AWS_ENDPOINT_URL, the credentials and the region"
+    )
 
 
 @contextmanager
 def reading(uri: str) -> Iterator[None]:
-    """Turn what disks and S3 raise into a ReadError that names `uri`, but for what is not there.
+    """Raise errors of disks and S3 as a ReadError that names `uri`, except for missing files.
 
     Raises: ReadError, FileNotFoundError, NotADirectoryError.
     """
@@ -95,19 +97,19 @@ def reading(uri: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, ReadError):
         raise
     except Exception as error:
-        sentence = trouble(error)
-        if sentence is None and not isinstance(error, OSError):
+        reason = trouble(error)
+        if reason is None and not isinstance(error, OSError):
             raise
         if isinstance(error, PermissionError):
-            sentence = "permission denied" + ("" if is_local(uri) else "; check the credentials")
-        if sentence is None and is_local(uri):
-            sentence = f"cannot be read ({first_line(error)})"
-        if sentence is None:
-            sentence = (
+            reason = "permission denied" + ("" if is_local(uri) else "; check the credentials")
+        if reason is None and is_local(uri):
+            reason = f"cannot be read ({first_line(error)})"
+        if reason is None:
+            reason = (
                 f"S3 refused ({first_line(error)}); run again later, or check AWS_ENDPOINT_URL, the "
                 "credentials and the region"
             )
-        raise ReadError(getattr(error, "errno", None) or errno.EIO, sentence, uri) from None
+        raise ReadError(getattr(error, "errno", None) or errno.EIO, reason, uri) from None
 
 
 def is_local(uri: str) -> bool:
@@ -181,8 +183,8 @@ def writing(uri: str) -> Iterator[None]:
         if s3 is None and not isinstance(error, OSError):
             raise
         number = getattr(error, "errno", None) or errno.EIO
-        said = (str(error).splitlines() or [s3 or "refused"])[0]
-        reason = getattr(error, "strerror", None) or said
+        first = (str(error).splitlines() or [s3 or "refused"])[0]
+        reason = getattr(error, "strerror", None) or first
         raise WriteError(number, reason, uri) from error
 
 

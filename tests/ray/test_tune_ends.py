@@ -116,9 +116,9 @@ def test_time_ends_a_session_and_the_next_resumes(home: Path, shards: Path) -> N
     # The second is where it was if it began just before the end.
     assert reasons
     assert reasons <= {
-        "max_time_s was over; the same command goes on with it",
-        "max_time_s was over before one more epoch of it was; give it more time, or the same command "
-        "may never get further",
+        "max_time_s has passed; the same command continues this trial",
+        "max_time_s passed before the trial completed another epoch; raise it, or the same command may "
+        "never get further",
     }
     for _ in range(30):
         board = tune(made, home / "time")

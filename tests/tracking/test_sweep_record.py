@@ -159,7 +159,7 @@ def test_a_sweep_is_recorded_whole(
         lost("cccc", reason="its process died 3 times; did it run out of memory?"),
         lost("dddd", "stopped", epochs=2, holdout_mse=0.7),
         lost("", values={"train.optimizer.lr": 9}, reason="no such thing"),
-        lost("eeee", reason="max_time_s was over; the same command goes on with it"),
+        lost("eeee", reason="max_time_s has passed; the same command continues this trial"),
     ]
     (folder / "plots.html").write_text("<html></html>")
     done = recorder.finish(board("whole", *entries), "finished", str(folder), "whole")

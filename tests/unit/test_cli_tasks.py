@@ -175,13 +175,13 @@ CODE_REFUSALS: list[tuple[str, pa.Array, str]] = [
         "code",
         pa.array([CODE, [*CODE[:3], np.nan, 0.0]]),
         "c.parquet: row 1, column 'code': found nan for unit 3, a code has finite numbers only; "
-        "remove the row, or encode it anew",
+        "remove the row, or encode it again",
     ),
     (
         "code",
         pa.array([CODE, CODE, None], pa.list_(pa.float32(), 5)),
         "c.parquet: row 2, column 'code': found nan for unit 0, a code has finite numbers only; "
-        "remove the row, or encode it anew",
+        "remove the row, or encode it again",
     ),
 ]
 

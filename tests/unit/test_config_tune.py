@@ -87,7 +87,7 @@ MISTAKES = {
     "field of a default without any": (
         "  model.corruption.sd: {grid: [0.1]}\n",
         "tune.yaml:5: space.model.corruption.sd: 'sd' is not a field of model.corruption, which is of kind "
-        "none in every point. Allowed: kind; for another kind say model.corruption.kind in the base or "
+        "none in every point. Allowed: kind; for another kind set model.corruption.kind in the base or "
         "the space",
     ),
     "index of no item": (
@@ -129,7 +129,7 @@ MISTAKES = {
     ),
     "condition about nothing": (
         "  train.epochs: {grid: [3], when: {model.loss.kind: mse}}\n",
-        "tune.yaml:5: space.train.epochs.when: neither the base nor the space above says "
+        "tune.yaml:5: space.train.epochs.when: neither the base nor the space above sets "
         "'model.loss.kind', so this would never be set",
     ),
     "word that no kind has": (

@@ -136,7 +136,7 @@ stopping = Stopping(parse(tree).scheduler, "holdout_mse")
 for trial in ("0", "1", "2"):
     stopping.enter(trial, 4)
 for trial in ("0", "1", "2"):
-    stopping.heard(trial, [{"epoch": float(n), "holdout_mse": 1.0 / n} for n in (1, 2, 3, 4)])
+    stopping.observe(trial, [{"epoch": float(n), "holdout_mse": 1.0 / n} for n in (1, 2, 3, 4)])
     stopping.ended(trial)
 print(json.dumps([done.exit_code, done.output, [stopping.last_epoch(t) for t in ("0", "1", "2")]]))
 """

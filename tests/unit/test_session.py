@@ -32,9 +32,9 @@ from hourglass.tuning.trial import Resources, Share
 
 TWO = Resources(Share(1.0, 0.0, 1), 2, 2)
 SEEDS = {"train.seed": {"grid": [1, 2, 3]}}
-OVER = "max_time_s was over; the same command goes on with it"
+OVER = "max_time_s has passed; the same command continues this trial"
 NO_FURTHER = (
-    "max_time_s was over before one more epoch of it was; give it more time, or the same command may "
+    "max_time_s passed before the trial completed another epoch; raise it, or the same command may "
     "never get further"
 )
 
@@ -139,7 +139,7 @@ def test_the_reason_of_a_trial_that_did_not_get_one_epoch_further(tmp_path: Path
     session.started([first])  # its process was lost, after it had committed
     assert reasons(session) == [OVER, NO_FURTHER, OVER]
     assert events.notes == [
-        "max_time_s: 1e-09 s were over after 0 of at most 3 trials; the same command goes on"
+        "max_time_s: 1e-09 s passed after 0 of at most 3 trials; the same command continues"
     ]
 
 
@@ -150,7 +150,7 @@ def test_a_session_in_which_no_trial_got_further_suggests_more_time(tmp_path: Pa
     session.started([second])
     assert reasons(session) == ["it diverged", NO_FURTHER, OVER]
     assert events.notes == [
-        "max_time_s: 1e-09 s were over after 1 of at most 3 trials; no trial got one epoch further; "
+        "max_time_s: 1e-09 s passed after 1 of at most 3 trials; no trial completed another epoch; "
         "raise it"
     ]
     storage.write(f"{trial_uri(str(tmp_path), second)}/artifact/manifest.json", b"{}")

@@ -54,11 +54,11 @@ def trained(spec: Scheduler, errors: Curves, at_once: int, seed: int = 0) -> lis
         running[number] += 1
         epoch = running[number]
         if epoch < EPOCHS:
-            stopping.heard(str(number), [record(epoch, errors[number][epoch - 1])])
+            stopping.observe(str(number), [record(epoch, errors[number][epoch - 1])])
             if stopping.last_epoch(str(number)) is not None:
                 del running[number]
         else:
-            stopping.heard(str(number), [record(n, e) for n, e in enumerate(errors[number], 1)])
+            stopping.observe(str(number), [record(n, e) for n, e in enumerate(errors[number], 1)])
             stopping.ended(str(number))
             del running[number]
     assert all(stopping.decided(str(number)) for number in range(len(errors)))
@@ -132,50 +132,50 @@ def test_neither_concurrency_nor_speed_decides(spec: Scheduler) -> None:
 def test_a_trial_that_was_ahead_is_stopped_where_it_would_have_been() -> None:
     """Trial 1 comes to its end before trial 0 comes to the rung."""
     stopping = entered(ASHA, [[], [], []])
-    stopping.heard("1", [record(epoch, 0.9) for epoch in range(1, EPOCHS + 1)])
+    stopping.observe("1", [record(epoch, 0.9) for epoch in range(1, EPOCHS + 1)])
     stopping.ended("1")
     assert (stopping.decided("1"), stopping.last_epoch("1")) == (False, None)
-    stopping.heard("0", [record(1, 0.7)])
+    stopping.observe("0", [record(1, 0.7)])
     assert not stopping.decided("1")
-    stopping.heard("0", [record(2, 0.5)])
+    stopping.observe("0", [record(2, 0.5)])
     assert (stopping.decided("1"), stopping.last_epoch("1")) == (True, 2)
-    stopping.heard("2", [record(1, 0.2), record(2, 0.1), record(3, 0.1)])
+    stopping.observe("2", [record(1, 0.2), record(2, 0.1), record(3, 0.1)])
     assert (stopping.decided("2"), stopping.last_epoch("2")) == (False, None)  # trial 0 is at 2
-    stopping.heard("0", [record(epoch, 0.05) for epoch in (1, 2, 3, 4)])  # resumed
+    stopping.observe("0", [record(epoch, 0.05) for epoch in (1, 2, 3, 4)])  # resumed
     assert stopping.decided("2")
-    stopping.heard("2", [record(4, 0.1)])
+    stopping.observe("2", [record(4, 0.1)])
     assert stopping.last_epoch("2") == 4  # trial 1, stopped at 2, is not compared with there
 
 
 def test_a_trial_that_failed_holds_nobody_up_and_its_last_epoch_stops_nobody() -> None:
     stopping = entered(ASHA, [[], []])
-    stopping.heard("1", [record(1, 0.9), record(2, 0.9)])
+    stopping.observe("1", [record(1, 0.9), record(2, 0.9)])
     assert not stopping.decided("1")
     stopping.ended("0")
     assert (stopping.decided("1"), stopping.last_epoch("1")) == (True, None)
     short = Stopping(ASHA, "holdout_mse")
     for name, error in (("a", 0.1), ("b", 0.9)):
         short.enter(name, 2)
-        short.heard(name, [record(1, error), record(2, error)])
+        short.observe(name, [record(1, error), record(2, error)])
         short.ended(name)
     assert short.last_epoch("b") is None
     short.enter("c", 3)
-    short.heard("c", [record(1, 0.6), record(2, 0.6)])
+    short.observe("c", [record(1, 0.6), record(2, 0.6)])
     assert short.last_epoch("c") == 2  # worse than the middle of 0.1 and 0.9
 
 
 def test_what_is_no_number_is_not_compared() -> None:
     stopping = entered(ASHA, [[], [], []])
-    stopping.heard("0", [record(1, 1.0), record(2, math.nan)])
-    stopping.heard("1", [{"epoch": 1.0}, {"epoch": 2.0}])
-    stopping.heard("2", [record(1, 1.0), record(2, 5.0)])
+    stopping.observe("0", [record(1, 1.0), record(2, math.nan)])
+    stopping.observe("1", [{"epoch": 1.0}, {"epoch": 2.0}])
+    stopping.observe("2", [record(1, 1.0), record(2, 5.0)])
     assert last_epochs(stopping, 3) == [None] * 3
     assert stopping.decided("2")
 
 
 def test_without_a_rule_nobody_waits_for_anybody() -> None:
     stopping = entered(NoScheduler(), [[], []])
-    stopping.heard("1", [record(5, 0.9)])
+    stopping.observe("1", [record(5, 0.9)])
     stopping.ended("1")
     assert stopping.decided("1")
     assert stopping.last_epoch("1") is None

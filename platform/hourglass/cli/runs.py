@@ -177,9 +177,7 @@ def train(
     if found.manifest.ensemble is not None:
         made, agreement = found.manifest.ensemble, found.manifest.metrics.get("rank_agreement")
         known = "none" if agreement is None else f"{agreement:.4f}"
-        typer.echo(
-            f"members      {made.members}, the lead is {made.primary}; rank agreement {known}"
-        )
+        typer.echo(f"members      {made.members}, primary {made.primary}; rank agreement {known}")
     typer.echo(f"threshold    {found.manifest.calibration.threshold:.6f}")
     typer.echo(f"artifact     {found.uri} ({found.digest[:12]})")
     typer.echo(f"tracking     {trained.record.note}")

@@ -138,7 +138,7 @@ def _about_the_units(phase: Rbm, layers: LayerStack, model: ModelSpec) -> Iterat
 def _about_the_rows(
     phase: Rbm, model: ModelSpec, scaling: ScalingPart, unit_data: bool
 ) -> Iterator[str]:
-    """The output is told of only where the rows are right: `auto` follows them."""
+    """The output is reported only if the rows are right, since `auto` follows them."""
     logistic = phase.visible == "logistic"
     needed, found = "sigmoid" if logistic else "linear", model.output_activation(unit_data)
     if logistic and not unit_data and scaling.unit_range not in ("always", "chosen"):

@@ -22,7 +22,7 @@ Mode = Literal["min", "max"]
 
 
 class Values(Strict):
-    """The values a field may take, said in exactly one of these ways."""
+    """The values that a field may take, given in exactly one of these forms."""
 
     grid: tuple[Any, ...] | None = Field(
         None, min_length=1, description="Each of these, with every value of the other grids."

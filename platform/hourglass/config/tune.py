@@ -100,7 +100,7 @@ class TuneJob(Strict):
     metric: Metric = Field("holdout_mse", description="What trials are ranked by.")
     mode: Mode = Field("min", description="Which end of the metric is best.")
     concurrency: Literal["auto"] | PositiveInt = Field(
-        "auto", description="Trials at a time; auto: as many as the cluster has room for."
+        "auto", description="Trials at a time; auto: as many as fit the cluster."
     )
     workers_per_trial: PositiveInt = Field(
         1, description="Training processes of a trial; several are a Ray Train run of their own."
@@ -135,15 +135,15 @@ class TuneJob(Strict):
         return self
 
     def _about_the_space(self) -> Iterator[InitErrorDetails]:
-        """Mistakes about one path each: how its values are said, what lies there, its order."""
+        """Mistakes in single paths: how values are given, what the path leads to, its position."""
         kind, exhaustive = self.search.kind, self.search.exhaustive
         for path, values in self.space.items():
             if not exhaustive and values.grid is not None:
-                sentence = f"search {kind} draws values, found a grid; use choice"
-                yield mistake(sentence, "space", path)
+                message = f"search {kind} draws values, found a grid; use choice"
+                yield mistake(message, "space", path)
             if exhaustive and values.grid is None:
-                sentence = "search grid takes grids only, found a value to draw"
-                yield mistake(sentence, "space", path)
+                message = "search grid takes grids only, found a value to draw"
+                yield mistake(message, "space", path)
         yield from self._about_words()
         yield from self._about_places()
         yield from self._about_order()
@@ -210,18 +210,18 @@ class TuneJob(Strict):
             yield f"pack: always trains whole trials together, found {found}; use pack: auto"
 
     def _about_words(self) -> Iterator[InitErrorDetails]:
-        """A word among the values of a field that takes certain words must be one of them."""
+        """Strings among the values of an enumerated field must be allowed ones."""
         for path, values in self.space.items():
             allowed = errors.literals_at(path.split("."), TRAIN)
             for value in values.grid or values.choice or ():
                 if allowed and isinstance(value, str) and value not in allowed:
-                    sentence = (
+                    message = (
                         f"found '{value}'{nearest(value, allowed)} Allowed: {', '.join(allowed)}"
                     )
-                    yield mistake(sentence, "space", path)
+                    yield mistake(message, "space", path)
 
     def _about_places(self) -> Iterator[InitErrorDetails]:
-        """A path must lead somewhere, where no other path chooses the part or the list on its way."""
+        """A path must lead to a field, unless another path chooses a part or list above it."""
         job = self.job.model_dump(mode="json")
         for path in self.space:
             steps = path.split(".")
@@ -233,39 +233,39 @@ class TuneJob(Strict):
                 ):
                     continue  # a preset brings parts of any kind
                 if isinstance(part, dict) and "kind" in part and step not in part:
-                    sentence = (
+                    message = (
                         f"'{step}' is not a field of {place}, which is of kind {part['kind']} in every "
                         f"point{nearest(step, part)} Allowed: {', '.join(sorted(part))}; for another "
-                        f"kind say {place}.kind in the base or the space"
+                        f"kind set {place}.kind in the base or the space"
                     )
-                    yield mistake(sentence, "space", path)
+                    yield mistake(message, "space", path)
                 items = len(written) if isinstance(written, list) else 0
                 if isinstance(part, list) and step not in map(str, range(items)):
-                    sentence = (
+                    message = (
                         f"'{step}' is not an index of {place}, in the base a list of {items} "
                         "(from 0); write it there, or choose it in the space above"
                     )
-                    yield mistake(sentence, "space", path)
+                    yield mistake(message, "space", path)
 
     def _about_order(self) -> Iterator[InitErrorDetails]:
-        """A value must not be overwritten by one below it, nor a condition be about nothing."""
-        said: list[str] = []
+        """A path must not overwrite an earlier one, and a condition must be about a field that is set."""
+        earlier: list[str] = []
         for path, values in self.space.items():
-            lost = next((above for above in said if below(above, path)), None)
+            lost = next((above for above in earlier if below(above, path)), None)
             if lost is not None:
                 yield mistake(f"overwrites space.{lost}; put it first", "space", path)
             for condition, wanted in values.when.items():
                 unknown = errors.unknown_step(condition.split("."), TRAIN)
-                told = any(below(condition, above) for above in said)
+                chosen = any(below(condition, above) for above in earlier)
                 if unknown is not None:
                     yield mistake(unknown, "space", path, "when")
-                elif wanted is not None and not told and field_at(self.base, condition) is None:
-                    sentence = (
-                        f"neither the base nor the space above says '{condition}', so this would "
+                elif wanted is not None and not chosen and field_at(self.base, condition) is None:
+                    message = (
+                        f"neither the base nor the space above sets '{condition}', so this would "
                         "never be set"
                     )
-                    yield mistake(sentence, "space", path, "when")
-            said.append(path)
+                    yield mistake(message, "space", path, "when")
+            earlier.append(path)
 
 
 TUNE: TypeAdapter[TuneJob] = TypeAdapter(TuneJob)

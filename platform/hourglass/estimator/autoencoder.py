@@ -146,7 +146,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             self.__dict__ = before
             raise
         self.dataset_ = fitted.dataset
-        return self._adopt(Predictor(fitted.artifact, str(fitted.device)), fitted.golden)
+        return self._adopt(Predictor(fitted.artifact, str(fitted.device)), fitted.reference_rows)
 
     def encode(self, X: Any, layer: int | None = None) -> NDArray[np.float32]:
         """Codes (B, K), or what encoder layer `layer`, counted from 1, makes of the rows."""
@@ -166,8 +166,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def feature_errors(self, X: Any) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Each feature's part of `anomaly`, which add up to it, and its error in the units of the rows.
 
-        (B, F) each, of the F features kept: row minus reconstruction, of an ensemble the lead's; NaN
-        for a missing cell, whose part is that of the column's mean in its place.
+        (B, F) each, of the F features kept: row minus reconstruction, that of the primary member of an
+        ensemble; NaN for a missing cell, whose part is that of the column's mean in its place.
         """
         rows, _ = self._rows(X)
         with about_arguments():
@@ -283,15 +283,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         artifact's, WriteError.
         """
         predictor = self._fitted
-        return in_memory.save(str(path), predictor, self._golden, self._quantile, name)
+        return in_memory.save(str(path), predictor, self._reference_rows, self._quantile, name)
 
     @classmethod
     def load(cls, path: str) -> Self:
         """The estimator of a saved artifact, a run's included, fitted. Raises ArtifactError."""
-        job, loaded, golden = in_memory.load(str(path))
+        job, loaded, reference_rows = in_memory.load(str(path))
         made = cls(**parameters.of_job(job))
         made.dataset_ = loaded.manifest.provenance.get("dataset", {})
-        return made._adopt(Predictor(loaded), golden)
+        return made._adopt(Predictor(loaded), reference_rows)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -316,7 +316,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise InputError(f"X: found {len(rows)} rows, needed are {count}")
         return rows
 
-    def _adopt(self, predictor: Predictor, golden: Tensor) -> Self:
+    def _adopt(self, predictor: Predictor, reference_rows: Tensor) -> Self:
         manifest = predictor.artifact.manifest
         self.predictor_ = predictor
         self._quantile = manifest.calibration.quantile
@@ -325,7 +325,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if manifest.features.columns:
             self.feature_names_in_ = np.array(manifest.features.columns, dtype=object)
         self._n_features_out = predictor.code_width
-        self._golden = golden
+        self._reference_rows = reference_rows
         return self
 
     def _rows(self, X: Any, reset: bool = False) -> tuple[Matrix, str | None]:

@@ -38,8 +38,8 @@ class Fitted:
     """A model that was trained here: it has no digest before it is saved."""
 
     artifact: Artifact
-    golden: Tensor
-    """Its golden rows (B, C)."""
+    reference_rows: Tensor
+    """Its reference rows (B, C)."""
     dataset: dict[str, Any]
     device: torch.device
 
@@ -75,16 +75,16 @@ def fit(
             f"interrupted after {_line(last, job)}: the fit ends with the best weights so far",
             stacklevel=4,
         )
-    lead, *others = trained.modules
-    calibration, golden, agreement = calibrate(
-        [lead, *others], job.train.combine, loader, SingleProcessGroup(), job.quantile, device
+    primary, *others = trained.modules
+    calibration, reference_rows, agreement = calibrate(
+        [primary, *others], job.train.combine, loader, SingleProcessGroup(), job.quantile, device
     )
     manifest = artifact.Manifest(
         format=artifact.FORMAT,
         name="autoencoder",
         model=job.model,
         unit_data=job.unit_data,
-        features=feature_record(job, schema, lead),
+        features=feature_record(job, schema, primary),
         calibration=calibration,
         metrics=trained.best | agreement,
         job=files.dump(job),
@@ -99,10 +99,12 @@ def fit(
     )
     for module in trained.modules:
         module.eval().requires_grad_(False)
-    return Fitted(Artifact(manifest, lead, "", tuple(others)), golden, dataset, device)
+    return Fitted(Artifact(manifest, primary, "", tuple(others)), reference_rows, dataset, device)
 
 
-def save(path: str, predictor: Predictor, golden: Tensor, quantile: float, name: str) -> str:
+def save(
+    path: str, predictor: Predictor, reference_rows: Tensor, quantile: float, name: str
+) -> str:
     """Write the artifact of a fitted model, with its threshold as it is now; returns its digest.
 
     Raises: ArtifactError, DataError for a folder in another artifact's, WriteError.
@@ -112,13 +114,13 @@ def save(path: str, predictor: Predictor, golden: Tensor, quantile: float, name:
     calibration = artifact.Calibration.model_validate(
         manifest.calibration.model_dump() | moved | {"threshold": predictor.threshold}
     )
-    lead, *others = copy.deepcopy(predictor.members)
+    primary, *others = copy.deepcopy(predictor.members)
     return artifact.save(
         path,
-        module=lead,
+        module=primary,
         features=manifest.features,
         calibration=calibration,
-        reference_rows=golden,
+        reference_rows=reference_rows,
         name=name,
         metrics=manifest.metrics,
         job=manifest.job | moved,
@@ -129,7 +131,7 @@ def save(path: str, predictor: Predictor, golden: Tensor, quantile: float, name:
 
 
 def load(path: str) -> tuple[TrainJob, Artifact, Tensor]:
-    """The job, the model and the golden rows (B, C) of a saved artifact. Raises ArtifactError."""
+    """The job, the model and the reference rows (B, C) of a saved artifact. Raises ArtifactError."""
     stored = artifact.read(path)
     loaded = artifact.rebuild(path, stored)
     recorded = loaded.manifest.reference

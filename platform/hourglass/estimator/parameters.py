@@ -129,7 +129,7 @@ def _chosen(**fields: Any) -> dict[str, Any]:
 def _parts(values: Any) -> Any:
     """A list of parts, or None."""
     if values is None or isinstance(values, str | Mapping):
-        return _part(values)  # a mistake, told as such
+        return _part(values)  # a mistake, reported as such
     return [_part(value) for value in values]
 
 

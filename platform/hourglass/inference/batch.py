@@ -187,7 +187,7 @@ def _pool(
         max_task_retries=RETRIES,
     )
     try:
-        # Closed now and not when forgotten: after a shutdown that would start Ray anew.
+        # Closed now and not when forgotten: after a shutdown that would start Ray again.
         with threads_ended(), closing(iter(dataset.iter_rows())) as results:
             with native_stderr_aside():  # Ray calls the start of every pool an error
                 head = list(islice(results, 1))

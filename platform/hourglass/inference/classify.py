@@ -48,7 +48,7 @@ def classify(
 ) -> Accuracies:
     """Classify test codes (B, K) by their nearest neighbours and by logistic regression.
 
-    Codes are standardised with the training rows' figures. Raises: DataError for shapes that do not
+    Codes are standardised with the training rows' statistics. Raises: DataError for shapes that do not
     fit, a single label, or more neighbours than training rows.
     """
     train, test = np.asarray(train_codes), np.asarray(test_codes)

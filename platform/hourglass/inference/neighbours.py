@@ -22,7 +22,7 @@ LARGEST = 1e37
 class Index:
     """Rows (N, W) to search: codes are floating point, hashes are packed bits (uint8).
 
-    faiss finds the candidates; their distances are computed anew in full precision, so that rows
+    faiss finds the candidates; their distances are computed again in full precision, so that rows
     come by distance, then by row number, whatever the path, the threads or the other queries.
     Raises: DataError for another shape or type, HourglassError without faiss.
     """

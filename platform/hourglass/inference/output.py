@@ -55,7 +55,7 @@ def committed(output: str, options: Options, manifest: Manifest) -> Scored | Non
         same = same and record["input"] == describe(manifest)
         committed = Scored(**{**record["scored"], "written": 0})
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{uri}: damaged; score anew with --fresh") from None
+        raise DataError(f"{uri}: damaged; score again with --fresh") from None
     if not same:
         raise DataError(
             f"{output}: holds scores of model {record['options']['model']} "

@@ -43,12 +43,12 @@ PLACES = (
 
 @dataclass(frozen=True)
 class Scores:
-    """Everything one pass tells about B rows; higher `score` = more abnormal.
+    """Everything that one pass gives for B rows; higher `score` = more abnormal.
 
     `score` is the mean squared error in model space, over an ensemble's members their mean or
     maximum, and `feature_errors` (B, F) its additive parts, of which those `imputed` (B, F) are of
-    missing cells, the column's mean in their place. All else is the lead's: `range_mse` is its error
-    in h2o's range space, over all C columns.
+    missing cells, the column's mean in their place. The rest is the primary member's: `range_mse` is its
+    error in h2o's range space, over all C columns.
     """
 
     code: NDArray[np.float32]
@@ -62,9 +62,9 @@ class Scores:
 
 
 class Predictor:
-    """A loaded artifact that answers for raw rows; `missing` replaces the policy of training.
+    """A loaded artifact that encodes and scores raw rows; `missing` replaces the policy of training.
 
-    `module` is the model, of an ensemble the lead; `members` are all that score, the lead first.
+    `module` is the model or the primary member of an ensemble; `members` are all that score, primary first.
     """
 
     def __init__(
@@ -199,12 +199,12 @@ class Predictor:
         def forward(tile: Tensor) -> Iterable[Tensor]:
             results = [member(tile) for member in self.members]
             errors = [*map(scored_error, self.members, results)]
-            lead = results[0]
-            yield lead.code_BK
+            primary = results[0]
+            yield primary.code_BK
             yield combined(scores(errors), self.combine)
-            yield (squared_error(lead) @ ratio_F1)[:, 0]
+            yield (squared_error(primary) @ ratio_F1)[:, 0]
             if reconstruction:
-                yield self.raw(lead.output_BF)
+                yield self.raw(primary.output_BF)
             if feature_errors:
                 yield score_parts(errors, self.combine)
 

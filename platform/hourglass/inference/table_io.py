@@ -105,7 +105,7 @@ def read_codes(uri: str, column: str, width: int, most: int) -> FirstRows:
         row, unit = bad[0]
         raise DataError(
             f"{uri}: row {rows.numbers[row]}, column '{column}': found {rows.features[row, unit]} "
-            f"for unit {unit}, a code has finite numbers only; remove the row, or encode it anew"
+            f"for unit {unit}, a code has finite numbers only; remove the row, or encode it again"
         )
     return rows
 

@@ -117,7 +117,7 @@ class Adversary(Strict):
 
 
 def fooling(code_B: Tensor) -> Tensor:
-    """-log D(code) from logits, shape (B,): what the encoder pays for being told from the prior.
+    """-log D(code) from logits, shape (B,): the encoder's penalty for codes unlike draws of the prior.
 
     Source: Goodfellow et al. 2014, "Generative adversarial nets", section 3, the form whose gradient
     does not vanish while the discriminator is right.
@@ -126,7 +126,7 @@ def fooling(code_B: Tensor) -> Tensor:
 
 
 def telling(prior_B: Tensor, code_B: Tensor) -> Tensor:
-    """-log D(draw) - log(1 - D(code)) from logits, shape (B,); 2 ln 2 where they cannot be told apart.
+    """-log D(draw) - log(1 - D(code)) from logits, shape (B,); 2 ln 2 where they are indistinguishable.
 
     Source: Goodfellow et al. 2014, "Generative adversarial nets", equation 1.
     """

@@ -283,7 +283,7 @@ class _Biases(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes its running figures for a batch of one row or none."""
+    """Batch normalisation that uses its running statistics for a batch of one row or none."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and len(x) > 1:

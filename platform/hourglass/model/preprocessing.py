@@ -24,7 +24,7 @@ FORMAT_1 = ("shift_F", "scale_F", "span_C", "mean_C")
 
 @dataclass(frozen=True)
 class ColumnStats:
-    """Per-column figures of the training rows, each of shape (C,), missing cells left out.
+    """Per-column statistics of the training rows, each of shape (C,), missing cells left out.
 
     `excess` is mean - low, given where it is known with more digits than the mean has; `constant` are
     columns without spread, or with no more than rounding makes; `distinct` counts the values of each
@@ -226,7 +226,7 @@ class Preprocessing(nn.Module):
 
     @classmethod
     def fit(cls, scaling: Scaling, stats: ColumnStats, drop_constant: bool) -> "Preprocessing":
-        """Buffers from the training rows' figures; a column without spread is divided by 1.
+        """Buffers from the training rows' statistics; a column without spread is divided by 1.
 
         Where rounding made a constant column's values, all of them are the same one in model space.
         """

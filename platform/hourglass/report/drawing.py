@@ -38,11 +38,11 @@ def draw(
     columns, after = _columns(layers)
     notes = [(name, textwrap.wrap(text, ASIDE, break_on_hyphens=False)) for name, text in aside]
     heading = heading if len(heading) <= LONGEST else heading[: LONGEST - 1] + "…"
-    said = [_wide(text, SMALL) for name, lines in notes for text in (name, *lines)]
+    labels = [_wide(text, SMALL) for name, lines in notes for text in (name, *lines)]
     titles = MARGIN + max(_wide(heading, 20), _wide(summary, 14))
     below_feet = feet + LINE * (1 + max(len(layer.lines) for layer in layers))
     below_notes = top + sum(_depth(lines) for _, lines in notes)
-    right, bottom = max(after + max(said, default=0.0), titles), max(below_feet, below_notes)
+    right, bottom = max(after + max(labels, default=0.0), titles), max(below_feet, below_notes)
     root = _paper(right + MARGIN, bottom + MARGIN, f"{heading}: {summary}")
     _text(root, MARGIN, MARGIN + 18, heading, size=20, weight="bold", anchor="start")
     _text(root, MARGIN, MARGIN + 42, summary, size=14, fill=FAINT, anchor="start")
@@ -88,10 +88,10 @@ def _columns(layers: Sequence[Layer]) -> tuple[list[float], float]:
     x = float(MARGIN)
     for layer in layers:
         words = max(_wide(line, SMALL) for line in layer.lines)
-        said = [_wide(text, SMALL) for link in layer.links for text in (*link.kind, *link.lines)]
+        labels = [_wide(text, SMALL) for link in layer.links for text in (*link.kind, *link.lines)]
         # Words below a block may reach under the connections, which have none there.
         half = max(THICK, words) / 2
-        between = THICK + max([64.0, *(wide + 26 for wide in said)]) if middles else 0.0
+        between = THICK + max([64.0, *(wide + 26 for wide in labels)]) if middles else 0.0
         x = max(x + half, middles[-1] + between) if middles else x + half
         middles.append(x)
         x += half + 12

@@ -3,8 +3,8 @@
 A member ends as the run that its job would be alone, to rounding: weights, order of rows, noise,
 learning rate, history, best weights and early stop are its own. A step is the code of a single run,
 mapped over the members' stacked weights; numbers that differ enter as tensors. A member leaves when
-it is done, stops early or fails, and the others are stacked anew. Nothing is committed on the way: a
-pack that was killed begins again.
+it is done, stops early or fails, and the others are stacked again. No checkpoints are written: a killed
+pack starts over.
 Shapes: M members, B rows, F features, K code units.
 """
 
@@ -102,7 +102,7 @@ def _finished(trial: Trial, loader: Loader, device: torch.device) -> Member | Tr
 class Pack:
     """Members that train together until one of them leaves; all of them are at the same step.
 
-    `left` has who left, with the error of one whose figures of an epoch were not finite.
+    `left` has the members that left, with an error if their metrics of an epoch were not finite.
     """
 
     def __init__(self, trials: Sequence[Trial], loader: Loader, device: torch.device) -> None:

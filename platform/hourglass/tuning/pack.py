@@ -34,7 +34,7 @@ def packs(jobs: Mapping[str, TrainJob]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Dealt:
-    """Trials in groups that train together, and a sentence about it where there is something to say."""
+    """Trials in groups that train together, and a note for the user, if any."""
 
     groups: list[list[str]]
     note: str = ""
@@ -49,7 +49,7 @@ def deal(
 ) -> Dealt:
     """Deal trials of rows of `features` numbers to `processes`, packed where that is asked for.
 
-    It depends on how many trials the cluster has room for, and not on how many are run at a time.
+    This depends on how many trials fit the cluster, and not on how many run at a time.
     """
     alone = [[name] for name in jobs]
     together = [group for group in packs(jobs) if len(group) > 1]

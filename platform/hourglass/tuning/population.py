@@ -18,7 +18,7 @@ from hourglass.config.tune import TuneJob
 from hourglass.tuning.space import Point, choose_point, draw
 
 REDRAWN = 0.25
-"""How often a number is drawn anew instead of being changed a little."""
+"""Share of numbers that are drawn again instead of being changed a little."""
 FACTORS = (0.8, 1.2)
 
 
@@ -57,7 +57,7 @@ class Population:
         return self._asked
 
     def tell(self, metrics: Sequence[float | None]) -> None:
-        """Judge the generation: who goes on from whom, with which numbers."""
+        """Rank the generation and choose which trials continue, from which, with which values."""
         self._slots = children(self._sweep, self._spec, self._generation, self._asked, metrics)
         self._generation += 1
 

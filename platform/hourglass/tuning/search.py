@@ -1,8 +1,8 @@
-"""Searches: what proposes the points of a sweep and hears what came of them.
+"""Searches propose the points of a sweep and receive their results.
 
-Points come in batches. The next batch is asked for when all of the one before have ended and were told
-in its order, so what is proposed depends on the file and the results, and never on concurrency; a
-resumed sweep, told the same results, proposes the same points.
+Points come in batches. The next batch is requested when all points of the previous one have ended, and
+their results are passed in its order, so proposals depend on the file and the results, and never on
+concurrency; a resumed sweep with the same results proposes the same points.
 """
 
 import math
@@ -48,7 +48,7 @@ def search(sweep: TuneJob) -> Searching:
 
 
 def empty_places(sweep: TuneJob, at_once: int) -> str:
-    """A sentence about places that stay empty as fewer points are proposed at a time; or nothing."""
+    """A note if fewer points are proposed at a time than trials can run at once; empty otherwise."""
     places = min(at_once, sweep.max_trials or at_once)
     if not isinstance(sweep.search, OptunaSearch) or sweep.search.together >= places:
         return ""

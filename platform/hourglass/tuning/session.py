@@ -155,7 +155,7 @@ class Session:
             self._report_known(stopped.entry(point, point.until))
         else:
             self._stopped_before[trial] = stopped
-            self._stopping.heard(trial, stopped.history)
+            self._stopping.observe(trial, stopped.history)
 
     def _note_other_quantile(self, trial: str, found: Calibration, quantile: float) -> None:
         """Note once that trials were finished with another quantile, which no trial's name contains."""
@@ -202,7 +202,7 @@ class Session:
         before = [record for record in earlier if record["epoch"] < records[0]["epoch"]]
         after = [record for record in earlier if record["epoch"] > records[-1]["epoch"]]
         self.histories[trial] = [*before, *records, *after]  # it may resume from an earlier epoch
-        self._stopping.heard(trial, records)
+        self._stopping.observe(trial, records)
         self._requeue()
 
     def should_stop(self, trial: str) -> bool:
@@ -229,7 +229,7 @@ class Session:
     def _hold(self, entry: Entry, report: Callable[[Entry], None]) -> None:
         """Keep the entry of a trial that ended until the scheduler has compared all its epochs."""
         self._ended[entry.trial] = entry, report
-        self._stopping.heard(entry.trial, self.histories.get(entry.trial, ()))
+        self._stopping.observe(entry.trial, self.histories.get(entry.trial, ()))
         self._stopping.ended(entry.trial)
 
     def _decide(self) -> list[Point]:

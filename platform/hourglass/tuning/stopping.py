@@ -1,9 +1,9 @@
-"""What ends trials before their time: a function of the file and of what trials report.
+"""Early stopping of trials: a function of the file and of what trials report.
 
-Trials are judged in the order of their points, each epoch beside those that the trials before it had, as
-if they trained one after the other. So neither concurrency nor who is faster decides who is stopped. No
-trial waits for its verdict: it trains on, and what it did beyond its last epoch does not count.
-The time of one session ends trials, too, which go on in the next.
+Trials are compared in the order of their points, each epoch with those of the trials before it, as if they
+trained one after the other. So neither concurrency nor speed decides which are stopped. No trial waits for
+the decision: it trains on, and epochs beyond its last one do not count.
+The time limit of a session also ends trials, which continue in the next session.
 """
 
 import math
@@ -68,35 +68,35 @@ class Stopping:
         self._closed: list[Curve] = []  # of those before, of which all is known
 
     def enter(self, trial: str, epochs: int) -> None:
-        """A trial of a job of so many epochs; those entered before it are those it is judged beside."""
+        """Add a trial with this many epochs; it is compared with those added before it."""
         self._trials[trial] = _Trial(epochs, Curve(self._scheduler.grace))
         self._open.append(self._trials[trial])
 
-    def heard(self, trial: str, records: Sequence[Record]) -> None:
-        """Records of its epochs, from the first one on; those that were heard before may come again."""
+    def observe(self, trial: str, records: Sequence[Record]) -> None:
+        """Records of its epochs, from the first one on; some may have been observed before."""
         mine = self._trials[trial]
         if not self._scheduler.stops or mine.last_epoch is not None:
             return
         for record in records:
             if record["epoch"] > len(mine.curve.errors):
                 mine.curve.add(record.get(self._metric, math.nan))
-        self._judge()
+        self._compare()
 
     def ended(self, trial: str) -> None:
-        """There will be no more epochs of it."""
+        """The trial has no more epochs."""
         self._trials[trial].ended = True
         if self._scheduler.stops:
-            self._judge()
+            self._compare()
 
     def decided(self, trial: str) -> bool:
-        """True when it was stopped, or nobody stopped it after any epoch heard of so far."""
+        """True when it was stopped, or could no longer be stopped after any epoch observed so far."""
         return self._trials[trial].decided
 
     def last_epoch(self, trial: str) -> int | None:
-        """The epoch after which it is stopped; None while it is not."""
+        """The epoch after which it is stopped; None if it is not."""
         return self._trials[trial].last_epoch
 
-    def _judge(self) -> None:
+    def _compare(self) -> None:
         known_to, before = math.inf, list(self._closed)
         for trial in self._open:
             while not trial.decided and trial.judged < known_to:
@@ -127,9 +127,9 @@ def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | No
 
 
 UNENDED = "it has not ended; the same command goes on with it"
-OVER = "max_time_s was over; the same command goes on with it"
+OVER = "max_time_s has passed; the same command continues this trial"
 NO_FURTHER = (
-    "max_time_s was over before one more epoch of it was; give it more time, or the same command may "
+    "max_time_s passed before the trial completed another epoch; raise it, or the same command may "
     "never get further"
 )
 
@@ -165,15 +165,15 @@ class Deadline:
         return NO_FURTHER if self._no_further(trial) else OVER
 
     def note(self, ended: Sequence[str], count: int, most: int) -> str:
-        """What a sitting whose time is over says; `ended` are trials, `count` is that of all points."""
-        goes = "the same command goes on"
+        """The message at the end of a session's time; `ended` are trials, `count` is that of all points."""
+        goes = "the same command continues"
         if all(trial not in ended and self._no_further(trial) for trial in self._began_with):
-            goes = "no trial got one epoch further; raise it"
+            goes = "no trial completed another epoch; raise it"
         return (
-            f"max_time_s: {self._max_time_s:g} s were over after {count} of at most {most} trials; "
+            f"max_time_s: {self._max_time_s:g} s passed after {count} of at most {most} trials; "
             f"{goes}"
         )
 
     def _no_further(self, trial: str) -> bool:
-        """True of one that began in this sitting, and of which nothing more is kept than before."""
+        """True if the trial began in this session and kept nothing more than it had before."""
         return trial in self._began_with and self._kept(trial) == self._began_with[trial]
