@@ -81,7 +81,7 @@ MISTAKES = {
     "field of another kind": (
         "  train.optimizer.momentum: {grid: [0.5]}\n",
         "tune.yaml:5: space.train.optimizer.momentum: 'momentum' is not a field of train.optimizer, which "
-        "is of kind adam in every point. Allowed: beta1, beta2, kind, lr; for another kind say "
+        "is of kind adam in every point. Allowed: beta1, beta2, kind, lr; for another kind set "
         "train.optimizer.kind in the base or the space",
     ),
     "field of a default without any": (

@@ -126,7 +126,7 @@ def settled(metrics: Sequence[float | None], stop: Stop, mode: Mode) -> int | No
     return None
 
 
-UNENDED = "it has not ended; the same command goes on with it"
+UNENDED = "it has not ended; the same command continues it"
 OVER = "max_time_s has passed; the same command continues this trial"
 NO_FURTHER = (
     "max_time_s passed before the trial completed another epoch; raise it, or the same command may "
