@@ -32,9 +32,8 @@ from hourglass.cluster.connect import connection
 from hourglass.config.files import load_kind
 from hourglass.config.train import TrainJob
 from hourglass.data.demo import write_lorenz
-from hourglass.inference.classify import classify
 from hourglass.inference.generate import denoise, psnr
-from hourglass.inference.neighbours import Index, precision_at
+from hourglass.inference.neighbours import Index, classify, precision_at
 from hourglass.inference.predictor import Predictor
 from hourglass.settings import Settings
 from hourglass.training import launch

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from hourglass import recipes, run
-from hourglass.addresses import free_port
 from hourglass.cluster import tokens
 from hourglass.cluster.connect import connection
 from hourglass.config import serve
@@ -26,6 +25,7 @@ from hourglass.data.demo import write_digits
 from hourglass.data.manifest import scan
 from hourglass.errors import RegistryError
 from hourglass.inference.predictor import Predictor
+from hourglass.process import free_port
 from hourglass.progress import console
 from hourglass.serving.run import deployed
 from hourglass.settings import Settings

@@ -1,6 +1,7 @@
-"""Errors: where, what was found and what is allowed, and what to do."""
+"""Errors: where, what was found and what is allowed, and what to do; and text that is safe to show."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -97,3 +98,25 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the closest allowed word, or a full stop if none is close."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f", did you mean '{close[0]}'?" if close else "."
+
+
+_USER = re.compile(r"://[^/@\s]+@")
+_CAUSE = re.compile(r"Caused by (\w+)")
+LONGEST = 300
+
+
+def redact(text: str) -> str:
+    """`text` with `***` for the user and password of every URI."""
+    return _USER.sub("://***@", text)
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of MLflow or the disk, without secrets."""
+    text = str(error).strip()
+    if cause := _CAUSE.search(text):  # urllib3's, below four layers of retries
+        kind = cause.group(1)
+        return (
+            f"errors are its only answer ({kind})" if "Response" in kind else f"no answer ({kind})"
+        )
+    line = text.splitlines()[0] if text else ""
+    return redact(f"{type(error).__name__}: {line}" if line else type(error).__name__)[:LONGEST]

@@ -27,7 +27,7 @@ from hourglass.model.corruption import (
 )
 from hourglass.model.dense import Dense
 from hourglass.model.losses import Bce, Correntropy, Huber, Loss, Mae, Mse
-from hourglass.model.output import ForwardOutput, PenaltyContext
+from hourglass.model.part import ForwardOutput, PenaltyContext
 from hourglass.model.penalties import (
     AuxK,
     CodeL1,

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from hourglass.addresses import free_port
 from hourglass.cluster import start, submit
 from hourglass.errors import ClusterError
+from hourglass.process import free_port
 from hourglass.settings import Settings
 
 HOURGLASS = [sys.executable, "-m", "hourglass.cli"]

@@ -14,8 +14,8 @@ from hourglass import artifact, run, tracking
 from hourglass.config.train import TrainJob
 from hourglass.errors import DataError
 from hourglass.settings import Settings
+from hourglass.tracking import mlflow, mlflow_runs, records, registry, tracker
 from hourglass.tracking import mlflow as store
-from hourglass.tracking import mlflow_model, mlflow_runs, records, registry, tracker
 from hourglass.tracking.outbox import Outbox
 from hourglass.training import launch
 from hourglass.training.launch import Outcome
@@ -355,7 +355,7 @@ def test_a_logged_model_has_the_metrics_of_its_weights(
     """And the run's own history has each of them once."""
     trained(made, EPOCHS, kept)
     if not guard:  # negative control: MLflow takes none from the run by itself
-        monkeypatch.setattr(mlflow_model, "measure", lambda *_: None)
+        monkeypatch.setattr(mlflow, "measure", lambda *_: None)
     of = job(f"measured-{guard}-{kept['epoch']:g}", epochs=3)
     for _ in range(2):
         run_id = run.train(of, settings).record.run_id or ""

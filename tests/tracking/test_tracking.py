@@ -26,14 +26,13 @@ import pytest
 from typer.testing import CliRunner
 
 from hourglass import artifact, cli, run, tracking
-from hourglass.errors import ArtifactError, ReadError, RegistryError, WriteError
+from hourglass.errors import ArtifactError, ReadError, RegistryError, WriteError, redact
 from hourglass.inference.predictor import Predictor
 from hourglass.progress import TrainProgress
 from hourglass.settings import Settings
 from hourglass.tracking import mlflow as store
 from hourglass.tracking import mlflow_runs, registry, tracker, ui
 from hourglass.tracking.outbox import Outbox
-from hourglass.tracking.shown import redact
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tracking_kit import DATASET, at, history, job, run_of, trained

@@ -16,7 +16,7 @@ from hourglass.inference.predictor import Predictor
 from hourglass.model.autoencoder import AutoencoderModule
 from hourglass.model.preprocessing import ColumnStats, Preprocessing, Unit
 from hourglass.model.spec import ModelSpec
-from hourglass.serving import auth
+from hourglass.serving import middleware
 from hourglass.serving.answers import ModelRequest, answer_all
 from hourglass.serving.http import create_app
 
@@ -92,7 +92,7 @@ def client(
     backend: Any, endpoints: Sequence[Endpoint] = ENDPOINTS, **fields: Any
 ) -> httpx.AsyncClient:
     """A client of the endpoints, without sockets; carries no token."""
-    app = create_app(spec(**fields), backend, auth.fingerprint(TOKEN), endpoints)
+    app = create_app(spec(**fields), backend, middleware.fingerprint(TOKEN), endpoints)
     transport = httpx.ASGITransport(app, raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 

@@ -11,7 +11,7 @@ from hourglass.errors import DataError
 from hourglass.inference.predictor import Predictor
 from hourglass.model.preprocessing import ColumnStats, Preprocessing, Scaling, Standard
 from hourglass.settings import Settings
-from hourglass.tracking import backend, mlflow_model, registry
+from hourglass.tracking import backend, mlflow, registry
 from hourglass.tracking import mlflow as store
 from hourglass.tuning import champion
 from hourglass.tuning.champion import CHUNK, Comparison, compare, promote_if_better
@@ -179,7 +179,7 @@ def register(settings: Settings, name: str, folder: Path) -> str:
     where = (settings.root / "artifacts").as_uri()
     known = experiment.experiment_id if experiment else client.create_experiment(name, where)
     run_id = client.create_run(known).info.run_id
-    logged = mlflow_model.log(client, run_id, str(folder))
+    logged = mlflow.log(client, run_id, str(folder))
     return backend.register(registry.open_tracker(settings), name, run_id, logged).version
 
 

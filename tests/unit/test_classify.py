@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hourglass.errors import DataError
-from hourglass.inference import classify as classifying
-from hourglass.inference.classify import classify
+from hourglass.inference import neighbours as classifying
+from hourglass.inference.neighbours import classify
 
 RNG = np.random.default_rng(5)
 LABELS = np.repeat(["cat", "dog", "eel"], [60, 30, 10])

@@ -16,9 +16,8 @@ from hourglass.data.manifest import scan
 from hourglass.data.schema import FeatureSchema
 from hourglass.errors import DataError
 from hourglass.inference import parts
-from hourglass.inference.classify import classify
 from hourglass.inference.generate import denoise, gain, interpolate, prior, traverse
-from hourglass.inference.neighbours import Index
+from hourglass.inference.neighbours import Index, classify
 from hourglass.inference.table_io import as_table
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from hourglass.addresses import free_port
 from hourglass.cluster import start
 from hourglass.cluster.start import Daemon
+from hourglass.process import free_port
 from hourglass.settings import Settings
 
 

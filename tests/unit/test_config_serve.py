@@ -11,7 +11,7 @@ import yaml
 
 from hourglass.config.serve import load
 from hourglass.errors import ClusterError, SpecError
-from hourglass.serving import auth, limits
+from hourglass.serving import limits, middleware
 from hourglass.settings import Settings
 
 SHIPPED = sorted((Path(__file__).parents[2] / "serve").glob("*.yaml"))
@@ -85,8 +85,8 @@ def test_token_of_the_environment_or_the_file(
 ) -> None:
     (tmp_path / "serve_token").write_text(TOKEN + "\n")
     (tmp_path / "serve_token").chmod(0o600)
-    assert auth.read_token(settings(monkeypatch, tmp_path)) == TOKEN
-    assert auth.read_token(settings(monkeypatch, tmp_path, "x" * 16)) == "x" * 16
+    assert middleware.read_token(settings(monkeypatch, tmp_path)) == TOKEN
+    assert middleware.read_token(settings(monkeypatch, tmp_path, "x" * 16)) == "x" * 16
 
 
 @pytest.mark.parametrize("token", ["", "short", "x" * 15, "with space 123456", "ümlaut-0123456789"])
@@ -94,7 +94,7 @@ def test_weak_token_is_refused_and_not_repeated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
 ) -> None:
     with pytest.raises(ClusterError, match="HOURGLASS_SERVE_TOKEN: found a token of") as error:
-        auth.read_token(settings(monkeypatch, tmp_path, token))
+        middleware.read_token(settings(monkeypatch, tmp_path, token))
     assert not token or token not in str(error.value)
 
 
@@ -104,18 +104,18 @@ def test_exposed_linked_or_missing_token_file_is_refused(
     machine = settings(monkeypatch, tmp_path)
     path = tmp_path / "serve_token"
     with pytest.raises(ClusterError, match="cannot read the token"):
-        auth.read_token(machine)
+        middleware.read_token(machine)
     path.write_text(TOKEN)
     path.chmod(0o640)
     with pytest.raises(
         ClusterError, match="found mode 0640, which lets other users access the token"
     ):
-        auth.read_token(machine)
+        middleware.read_token(machine)
     path.rename(tmp_path / "other")
     (tmp_path / "other").chmod(0o600)
     path.symlink_to(tmp_path / "other")
     with pytest.raises(ClusterError, match="cannot read the token"):
-        auth.read_token(machine)
+        middleware.read_token(machine)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_exposed_linked_or_missing_token_file_is_refused(
         ([b"Basic " + TOKEN.encode()], False),
         ([TOKEN.encode()], False),
         ([b"Bearer"], False),
-        ([b"Bearer " + auth.fingerprint(TOKEN).encode()], False),
+        ([b"Bearer " + middleware.fingerprint(TOKEN).encode()], False),
     ],
 )
 def test_admits(headers: list[bytes], admitted: bool) -> None:
-    assert auth.admits(auth.fingerprint(TOKEN), headers) is admitted
+    assert middleware.admits(middleware.fingerprint(TOKEN), headers) is admitted
 
 
 async def chunks(count: int, size: int, seen: list[int]) -> AsyncIterator[bytes]:

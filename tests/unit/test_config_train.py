@@ -10,8 +10,16 @@ import jsonschema
 import pytest
 
 from hourglass.config.files import dump, load, parse
-from hourglass.config.optimizers import Adam, Constant, Cosine, OneCycle
-from hourglass.config.train import IDENTITY, ScoreJob, TrainJob, TrainSpec
+from hourglass.config.train import (
+    IDENTITY,
+    Adam,
+    Constant,
+    Cosine,
+    OneCycle,
+    ScoreJob,
+    TrainJob,
+    TrainSpec,
+)
 from hourglass.config.train import TRAIN as TRAIN_FIELDS
 from hourglass.errors import SpecError, nearest
 from hourglass.model.adversary import Gaussian

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from hourglass.config import paths
+from hourglass.config import errors
 from hourglass.config.files import parse
 from hourglass.config.train import TrainJob
 from hourglass.tuning.pack import Dealt, deal, obstacle, packs, pays
@@ -30,7 +30,7 @@ TOP_K = {"kind": "top_k", "k": 1}
 def job(values: dict[str, Any]) -> TrainJob:
     tree = copy.deepcopy(BASE)
     for path, value in values.items():
-        paths.put(tree, path, value, path)
+        errors.put(tree, path, value, path)
     made = parse(tree)
     assert isinstance(made, TrainJob)
     return made

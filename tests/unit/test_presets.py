@@ -9,8 +9,7 @@ from hourglass.config.files import dump, parse
 from hourglass.config.train import TRAIN, TrainJob
 from hourglass.errors import SpecError
 from hourglass.model.dense import Dense
-from hourglass.model.presets import PRESETS, Preset
-from hourglass.model.spec import ModelSpec
+from hourglass.model.spec import PRESETS, ModelSpec, Preset
 
 
 def model(**fields: Any) -> ModelSpec:

@@ -10,8 +10,7 @@ from hourglass.config.files import parse
 from hourglass.config.search import Pbt, Stop, Values
 from hourglass.config.tune import TuneJob
 from hourglass.tuning import trial
-from hourglass.tuning.population import Slot, children, ends, explored
-from hourglass.tuning.search import Searching, empty_places, search
+from hourglass.tuning.search import Searching, Slot, children, empty_places, ends, explored, search
 from hourglass.tuning.space import Point, points
 from hourglass.tuning.stopping import settled
 from hourglass.tuning.trial import Resources, Share, resources

@@ -17,7 +17,7 @@ import pytest
 
 from hourglass.data.decode import to_matrix
 from hourglass.inference.predictor import Predictor
-from hourglass.serving import auth
+from hourglass.serving import middleware
 from hourglass.serving.arrow import decode_arrow
 from hourglass.serving.http import create_app
 from hourglass.serving.proxy import PlainHeaders
@@ -563,7 +563,7 @@ def test_negative_control_the_limit_is_what_refuses(
 def test_negative_control_without_the_middleware_a_request_needs_no_token(
     backend: kit.Local,
 ) -> None:
-    app = create_app(kit.spec(), backend, auth.fingerprint(kit.TOKEN))
+    app = create_app(kit.spec(), backend, middleware.fingerprint(kit.TOKEN))
     app.user_middleware.clear()
 
     async def send() -> httpx.Response:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hourglass.cluster import submit
-from hourglass.cluster.plan import plan
+from hourglass.cluster.submit import plan
 from hourglass.settings import Settings
 
 LOG = "first\nsecond\nthe last line\n"

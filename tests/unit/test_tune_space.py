@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hourglass.config.files import parse
-from hourglass.config.optimizers import Adam
 from hourglass.config.search import Values
+from hourglass.config.train import Adam
 from hourglass.config.tune import TuneJob
 from hourglass.model.code import TopK
 from hourglass.model.corruption import Ones, Zeros

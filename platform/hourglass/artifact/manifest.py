@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from hourglass.artifact import untrusted
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import ArtifactError
-from hourglass.model.ensemble import MOST_MEMBERS, Combine
+from hourglass.model.autoencoder import MOST_MEMBERS, Combine
 from hourglass.model.network import Units
 from hourglass.model.spec import ModelSpec
 from hourglass.strict import Strict

@@ -1,9 +1,15 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share, and their connection to Ray."""
 
 import contextlib
-from typing import Annotated
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from hourglass.settings import Settings
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="YAML file to read.")]
 Overrides = Annotated[
@@ -34,3 +40,21 @@ def not_in_an_artifact(out: str) -> str:
 
                 artifact.require_outside(out)
     return out
+
+
+@contextmanager
+def connected(settings: "Settings") -> Iterator[None]:
+    """A connection to Ray for the length of a block; a terminal shows a status until it is open."""
+    from rich.console import Console
+
+    from hourglass.process import native_stderr_aside
+
+    with ExitStack() as stack:
+        if "--debug" not in sys.argv:
+            stack.enter_context(native_stderr_aside())
+        with Console(stderr=True).status("starting or connecting to Ray"):
+            from hourglass import run  # noqa: F401  # PyTorch takes seconds to import
+            from hourglass.cluster.connect import connection
+
+            stack.enter_context(connection(settings=settings))
+        yield

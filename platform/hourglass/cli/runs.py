@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from hourglass import recipes
-from hourglass.cli.arguments import File, Overrides, not_in_an_artifact
-from hourglass.cli.connected import connected
+from hourglass.cli.arguments import File, Overrides, connected, not_in_an_artifact
 
 
 def check(

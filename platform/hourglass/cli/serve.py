@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hourglass.cli.arguments import File, Overrides
-from hourglass.cli.connected import connected
+from hourglass.cli.arguments import File, Overrides, connected
 
 if TYPE_CHECKING:
     from hourglass.settings import Settings
@@ -17,13 +16,13 @@ def serve(
 ) -> None:
     """Start the endpoints of a serve file and run until Ctrl-C."""
     from hourglass.config.serve import load
-    from hourglass.serving import auth
+    from hourglass.serving import middleware
     from hourglass.settings import Settings
 
     settings = Settings()
     spec = load(file, overrides or ())
     token = _serve_token(settings)
-    auth.read_token(settings)
+    middleware.read_token(settings)
     from hourglass.inference.endpoints import ENDPOINTS
     from hourglass.serving import run
 

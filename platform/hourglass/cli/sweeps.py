@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hourglass.cli.arguments import File, Overrides
-from hourglass.cli.connected import connected
+from hourglass.cli.arguments import File, Overrides, connected
 from hourglass.errors import SpecError
 
 if TYPE_CHECKING:

@@ -163,7 +163,7 @@ def classify_probe(
 
     Compares nearest neighbours and logistic regression with the majority baseline.
     """
-    from hourglass.inference.classify import NEIGHBOURS, STEPS, classify
+    from hourglass.inference.neighbours import NEIGHBOURS, STEPS, classify
 
     predictor = _predictor(model)
     fitted, evaluated = (_rows(predictor, uri, max_rows, label) for uri in (train, test))

@@ -12,12 +12,11 @@ import psutil  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from hourglass import storage
-from hourglass.addresses import LOOPBACK, free_port, require_free
 from hourglass.cluster import tokens
 from hourglass.cluster.connect import ray_environment, temp_dir
 from hourglass.cluster.probe import check_dashboard
 from hourglass.errors import ClusterError, first_line
-from hourglass.process import deferred
+from hourglass.process import LOOPBACK, deferred, free_port, require_free
 from hourglass.settings import Settings
 from hourglass.strict import Strict
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hourglass.config import errors
-from hourglass.config.paths import set_field
+from hourglass.config.errors import set_field
 from hourglass.config.train import ScoreJob, TrainJob
 from hourglass.config.tune import TuneJob
 from hourglass.errors import SpecError

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from hourglass.config import errors
-from hourglass.config.paths import set_field
+from hourglass.config.errors import set_field
 from hourglass.config.train import RegistryName, Uri
 from hourglass.errors import SpecError
 from hourglass.strict import Strict

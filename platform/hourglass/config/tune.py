@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, core_schema
 
 from hourglass.config import errors
-from hourglass.config.paths import below, field_at
+from hourglass.config.errors import below, field_at
 from hourglass.config.search import (
     MOST_TRIALS,
     GridSearch,

@@ -1,4 +1,4 @@
 """Autoencoders by scikit-learn's conventions, trained in this process, without Ray."""
 
 from hourglass.estimator.autoencoder import Autoencoder as Autoencoder
-from hourglass.estimator.inputs import InputError as InputError
+from hourglass.estimator.in_memory import InputError as InputError

@@ -23,7 +23,7 @@ from hourglass.data import arrays
 from hourglass.data.arrays import VECTOR
 from hourglass.data.decode import Matrix
 from hourglass.estimator import in_memory, parameters
-from hourglass.estimator.inputs import InputError, about_arguments, numbers, require_finite
+from hourglass.estimator.in_memory import InputError, about_arguments, numbers, require_finite
 from hourglass.inference import generate
 from hourglass.inference.neighbours import Index
 from hourglass.inference.predictor import Predictor

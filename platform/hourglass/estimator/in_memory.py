@@ -5,13 +5,16 @@ Shapes: B rows, C columns.
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from hourglass import artifact
@@ -19,11 +22,12 @@ from hourglass.artifact import Artifact
 from hourglass.config import files
 from hourglass.config.train import TrainJob
 from hourglass.data import arrays, unlikely
-from hourglass.data.decode import Matrix
+from hourglass.data.arrays import VECTOR
+from hourglass.data.decode import FLOAT32_MAX, Matrix, bounded
 from hourglass.data.loader import MemoryLoader
 from hourglass.data.schema import FeatureSchema
 from hourglass.data.stats import Stats
-from hourglass.errors import ArtifactError, SpecError
+from hourglass.errors import ArtifactError, DataError, SpecError
 from hourglass.inference.predictor import Predictor
 from hourglass.training import members
 from hourglass.training.build import account, build, feature_record, software
@@ -180,3 +184,52 @@ def _line(record: Record, job: TrainJob) -> str:
     held = f"  holdout {record['holdout_mse']:.5f}" if "holdout_mse" in record else ""
     epoch = f"epoch {record['epoch']:g}/{job.train.epochs}"
     return f"{epoch}  {whose}loss {record['loss']:.5f}{held}"
+
+
+class InputError(DataError, ValueError):
+    """A DataError about an argument: scikit-learn's callers expect a ValueError."""
+
+
+@contextmanager
+def about_arguments() -> Iterator[None]:
+    """Whatever does not fit here is an argument."""
+    try:
+        yield
+    except DataError as error:
+        raise InputError(str(error)) from None
+
+
+def numbers(estimator: Any, X: Any, reset: bool) -> tuple[Matrix, str | None]:
+    """Rows (B, C) as numbers, and the name of the vector column they came from, if they did.
+
+    With `reset` the estimator takes the names and the width of `X`; without, `X` must have its own.
+    """
+    X = arrays.tabular(X)
+    rows = arrays.uniform(X)
+    found = arrays.vectors(X) if rows is None else None
+    columns = arrays.table_columns(X) if rows is None and found is None else None
+    if columns:
+        rows = arrays.from_columns(columns)
+    if rows is not None:
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        return check_array(rows, ensure_all_finite=False), None
+    rows, vector = found or (arrays.plain(X), None)
+    checked = validate_data(estimator, rows, reset=reset, dtype="numeric", ensure_all_finite=False)
+    return checked, vector
+
+
+def require_finite(
+    rows: Matrix, vector: str | None, names: Sequence[str] | None, policy: str
+) -> None:
+    """Raise InputError for NaN, infinity or what float32 does not hold, with its row and column."""
+    exact, bad = bounded(rows)
+    if bad.any():
+        row, column = np.argwhere(~np.isfinite(exact))[0]
+        where = f"{vector or VECTOR}[{column}]" if names is None or vector else names[column]
+        found = rows[row, column]
+        beyond = f", which is beyond ±{FLOAT32_MAX:.2g}" if np.isfinite(found) else ""
+        raise InputError(
+            f"row {row}, '{where}': found {found}{beyond} ({int(bad.sum())} such rows); "
+            f"missing='{policy}' allows no NaN or infinity here: fit with missing='mean', or "
+            "clean the rows"
+        )

@@ -14,7 +14,7 @@ from hourglass.config import files
 from hourglass.config.train import TrainJob
 from hourglass.errors import SpecError
 from hourglass.model.dense import Dense
-from hourglass.model.presets import WHOLE
+from hourglass.model.spec import WHOLE
 
 KIND = Dense.model_fields["kind"].default
 DENSE = tuple(name for name in Dense.model_fields if name != "kind")

@@ -22,7 +22,7 @@ from hourglass.data import arrays
 from hourglass.data.decode import bounded
 from hourglass.data.schema import FeatureSchema, Missing
 from hourglass.errors import DataError
-from hourglass.model.ensemble import (
+from hourglass.model.autoencoder import (
     Combine,
     combined,
     score_parts,

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from hourglass.model.activations import CODE_LOW
 from hourglass.model.code import posterior, prefix
-from hourglass.model.output import PenaltyContext
-from hourglass.model.part import PenaltyPart
+from hourglass.model.part import PenaltyContext, PenaltyPart
 
 if TYPE_CHECKING:
     from hourglass.model.spec import ModelSpec

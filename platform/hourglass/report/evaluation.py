@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from hourglass.artifact import Ensemble
+from hourglass.errors import redact
 from hourglass.report import baseline, charts, pictures
 from hourglass.report.baseline import Evaluation
 from hourglass.report.network import settings, summary
 from hourglass.report.page import Section, note, table
 from hourglass.report.selection import Context, Floats, model_space
-from hourglass.tracking.shown import redact
 from hourglass.training.step import rounding
 
 

@@ -21,7 +21,7 @@ from hourglass.artifact import MANIFEST
 from hourglass.config.serve import ServeSpec
 from hourglass.inference.endpoints import Arrays, ModelMetadata
 from hourglass.inference.predictor import Predictor
-from hourglass.serving import auth
+from hourglass.serving import middleware
 from hourglass.serving.answers import ModelRequest, answer_all
 from hourglass.serving.http import create_app
 from hourglass.serving.limits import RETRY_AFTER_S, RequestError
@@ -43,7 +43,7 @@ def build(args: ServeSpec) -> serve.Application:
     )
 
     settings = Settings()
-    token = auth.read_token(settings)
+    token = middleware.read_token(settings)
     models = {}
     for model in args.models:
         found = resolve(model.uri, settings)
@@ -62,7 +62,7 @@ def build(args: ServeSpec) -> serve.Application:
             args.num_cpus,
         )
     ingress: serve.Application = INGRESS.options(**_ingress_options(args)).bind(
-        args, models, auth.fingerprint(token)
+        args, models, middleware.fingerprint(token)
     )
     return ingress
 

@@ -12,10 +12,9 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from hourglass import ray_internals
-from hourglass.addresses import require_free
 from hourglass.config.serve import ServeFile
 from hourglass.errors import ClusterError, last_line
-from hourglass.process import deferred
+from hourglass.process import deferred, require_free
 from hourglass.serving.app import build
 from hourglass.settings import Settings
 

@@ -19,12 +19,18 @@ from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 from hourglass import storage
-from hourglass.errors import ArtifactError, HourglassError, ReadError, RegistryError, WriteError
+from hourglass.errors import (
+    ArtifactError,
+    HourglassError,
+    ReadError,
+    RegistryError,
+    WriteError,
+    redact,
+)
 from hourglass.settings import Settings
 from hourglass.tracking import backend, records
 from hourglass.tracking.backend import Event, Logged, Registered, Version
 from hourglass.tracking.locks import locked
-from hourglass.tracking.shown import redact
 
 RUN, METRICS, MODEL = "run.json", "metrics.jsonl", "model.json"
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}

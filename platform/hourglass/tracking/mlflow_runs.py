@@ -9,13 +9,12 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hourglass.errors import HourglassError, ReadError, RegistryError, WriteError
+from hourglass.errors import HourglassError, ReadError, RegistryError, WriteError, redact
 from hourglass.settings import Settings
 from hourglass.tracking import backend, records
 from hourglass.tracking.backend import Event, Logged, Registered
 from hourglass.tracking.mlflow_trials import BATCH_METRICS, Trials, dataset_input
 from hourglass.tracking.records import DIGEST_TAG
-from hourglass.tracking.shown import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -232,14 +231,14 @@ class MlflowWriter:
 
     def _artifact(self, event: Event) -> None:
         """Log the model of this run, or of the trial that the event names, and register it."""
-        from hourglass.tracking import mlflow_model
+        from hourglass.tracking import mlflow
 
         of = event.get("trial")
         run_id = self._run() if of is None else self._sweep().run_of(of)
-        logged = mlflow_model.log(self._client, run_id, event["uri"])
+        logged = mlflow.log(self._client, run_id, event["uri"])
         if of is None and logged.history:
             self._try("metrics", partial(self._add_history, logged, event["time_ms"]))
-        self._try("metrics", partial(mlflow_model.measure, self._client, run_id, logged))
+        self._try("metrics", partial(mlflow.measure, self._client, run_id, logged))
         if event["register_as"]:
             self._register(event["register_as"], run_id, logged)
 

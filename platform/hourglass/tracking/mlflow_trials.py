@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hourglass import storage
-from hourglass.errors import RegistryError
+from hourglass.errors import RegistryError, redact
 from hourglass.tracking.backend import Event
 from hourglass.tracking.records import (
     DIGEST_TAG,
@@ -27,7 +27,6 @@ from hourglass.tracking.records import (
     step_to_show,
     steps,
 )
-from hourglass.tracking.shown import redact
 
 PARENT_TAG = "mlflow.parentRunId"
 TRIAL_TAG = "hourglass.trial"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hourglass import storage
+from hourglass.errors import redact
 from hourglass.tracking.backend import MANIFEST
-from hourglass.tracking.shown import redact
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hourglass import storage
+from hourglass.errors import explain
 from hourglass.settings import Settings
 from hourglass.tracking.backend import MANIFEST, Registered, RunWriter
 from hourglass.tracking.locks import private_folder, try_locked
 from hourglass.tracking.outbox import FOLDER, Outbox
 from hourglass.tracking.records import found_anywhere, named
 from hourglass.tracking.registry import open_tracker
-from hourglass.tracking.shown import explain
 
 if TYPE_CHECKING:
     from hourglass.artifact import Manifest

@@ -11,10 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hourglass.addresses import LOOPBACK, require_free
-from hourglass.errors import HourglassError
+from hourglass.errors import HourglassError, redact
+from hourglass.process import LOOPBACK, require_free
 from hourglass.settings import Settings
-from hourglass.tracking.shown import redact
 
 START_S = 120.0
 STOP_S = 10.0

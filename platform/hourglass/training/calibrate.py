@@ -13,8 +13,14 @@ from torch import Tensor
 
 from hourglass.artifact import Calibration
 from hourglass.data.loader import Loader
-from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.ensemble import Combine, combined, scored_error, scores, squared_error
+from hourglass.model.autoencoder import (
+    AutoencoderModule,
+    Combine,
+    combined,
+    scored_error,
+    scores,
+    squared_error,
+)
 from hourglass.training.collective import ProcessGroup
 
 MAX_ROWS = 2**20

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.output import ForwardOutput
+from hourglass.model.part import ForwardOutput
 
 
 class ProcessGroup(Protocol):

@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from hourglass.config.train import TrainSpec
 from hourglass.model.adversary import Adversary, fooling, telling
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.output import RowMean
+from hourglass.model.part import RowMean
 from hourglass.training.collective import ProcessGroup, find_nonfinite, means
 
 Record = dict[str, float]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hourglass.data.loader import Batch
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
-from hourglass.model.output import ForwardOutput
+from hourglass.model.part import ForwardOutput
 from hourglass.training.collective import ProcessGroup, find_nonfinite
 from hourglass.training.state import Discriminator, State
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hourglass.config import files, paths
+from hourglass.config import errors, files
 from hourglass.config.search import Values
 from hourglass.config.train import TrainJob
 from hourglass.config.tune import TuneJob
@@ -113,9 +113,9 @@ def choose_point(sweep: TuneJob, choose: Callable[[str, Values], Any]) -> Point:
     values: dict[str, Any] = {}
     try:
         for path, candidates in sweep.space.items():
-            if all(paths.field_at(tree, field) == want for field, want in candidates.when.items()):
+            if all(errors.field_at(tree, field) == want for field, want in candidates.when.items()):
                 values[path] = choose(path, candidates)
-                paths.put(tree, path, copy.deepcopy(values[path]), f"space.{path}")
+                errors.put(tree, path, copy.deepcopy(values[path]), f"space.{path}")
         job = files.parse(tree)
     except SpecError as error:
         return Point(values, None, one_line(error))

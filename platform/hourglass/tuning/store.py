@@ -12,7 +12,7 @@ from functools import cached_property
 
 from hourglass import artifact, storage
 from hourglass.artifact import Calibration
-from hourglass.config.paths import below
+from hourglass.config.errors import below
 from hourglass.config.tune import TuneJob
 from hourglass.data.dataset import Dataset
 from hourglass.data.loader import Features

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hourglass import artifact, storage
-from hourglass.config import files, paths
+from hourglass.config import errors, files
 from hourglass.config.train import TrainJob
 from hourglass.config.tune import TuneJob
 from hourglass.data.dataset import open_dataset
@@ -187,10 +187,10 @@ def refit_job(sweep: TuneJob, board: Leaderboard, settings: Settings) -> TrainJo
         "data.holdout": 0.0,
         "scale": sweep.job.scale.model_dump(mode="json"),
     }
-    if paths.field_at(tree, "train.early_stop") is not None:
+    if errors.field_at(tree, "train.early_stop") is not None:
         changes |= {"train.early_stop": None, "train.epochs": round(best.metrics["epoch"])}
     for path, value in changes.items():
-        paths.put(tree, path, value, "--refit")
+        errors.put(tree, path, value, "--refit")
     job = files.parse(tree)
     assert isinstance(job, TrainJob)  # a trial's job is
     return job
