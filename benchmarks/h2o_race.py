@@ -4,7 +4,7 @@
 
 MNIST is a folder with `train` and `test`, Parquet with the column `image`. h2o comes from PyPI in a
 virtual environment of its own, made once below the system's temporary folder, or is what PYTHON has; it
-needs Java 17 (Debian's openjdk-17-jre-headless). Without either there is nothing to race: a sentence,
+needs Java 17 (Debian's openjdk-17-jre-headless). Without either there is nothing to race: a message,
 and exit code 0.
 
 Both sides get all cores, the same rows and as many epochs. h2o's seconds run from the import of its
@@ -72,7 +72,7 @@ class Data(NamedTuple):
 class Side(NamedTuple):
     """What a process said on stdout, and its seconds from start to end."""
 
-    said: str
+    printed: str
     seconds: float
 
 
@@ -121,7 +121,7 @@ def run(command: Sequence[str], environment: dict[str, str]) -> Side:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         try:
-            said, aside = process.communicate()
+            printed, aside = process.communicate()
         except BaseException:
             process.terminate()  # and not killed: each side has servers to end
             process.wait()
@@ -129,11 +129,11 @@ def run(command: Sequence[str], environment: dict[str, str]) -> Side:
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}:\n{aside[-4000:]}")
-    return Side(said, seconds)
+    return Side(printed, seconds)
 
 
 def h2o_python(named: str | None) -> str | None:
-    """A Python with h2o, made when none is named; None, and a sentence, where that cannot be."""
+    """A Python with h2o, made when none is named; None, and a message, where that cannot be."""
     java = os.environ.get("JAVA_HOME", "")
     if not shutil.which("java") and not shutil.which(str(Path(java) / "bin" / "java")):
         print("no Java here (Debian: openjdk-17-jre-headless), so there is no h2o to race with")
@@ -164,7 +164,7 @@ def theirs(
     files = [str(data.train_csv), str(data.test_csv), str(folder)]
     command = [python, script, grid, *files, "--epochs", str(epochs), *options]
     side = run(command, dict(os.environ))
-    found: dict[str, Any] = json.loads(side.said)
+    found: dict[str, Any] = json.loads(side.printed)
     table = pa_csv.read_csv(folder / "reconstruction.csv")
     output = np.column_stack([column.to_numpy() for column in table.columns])
     first = np.array(found["models"][0]["first_errors"])
@@ -195,7 +195,7 @@ def ours(
     environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     environment |= {"HOURGLASS_HOME": str(home), "HOURGLASS_TEMP_DIR": str(home / "ray")}
     side = run(command, environment)
-    board = json.loads(side.said)
+    board = json.loads(side.printed)
     trials = home / "runs" / board["sweep"] / "trials"
     ended = [entry for entry in board["entries"] if entry["status"] == "finished"]
     return {

@@ -163,7 +163,7 @@ def measure(home: Path) -> dict[str, object]:
                 "forward": lambda: lambda: predictor.encode(rows[:256]),
             }
             for _ in range(5):
-                for name, connected in calls.items():  # anew: a server closes an idle connection
+                for name, connected in calls.items():  # again: a server closes an idle connection
                     taken[name] += latencies(connected(), 3.0)
         bare_serve_port = free_port()
         with connection(settings=settings), bare_serve(bare_serve_port):

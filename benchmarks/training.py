@@ -1,6 +1,6 @@
 """Training rows/s of one worker on one thread against a plain in-memory PyTorch loop.
 
-Both sides in one run: 784-[100]-784, tanh, Adam, batch 128, uint8 rows permuted anew each epoch.
+Both sides in one run: 784-[100]-784, tanh, Adam, batch 128, uint8 rows permuted again each epoch.
 Ours is the real thing, `TorchTrainer` and all, on a local Ray cluster; its figure is the median
 over the epochs after the first of rows / seconds of the epoch's steps, reading included. The cores'
 speed drifts, so each run is divided by the mean of the plain runs before and after it, and the

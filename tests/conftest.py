@@ -18,8 +18,8 @@ from hourglass.model.spec import ModelSpec
 
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn then checks array API input as well
 torch.set_num_threads(1)
-settings.register_profile("house", deadline=None, derandomize=True, database=None)
-settings.load_profile("house")
+settings.register_profile("hourglass", deadline=None, derandomize=True, database=None)
+settings.load_profile("hourglass")
 
 COLUMNS = 12
 CLUSTERS = {"ray", "docs", "browser"}

@@ -50,7 +50,7 @@ def _s3_limits() -> dict[str, Any]:
 
 @functools.cache
 def _session(total_s: float) -> type:
-    """Sessions in which a request ends in time, whatever the endpoint goes on sending."""
+    """Sessions in which a request ends in time, whatever the endpoint keeps sending."""
     from aiobotocore.httpsession import AIOHTTPSession
     from aiohttp import ClientTimeout
 

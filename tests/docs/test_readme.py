@@ -104,12 +104,12 @@ def test_the_yaml_is_twelve_lines() -> None:
 
 
 def test_the_demo(shell: Shell) -> None:
-    said = shell.run("hourglass demo")
-    mse, pca = map(float, re.findall(r"(?:MSE|components) (0\.\d+)", said)[:2])
+    printed = shell.run("hourglass demo")
+    mse, pca = map(float, re.findall(r"(?:MSE|components) (0\.\d+)", printed)[:2])
     assert mse < 0.02 < pca
-    assert "most anomalous rows" in said
-    assert "POST http://127.0.0.1:" in said
-    assert "-> 200, version 1" in said
+    assert "most anomalous rows" in printed
+    assert "POST http://127.0.0.1:" in printed
+    assert "-> 200, version 1" in printed
 
 
 def test_the_other_commands(shell: Shell) -> None:
@@ -118,28 +118,28 @@ def test_the_other_commands(shell: Shell) -> None:
         line for line in commands() if not line.startswith(("make ", ". ")) and "$MNIST" not in line
     ]
     ours = [line for line in ours if "promote mnist" not in line]
-    said = {}
+    printed = {}
     for command in ours:
         if command.startswith(STAYING):
             shell.stay(command, "ready" if "serve" in command else "http://127.0.0.1:5000")
         else:
-            said[command] = shell.run(command)
+            printed[command] = shell.run(command)
     assert shell.leave() == [0, 0]
-    train = said["hourglass train my.yaml"]
+    train = printed["hourglass train my.yaml"]
     assert "registered   mine version 1" in train
     assert float(re.findall(r"holdout_mse +(0\.\d+)", train)[0]) < 0.04
     assert (
         "1797 scored, 0 dropped"
-        in said["hourglass score jobs/digits/score.yaml --set output=scores/digits"]
+        in printed["hourglass score jobs/digits/score.yaml --set output=scores/digits"]
     )
-    board = said["hourglass leaderboard denoising"]
+    board = printed["hourglass leaderboard denoising"]
     assert "denoising, by holdout_mse" in board
-    tuned = said["hourglass tune tune_spaces/denoising.yaml --set max_trials=4"]
+    tuned = printed["hourglass tune tune_spaces/denoising.yaml --set max_trials=4"]
     assert f"{board}recorded in MLflow (" in tuned
     assert tuned.endswith(f"written to {shell.folder / '.hourglass' / 'runs' / 'denoising'}\n")
-    answer = next(text for command, text in said.items() if "anomaly -d @rows.json" in command)
+    answer = next(text for command, text in printed.items() if "anomaly -d @rows.json" in command)
     assert '"is_anomaly":[' in answer.replace(" ", "")
-    assert "kind: RayJob" in said["hourglass render my.yaml"]
+    assert "kind: RayJob" in printed["hourglass render my.yaml"]
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST's shards are not beside the repository")
@@ -147,6 +147,6 @@ def test_mnist_reaches_its_figure(shell: Shell) -> None:
     """The README's MNIST commands; test MSE in range space at most 0.0036 with tanh."""
     ours = [line for line in commands() if "$MNIST" in line or "promote mnist" in line]
     assert len(ours) == 3
-    said = [shell.run(command) for command in ours]
-    assert "10000 scored" in said[-1]
-    assert float(re.findall(r"(0\.\d+) in range space", said[-1])[0]) <= 0.0036
+    printed = [shell.run(command) for command in ours]
+    assert "10000 scored" in printed[-1]
+    assert float(re.findall(r"(0\.\d+) in range space", printed[-1])[0]) <= 0.0036

@@ -122,7 +122,7 @@ def test_dropout_is_on_with_a_generator_only_and_seeded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "sentence"),
+    ("fields", "message"),
     [
         (
             {"widths": [6, 4], "tied": True, "decoder": [5]},
@@ -140,8 +140,8 @@ def test_dropout_is_on_with_a_generator_only_and_seeded() -> None:
     ],
     ids=["tied", "activations", "dropout"],
 )
-def test_dense_contradictions_are_refused(fields: dict[str, Any], sentence: str) -> None:
-    assert refusal(**fields) == sentence
+def test_dense_contradictions_are_refused(fields: dict[str, Any], message: str) -> None:
+    assert refusal(**fields) == message
 
 
 def test_a_linear_code_finds_the_subspace_of_pca() -> None:
@@ -236,7 +236,7 @@ def test_channels_first_and_last_are_the_same_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "sentence"),
+    ("fields", "message"),
     [
         (
             {
@@ -254,8 +254,8 @@ def test_channels_first_and_last_are_the_same_picture() -> None:
     ],
     ids=["nothing-left", "gaps"],
 )
-def test_layers_that_do_not_fit_are_named_with_both_shapes(fields: Any, sentence: str) -> None:
-    assert refusal(kind="conv", **fields) == sentence
+def test_layers_that_do_not_fit_are_named_with_both_shapes(fields: Any, message: str) -> None:
+    assert refusal(kind="conv", **fields) == message
 
 
 # LSTM

@@ -143,6 +143,6 @@ def test_the_warning_comes_from_the_answers(
         return made._replace(output_BF=last)
 
     monkeypatch.setattr(type(plain.module), "forward", by_place)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning) as printed:
         Predictor.load(str(tmp_path))
-    assert [str(warning.message) for warning in said] == [PLACES.format("cpu")]
+    assert [str(warning.message) for warning in printed] == [PLACES.format("cpu")]

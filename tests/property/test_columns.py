@@ -99,8 +99,8 @@ def test_model_space_is_that_of_exact_arithmetic(
     np.testing.assert_allclose(found, expected.astype(float), rtol=3e-7, atol=3e-7)
     back = module.inverse(torch.from_numpy(found[:, None])).numpy()[:, 0]
     unit = float(module.scale_F[0])
-    room = 3e-7 * unit * np.abs(found.astype(float)).clip(1.0) + np.spacing(np.abs(x).max())
-    assert (np.abs(back - x) <= room).all()
+    tolerance = 3e-7 * unit * np.abs(found.astype(float)).clip(1.0) + np.spacing(np.abs(x).max())
+    assert (np.abs(back - x) <= tolerance).all()
 
 
 def test_float32_shift_was_wrong() -> None:

@@ -56,8 +56,8 @@ def test_columns_are_the_matching_ones_in_the_shards_order(
     if lost or not expected:
         with pytest.raises(DataError) as caught:
             resolved(features, schema)
-        sentence = lost[0] if lost else "features.exclude leaves no column; Columns: "
-        assert str(caught.value).startswith(f"a.parquet: {sentence}")
+        message = lost[0] if lost else "features.exclude leaves no column; Columns: "
+        assert str(caught.value).startswith(f"a.parquet: {message}")
         return
     found = resolved(features, schema)
     assert list(found.columns) == found.feature_names == found.source_columns == expected
@@ -143,7 +143,7 @@ def test_only_plain_types_pass(kind: pa.DataType, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "sentence"),
+    ("features", "message"),
     [
         (
             {"vector": "imgae"},
@@ -165,9 +165,9 @@ def test_only_plain_types_pass(kind: pa.DataType, allowed: bool) -> None:
         ),
     ],
 )
-def test_what_does_not_resolve(features: dict[str, str], sentence: str) -> None:
+def test_what_does_not_resolve(features: dict[str, str], message: str) -> None:
     image = pa.list_(pa.uint8(), 4)
     schema = pa.schema([("image", image), ("image", image), ("id", pa.string())])
     with pytest.raises(DataError) as caught:
         resolved(features, schema)
-    assert str(caught.value) == sentence
+    assert str(caught.value) == message

@@ -47,7 +47,7 @@ class Model:
     version: str | None = "3"
 
 
-class Heard:
+class Recorder:
     """A listener that counts."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ def job(uri: str, output: Path | str, **changes: Any) -> ScoreJob:
 
 
 def run(a_job: ScoreJob, model: Model, fresh: bool = False) -> batch.Scored:
-    return batch.score(a_job, model, Heard(), fresh)
+    return batch.score(a_job, model, Recorder(), fresh)
 
 
 def read(folder: Path) -> pa.Table:
@@ -286,7 +286,7 @@ def test_missing_cells(cluster: str, command: "Command", model: Model, tmp_path:
     assert err.startswith(
         f"error: {damaged}/s1.parquet: row group 0, row 10, column 'image[4]': found nan"
     )
-    assert err.count("\n") == 1  # the sentence and nothing else, of Ray's for one
+    assert err.count("\n") == 1  # the message and nothing else, of Ray's for one
     assert "Traceback" not in out
     assert not list(refused.glob(".part-*"))
     assert not (refused / batch.COMMIT).exists()
@@ -425,7 +425,7 @@ def kill_an_actor(chance: random.Random) -> None:
     chance.choice(alive).kill()
 
 
-class Killer(Heard):
+class Killer(Recorder):
     """Kills an actor of this process each time that so many parts are there."""
 
     def __init__(self, after: set[int], chance: random.Random) -> None:
@@ -440,7 +440,7 @@ class Killer(Heard):
             self.killed += 1
 
 
-def score_here(command: Command, output: Path, listener: Heard) -> batch.Scored:
+def score_here(command: Command, output: Path, listener: Recorder) -> batch.Scored:
     """The same job, by the driver's function in this process."""
     a_job = load_kind(ScoreJob, command.file, [f"output={output}"])
     return batch.score(a_job, resolve(a_job.model, Settings(home=command.home / "home")), listener)
@@ -481,7 +481,7 @@ def test_ray_10(cluster: str, command: Command, undisturbed: Path, tmp_path: Pat
     assert table["id"].to_pylist() == list(range(288_000))
     assert table.equals(read(undisturbed))
     before = times(output)
-    assert score_here(command, output, Heard()).written == 0
+    assert score_here(command, output, Recorder()).written == 0
     assert times(output) == before
 
 

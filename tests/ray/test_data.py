@@ -161,7 +161,7 @@ def test_dropped_and_imputed_cells_are_counted(folder: str, missing: Missing) ->
     np.testing.assert_allclose(statistics.stats.mean, np.nanmean(trained, 0), rtol=1e-12)
 
 
-def told(read: Any) -> str:
+def reported(read: Any) -> str:
     with pytest.raises(DataError) as caught:
         read()
     assert caught.value.__cause__ is None
@@ -172,13 +172,13 @@ def test_a_missing_cell_is_told_without_rays_frames(
     folder: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rows = rows_of(folder, columns=["a", "b"])
-    sentence = (
+    message = (
         f"{folder}/part-0.parquet: row group 0, row 3, column 'a': found nan (1 such rows in these "
         "90); `missing: error` allows finite numbers only. Set data.missing to `mean` or `drop_row`"
     )
-    assert told(lambda: reading.load(rows, keep_features=True)) == sentence
+    assert reported(lambda: reading.load(rows, keep_features=True)) == message
     parts = [Slice(0, 0, "train", 0, 20)]
-    assert told(lambda: list(reading.stream_features(rows, parts))) == sentence
+    assert reported(lambda: list(reading.stream_features(rows, parts))) == message
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -189,10 +189,10 @@ def test_damage_is_told_by_file_row_group_and_column(folder: str) -> None:
     storage.write(f"{uri}/part-0.parquet", shard(0))
     storage.write(f"{uri}/part-1.parquet", bytes(damaged))
     rows = rows_of(uri, vector="image")
-    sentence = f"{uri}/part-1.parquet: row group 2, column 'image': cannot be decoded ("
-    assert told(lambda: reading.load(rows, keep_features=False)).startswith(sentence)
+    message = f"{uri}/part-1.parquet: row group 2, column 'image': cannot be decoded ("
+    assert reported(lambda: reading.load(rows, keep_features=False)).startswith(message)
     parts = [Slice(1, 2, "train", 0, 20)]
-    assert told(lambda: list(reading.stream_features(rows, parts))).startswith(sentence)
+    assert reported(lambda: list(reading.stream_features(rows, parts))).startswith(message)
 
 
 def test_a_shard_replaced_after_listing_is_told(folder: str) -> None:
@@ -200,7 +200,7 @@ def test_a_shard_replaced_after_listing_is_told(folder: str) -> None:
     storage.write(f"{uri}/part-0.parquet", shard(0))
     rows = rows_of(uri, vector="image")
     storage.write(f"{uri}/part-0.parquet", shard(300))
-    assert told(lambda: reading.load(rows, keep_features=False)) == (
+    assert reported(lambda: reading.load(rows, keep_features=False)) == (
         f"{uri}/part-0.parquet: was replaced since it was listed; run again"
     )
 
@@ -222,8 +222,8 @@ def test_a_shard_that_ends_its_reader_is_named(cluster: Path, monkeypatch: Any) 
             return super().chunks(shard, group)
 
     deadly = Deadly(found.shards, found.schema, found.missing, found.holdout)
-    sentence = f"reading failed: the process that read {uri}/part-1.parquet died; is it damaged?"
-    assert told(lambda: reading.load(deadly, keep_features=True)) == sentence
+    message = f"reading failed: the process that read {uri}/part-1.parquet died; is it damaged?"
+    assert reported(lambda: reading.load(deadly, keep_features=True)) == message
     slices = [Slice(number, 0, "train", 0, 20) for number in range(3)]
-    assert told(lambda: list(reading.stream_features(deadly, slices, cpus=0.5))) == sentence
+    assert reported(lambda: list(reading.stream_features(deadly, slices, cpus=0.5))) == message
     assert reading.load(found, keep_features=False)[0].rows("train") > 0

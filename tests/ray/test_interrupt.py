@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at real commands: a sentence, an exit code, nothing left, and it goes on later."""
+"""Ctrl-C and SIGTERM at real commands: a message, an exit code, nothing left, and it goes on later."""
 
 import os
 import pty

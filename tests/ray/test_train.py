@@ -82,7 +82,7 @@ def job(
 
 
 @dataclass
-class Heard:
+class Recorder:
     """A listener that remembers."""
 
     notes: list[str] = field(default_factory=list)
@@ -99,9 +99,9 @@ class Heard:
         self.records.append(record)
 
 
-def train(made: TrainJob, home: Path, heard: Any = None) -> Outcome:
+def train(made: TrainJob, home: Path, received: Any = None) -> Outcome:
     """The run of `made` in a project folder of its own name."""
-    return launch.train(made, Settings(home=home), heard or Heard())
+    return launch.train(made, Settings(home=home), received or Recorder())
 
 
 def weights(outcome: Outcome) -> dict[str, np.ndarray]:
@@ -120,20 +120,20 @@ def test_two_workers_stream_pretrain_and_share_a_batch_wide_code(home: Path, sha
         "code": {"kind": "batch_top_k", "k": 1},
         "penalties": [{"kind": "aux_k", "dead_after_steps": 5}],
     }
-    heard = Heard()
+    received = Recorder()
     made = job(
         shards, 2, "stream", model=sparse, epochs=2, phases=[{"kind": "greedy", "epochs": 1}]
     )
-    outcome = train(made, home / "phases", heard)
-    told = [note for note in heard.notes if note.startswith("phase 1 (greedy), layer ")]
-    assert [note.partition(": error ")[0].partition(", ")[2] for note in told] == [
+    outcome = train(made, home / "phases", received)
+    reported = [note for note in received.notes if note.startswith("phase 1 (greedy), layer ")]
+    assert [note.partition(": error ")[0].partition(", ")[2] for note in reported] == [
         "layer 1 of 2, epoch 1/1",
         "layer 2 of 2, epoch 1/1",
     ]
     assert weights(outcome)["batch_threshold.threshold"] > 0
-    assert [record["epoch"] for record in heard.records] == [1, 2]
-    assert all("dead_units" in record for record in heard.records)
-    assert heard.dataset["cached"] is False
+    assert [record["epoch"] for record in received.records] == [1, 2]
+    assert all("dead_units" in record for record in received.records)
+    assert received.dataset["cached"] is False
     sensitivity = outcome.manifest.provenance["sensitivity"]
     assert [one["hyperparameter"] for one in sensitivity] == [
         "model.code.k",
@@ -147,33 +147,33 @@ def test_a_shape_that_is_not_the_rows_is_told_before_they_are_read(
     home: Path, shards: Path
 ) -> None:
     model = {"network": {"kind": "lstm", "shape": [5, 2], "code": 2}}
-    heard = Heard()
+    received = Recorder()
     with pytest.raises(SpecError, match=r"shape \[5, 2\] has 10 features, the rows have 8"):
-        train(job(shards, 1, model=model), home / "shape", heard)
-    assert heard.dataset == {}
+        train(job(shards, 1, model=model), home / "shape", received)
+    assert received.dataset == {}
 
 
 def assert_bits_of_the_loop_without_ray(
-    made: TrainJob, shards: Path, outcome: Outcome, heard: Heard
+    made: TrainJob, shards: Path, outcome: Outcome, received: Recorder
 ) -> None:
     alone = in_process(made, shards)
     alone.fit()
     expected = {name: v.numpy() for name, v in alone.state.module.state_dict().items()}
     assert same_bits(weights(outcome), expected)
-    assert history(outcome) == timeless(alone.records) == timeless(heard.records)
-    assert heard.dataset["train_rows"] + heard.dataset["holdout_rows"] == len(ROWS)
+    assert history(outcome) == timeless(alone.records) == timeless(received.records)
+    assert received.dataset["train_rows"] + received.dataset["holdout_rows"] == len(ROWS)
     assert not outcome.already
     run = Path(outcome.uri).parent
     assert sorted(path.name for path in run.iterdir()) == ["artifact", "checkpoints"]
 
 
 def test_one_worker_streams_the_bits_of_the_loop_without_ray(home: Path, shards: Path) -> None:
-    made, heard = job(shards, 1, "stream"), Heard()
-    outcome = train(made, home / "stream", heard)
-    assert_bits_of_the_loop_without_ray(made, shards, outcome, heard)
+    made, received = job(shards, 1, "stream"), Recorder()
+    outcome = train(made, home / "stream", received)
+    assert_bits_of_the_loop_without_ray(made, shards, outcome, received)
 
 
-class KillingTheController(Heard):
+class KillingTheController(Recorder):
     """kill -9 of Ray Train's controller after the fifth epoch."""
 
     def epoch(self, record: dict[str, float]) -> None:
@@ -198,17 +198,17 @@ def test_a_lost_controller_keeps_no_cpu_and_the_same_command_resumes(
     while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2.0
-    heard = Heard()
-    outcome = train(made, home / "lost", heard)
-    assert sum(note.startswith("resumed at step ") for note in heard.notes) == 1
-    assert heard.dataset["cached"] is True
-    assert_bits_of_the_loop_without_ray(made, shards, outcome, heard)
+    received = Recorder()
+    outcome = train(made, home / "lost", received)
+    assert sum(note.startswith("resumed at step ") for note in received.notes) == 1
+    assert received.dataset["cached"] is True
+    assert_bits_of_the_loop_without_ray(made, shards, outcome, received)
 
-    started, heard = time.monotonic(), Heard()
-    again = train(made, home / "lost", heard)
+    started, received = time.monotonic(), Recorder()
+    again = train(made, home / "lost", received)
     assert time.monotonic() - started < 2
     assert (again.already, again.digest) == (True, outcome.digest)
-    assert heard.records == []
+    assert received.records == []
     write(shards / "part-1.parquet", ROWS[:200] + 1)
     with pytest.raises(DataError) as error:
         train(made, home / "lost")
@@ -217,7 +217,7 @@ def test_a_lost_controller_keeps_no_cpu_and_the_same_command_resumes(
     )
 
 
-class Interrupting(Heard):
+class Interrupting(Recorder):
     """Ctrl-C after the third epoch."""
 
     def epoch(self, record: dict[str, float]) -> None:
@@ -338,7 +338,7 @@ def train_workers() -> set[int]:
 
 
 def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) -> None:
-    """NUM-05: the sentence reaches the caller, and Ray Train does not try it again."""
+    """NUM-05: the message reaches the caller, and Ray Train does not try it again."""
     made = job(shards, 2, optimizer={"kind": "sgd", "lr": 1e30})
     with Counting("ray::RayTrainWorker") as seen, pytest.raises(TrainingError) as error:
         train(made, home / "diverges")
@@ -351,7 +351,7 @@ def test_a_run_that_diverges_stops_all_workers_once(home: Path, shards: Path) ->
 
 @pytest.mark.parametrize("kind", ERROR_TYPES.values())
 def test_an_error_comes_to_the_caller_as_what_it_is(home: Path, kind: type[HourglassError]) -> None:
-    with Subscription(Heard()) as publisher:
+    with Subscription(Recorder()) as publisher:
         assert publisher.failure() is None
         publisher.fail(kind("words"))
         publisher.fail(TrainingError("a later one"))
@@ -366,8 +366,8 @@ def kill_the_channel() -> None:
 
 
 def test_events_on_a_killed_channel_arrive_once_and_in_order(home: Path) -> None:
-    heard = Heard()
-    subscription = Subscription(heard)
+    received = Recorder()
+    subscription = Subscription(received)
     with subscription as publisher:
         assert publisher.failure() is None  # the channel is up
         with subscription._delivering:  # nothing is taken from it
@@ -378,8 +378,8 @@ def test_events_on_a_killed_channel_arrive_once_and_in_order(home: Path) -> None
             kill_the_channel()
             publisher.send("note", "while it is down")
         assert publisher.undelivered() == []
-    assert [record["epoch"] for record in heard.records] == [1, 2, 3, 4, 5]
-    assert heard.notes == ["between", "while it is down"]
+    assert [record["epoch"] for record in received.records] == [1, 2, 3, 4, 5]
+    assert received.notes == ["between", "while it is down"]
 
 
 def test_a_channel_that_does_not_wait_for_the_subscriber_loses_events(
@@ -394,8 +394,8 @@ def test_a_channel_that_does_not_wait_for_the_subscriber_loses_events(
     Forgetful.__name__ = "EventChannel"
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Forgetful)
     monkeypatch.setattr("hourglass.training.events.EventChannel", actor)
-    heard = Heard()
-    subscription = Subscription(heard)
+    received = Recorder()
+    subscription = Subscription(received)
     with subscription as publisher:
         publisher.failure()
         with subscription._delivering:
@@ -405,13 +405,13 @@ def test_a_channel_that_does_not_wait_for_the_subscriber_loses_events(
             time.sleep(0.5)
             kill_the_channel()
         publisher.failure()
-    assert "lost" not in heard.notes
+    assert "lost" not in received.notes
 
 
 def test_a_worker_returns_the_events_that_no_channel_took(home: Path) -> None:
     """An error among them is that of the run."""
-    heard = Heard()
-    subscription = Subscription(heard)
+    received = Recorder()
+    subscription = Subscription(received)
     with subscription as publisher:
         publisher.send("note", "first")
         assert publisher.undelivered() == []
@@ -426,7 +426,7 @@ def test_a_worker_returns_the_events_that_no_channel_took(home: Path) -> None:
         subscription.deliver(kept)
         subscription.deliver(kept)
         assert str(subscription.failure) == "stopped at step 7"
-    assert heard.notes == ["first", "second"]
+    assert received.notes == ["first", "second"]
 
 
 def test_the_channel_is_on_the_node_of_the_listener(
@@ -442,7 +442,7 @@ def test_the_channel_is_on_the_node_of_the_listener(
             return EventChannel.options(**how)
 
     monkeypatch.setattr("hourglass.training.events.EventChannel", Asked)
-    with Subscription(Heard()) as publisher:
+    with Subscription(Recorder()) as publisher:
         assert publisher.failure() is None
     (place,) = asked
     assert (place.node_id, place.soft) == (ray.get_runtime_context().get_node_id(), False)
@@ -452,21 +452,21 @@ def test_the_channel_is_on_the_node_of_the_listener(
 def test_an_error_of_the_listener_costs_no_event_and_is_raised_at_the_end(
     home: Path, error: BaseException
 ) -> None:
-    class Full(Heard):
+    class Full(Recorder):
         def epoch(self, record: dict[str, float]) -> None:
             super().epoch(record)
             if record["epoch"] == 1:
                 raise error
 
-    def publish(heard: Full) -> None:
-        with Subscription(heard) as publisher:
+    def publish(received: Full) -> None:
+        with Subscription(received) as publisher:
             for epoch in (1, 2, 3):
                 publisher.send("epoch", {"epoch": epoch})
 
-    heard = Full()
+    received = Full()
     with pytest.raises(type(error), match="no space left"):
-        publish(heard)
-    assert [record["epoch"] for record in heard.records] == [1, 2, 3]
+        publish(received)
+    assert [record["epoch"] for record in received.records] == [1, 2, 3]
 
 
 def test_an_error_of_the_channel_is_raised_at_the_end(
@@ -486,10 +486,10 @@ def test_an_error_of_the_channel_is_raised_at_the_end(
             publisher.send("note", "kept")
             subscription.deliver(publisher.undelivered())
 
-    heard = Heard()
+    received = Recorder()
     with pytest.raises(KeyError, match="a mistake of ours"):
-        publish(Subscription(heard))
-    assert heard.notes == ["kept"]
+        publish(Subscription(received))
+    assert received.notes == ["kept"]
 
 
 def test_a_stop_sent_while_the_channel_is_down_ends_the_run_with_its_error(
@@ -504,10 +504,10 @@ def test_a_stop_sent_while_the_channel_is_down_ends_the_run_with_its_error(
         optimizer={"kind": "sgd", "lr": 20.0},
         schedule={"kind": "constant", "warmup_steps": 400},
     )
-    heard: list[float] = []
+    received: list[float] = []
 
     def epoch(self: Any, record: dict[str, float]) -> None:
-        heard.append(record["epoch"])
+        received.append(record["epoch"])
         if record["epoch"] == 3:
             kill_the_channel()
 
@@ -523,16 +523,16 @@ def test_a_stop_sent_while_the_channel_is_down_ends_the_run_with_its_error(
     assert words
     whole = list(range(1, int(words[1])))
     assert len(whole) > 5
-    assert heard == whole
+    assert received == whole
     client = mlflow.client(settings)
     (experiment,) = client.search_experiments(filter_string="name = 'hourglass'")
     (recorded,) = client.search_runs([experiment.experiment_id])
     assert recorded.info.status == "FAILED"
-    told = client.get_metric_history(recorded.info.run_id, "loss")
-    assert sorted(metric.step for metric in told) == whole
+    reported = client.get_metric_history(recorded.info.run_id, "loss")
+    assert sorted(metric.step for metric in reported) == whole
 
 
-class Unlinking(Heard):
+class Unlinking(Recorder):
     """Takes a shard away once the rows have been counted."""
 
     def prepared(self, job: TrainJob, dataset: dict[str, Any]) -> None:
@@ -548,7 +548,7 @@ def test_an_error_of_one_worker_ends_the_others_too(home: Path, shards: Path) ->
     assert time.monotonic() - started < 120
 
 
-class Killing(Heard):
+class Killing(Recorder):
     """RAY-05: kill -9 of one of the two workers when certain epochs have been heard."""
 
     def __init__(self, epochs: list[tuple[int, int]]) -> None:
@@ -573,15 +573,15 @@ def test_three_kills_change_no_bit_and_a_run_lives_in_s3(
     for path in sorted(shards.iterdir()):
         storage.write(f"{s3}/rows/{path.name}", path.read_bytes())
     made = job(f"{s3}/rows", 2, **ENSEMBLE)
-    heard = Killing([(1, 3), (2, 3), (2, 12)])
+    received = Killing([(1, 3), (2, 3), (2, 12)])
     settings = Settings(home=home / "s3", runs=f"{s3}/runs")
-    outcome = launch.train(made, settings, heard)
+    outcome = launch.train(made, settings, received)
     assert outcome.uri == f"{s3}/runs/{made.run_name}/artifact"
-    assert len(heard.killed) == 3
-    resumed = [note.partition(" at step ")[0] for note in heard.notes if " at step " in note]
+    assert len(received.killed) == 3
+    resumed = [note.partition(" at step ")[0] for note in received.notes if " at step " in note]
     assert resumed == ["member 1: resumed", "member 2: resumed", "member 2: resumed"]
-    assert heard.notes.count("member 1: its 24 epochs were done before") == 2
-    assert [(r["member"], r["epoch"]) for r in heard.records] == [
+    assert received.notes.count("member 1: its 24 epochs were done before") == 2
+    assert [(r["member"], r["epoch"]) for r in received.records] == [
         (member, epoch) for member in (1, 2, 3) for epoch in range(1, 25)
     ]
     disturbed, whole = artifact.load(outcome.uri), artifact.load(undisturbed[0].outcome.uri)
@@ -594,4 +594,4 @@ def test_three_kills_change_no_bit_and_a_run_lives_in_s3(
     kept = storage.names(f"{s3}/runs/{made.run_name}")
     assert sorted(kept) == ["artifact", "checkpoints"], kept
     assert not (home / "s3" / "runs").exists()
-    assert launch.train(made, settings, Heard()).already
+    assert launch.train(made, settings, Recorder()).already

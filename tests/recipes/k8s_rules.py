@@ -1,6 +1,6 @@
 """What every manifest we ship or render must keep, beyond its schema (SUP-06).
 
-Each rule reads all objects of one deployment and yields a sentence for each thing it finds wrong;
+Each rule reads all objects of one deployment and yields a message for each thing it finds wrong;
 `broken` puts the rule's name in front.
 """
 
@@ -28,7 +28,7 @@ URL_PASSWORD = re.compile(r"://[^/\s:@]+:(?!\$\()[^/\s@]+@")
 
 
 def broken(objects: list[Object]) -> list[str]:
-    """All broken rules, as `rule: Kind/name: sentence`."""
+    """All broken rules, as `rule: Kind/name: message`."""
     return [f"{rule.__name__}: {text}" for rule in RULES for text in rule(objects)]
 
 

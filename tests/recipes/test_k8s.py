@@ -31,8 +31,8 @@ def _kubectl() -> tuple[int, int]:
     if shutil.which("kubectl") is None:
         return (0, 0)
     asked = ["kubectl", "version", "--client", "--output=json"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    version = yaml.safe_load(said)["clientVersion"]
+    printed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    version = yaml.safe_load(printed)["clientVersion"]
     return int(version["major"]), int(re.sub(r"\D.*", "", version["minor"]))
 
 
@@ -377,7 +377,7 @@ def test_a_planted_mistake_is_caught(mistake: str) -> None:
         assert k8s_rules.schema_errors(changed, SCHEMAS) != []
     else:
         found = k8s_rules.broken(objects)
-        assert rule in {sentence.partition(":")[0] for sentence in found}, found
+        assert rule in {message.partition(":")[0] for message in found}, found
 
 
 def test_every_rule_has_a_planted_mistake() -> None:

@@ -72,10 +72,10 @@ def live(settings: Settings, of: TrainJob, uri: Path) -> Outbox:
     """All that a run tells, none of it delivered."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracker, "Sender", OnDisk)
-        told = tracking.start(settings, of, DATASET)
+        reported = tracking.start(settings, of, DATASET)
         for record in EPOCHS:
-            told.log(record, int(record["epoch"]))
-        told.finish("finished", str(uri))
+            reported.log(record, int(record["epoch"]))
+        reported.finish("finished", str(uri))
     return Outbox(settings.root / "outbox", of.run_name)
 
 
@@ -175,21 +175,21 @@ def test_killed_while_mlflow_is_told(
     assert everything(settings, of, name) == before
 
 
-@pytest.mark.parametrize("told", ["nothing", "epochs", "the artifact", "all"])
+@pytest.mark.parametrize("reported", ["nothing", "epochs", "the artifact", "all"])
 @pytest.mark.parametrize("guard", [True, False])
 def test_killed_while_the_spool_is_written(
     settings: Settings,
     made: Path,
     finished_before: None,
-    told: str,
+    reported: str,
     guard: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = f"{told}-{guard}".replace(" ", "-")
+    name = f"{reported}-{guard}".replace(" ", "-")
     of = job(name, name, epochs=3)
     spool = live(settings, of, made)
     lines = spool.path.read_bytes().splitlines(keepends=True)
-    kept = {"nothing": 0, "epochs": 3, "the artifact": 5, "all": 6}[told]
+    kept = {"nothing": 0, "epochs": 3, "the artifact": 5, "all": 6}[reported]
     spool.path.write_bytes(b"".join(lines[:kept]))
     if not kept:
         spool.path.unlink()
@@ -376,16 +376,16 @@ def test_what_a_run_shows_is_of_the_kept_weights(
     run.train(of, settings)
     assert run_of(settings, of.run_name).data.metrics["holdout_mse"] == 0.375
     monkeypatch.undo()
-    told = tracking.again(settings, of, str(made), artifact.load(str(made)).manifest)
-    told.finish("finished", str(made))
+    reported = tracking.again(settings, of, str(made), artifact.load(str(made)).manifest)
+    reported.finish("finished", str(made))
     assert run_of(settings, of.run_name).data.metrics == KEPT
 
 
 def test_the_last_epoch_kept_is_told_once(settings: Settings, made: Path) -> None:
     trained(made, EPOCHS[:2], KEPT)
     of = job("last")
-    told = tracking.again(settings, of, str(made), artifact.load(str(made)).manifest)
-    done = told.finish("finished", str(made))
+    reported = tracking.again(settings, of, str(made), artifact.load(str(made)).manifest)
+    done = reported.finish("finished", str(made))
     assert history(settings, done.run_id or "", "holdout_mse") == [(1, 0.5), (2, 0.25)]
 
 
@@ -414,9 +414,9 @@ def test_the_same_job_on_other_rows_is_another_run(
     with monkeypatch.context() as patch:
         patch.setattr(tracker, "Sender", OnDisk)
         for digest, loss in (("d" * 64, 0.5), ("e" * 64, 0.75)):
-            told = tracking.start(settings, of, DATASET | {"digest": digest})
-            told.log({"epoch": 1.0, "loss": loss}, 1)
-            told.finish("failed", None)
+            reported = tracking.start(settings, of, DATASET | {"digest": digest})
+            reported.log({"epoch": 1.0, "loss": loss}, 1)
+            reported.finish("failed", None)
     spool = Outbox(settings.root / "outbox", of.run_name)
     second = [position for position, _ in spool.pending()][1]
     mark = Outbox.mark
@@ -432,7 +432,7 @@ def test_the_same_job_on_other_rows_is_another_run(
             tracker.drain(spool, settings)
     tracker.drain(spool, settings)  # it goes on with an end, which is of the first
     found = runs_of(settings, of.run_name)
-    told_of = [
+    reported_on = [
         (
             [i.dataset.digest[0] for i in recorded.inputs.dataset_inputs],
             history(settings, recorded.info.run_id, "loss"),
@@ -441,9 +441,9 @@ def test_the_same_job_on_other_rows_is_another_run(
         for recorded in found
     ]
     if guard:
-        assert told_of == [(["d"], [(1, 0.5)], "FAILED"), (["e"], [(1, 0.75)], "FAILED")]
+        assert reported_on == [(["d"], [(1, 0.5)], "FAILED"), (["e"], [(1, 0.75)], "FAILED")]
     else:
-        assert [epochs for _, epochs, _ in told_of] == [[(1, 0.5)]]
+        assert [epochs for _, epochs, _ in reported_on] == [[(1, 0.5)]]
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -454,20 +454,20 @@ def test_the_lock_is_held_until_all_is_recorded(
     of, refused = job(f"locked-{guard}"), []
     finish = tracker.RunRecorder.finish
 
-    def meanwhile(self: Any, *told: Any) -> Any:
+    def meanwhile(self: Any, *reported: Any) -> Any:
         monkeypatch.setattr(tracker.RunRecorder, "finish", finish)
         try:
             run.train(of, settings)
         except DataError as error:
             refused.append(str(error))
-        return finish(self, *told)
+        return finish(self, *reported)
 
     monkeypatch.setattr(tracker.RunRecorder, "finish", meanwhile)
     if not guard:  # negative control
         monkeypatch.setattr(run, "locked", lambda *_: nullcontext())
     run.train(of, settings)
     assert len(refused) == guard
-    assert all("another process trains this run (pid " in said for said in refused)
+    assert all("another process trains this run (pid " in printed for printed in refused)
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -541,10 +541,10 @@ def test_the_runs_of_trials_that_another_process_delivered(
         monkeypatch.setattr(mlflow_runs.MlflowWriter, "recall", lambda *_: None)
     begin = {"run": name, "experiment": "digits", "hourglass": "1", "dataset": DATASET}
     outbox = tracker.Sender(settings, name, {**begin, "job": job(name).model_dump(mode="json")})
-    told = {"status": "failed", "values": {}, "metrics": {}, "tags": {}, "seconds": 1.0}
+    reported = {"status": "failed", "values": {}, "metrics": {}, "tags": {}, "seconds": 1.0}
     where = {"artifact": None, "history": [], "ended_ms": 2000}
     for trial in ("a", "b"):
-        outbox.put("trials", trials=[{"trial": trial, **told, **where}])
+        outbox.put("trials", trials=[{"trial": trial, **reported, **where}])
         assert outbox.settle()
     outbox.put("end", status="finished")
     assert outbox.close().startswith("recorded")

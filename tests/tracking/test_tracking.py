@@ -103,12 +103,14 @@ def test_an_ensembles_members_have_metrics_of_their_own(
     model = tmp_path / "model"
     save_artifact(model, ensemble={"members": 3, "primary": 2, "combine": "mean"})
     trained(model, records, {"epoch": 2, "loss": 0.21, "rank_agreement": 0.9})
-    heard: list[str] = []
-    shown = SimpleNamespace(to=lambda done, total, text: heard.append(text), print=heard.append)
+    received: list[str] = []
+    shown = SimpleNamespace(
+        to=lambda done, total, text: received.append(text), print=received.append
+    )
     listener = run._Recording(TrainProgress(shown), settings)  # type: ignore[arg-type]
     counted = {"rows": 9, "shards": 1, "train_rows": 8, "holdout_rows": 1, "dropped_rows": 0}
-    told = {"imputed_cells": 0, "constant_columns": 0, "cached": True}
-    listener.prepared(made, DATASET | counted | told)
+    reported = {"imputed_cells": 0, "constant_columns": 0, "cached": True}
+    listener.prepared(made, DATASET | counted | reported)
     for record in [*records, *records[2:]]:
         listener.epoch(record)
     assert listener.tracker is not None
@@ -119,7 +121,7 @@ def test_an_ensembles_members_have_metrics_of_their_own(
     assert history(settings, done.run_id, "loss") == [(2, 0.21)]
     assert history(settings, done.run_id, "rank_agreement") == [(2, 0.9)]
     assert "member" not in run_of(settings, made.run_name).data.metrics
-    assert heard[2:4] == [
+    assert received[2:4] == [
         "member 1/3  loss 11.00000  5 rows/s",
         "member 1/3  loss 12.00000  5 rows/s",
     ]
@@ -226,10 +228,10 @@ def test_sync_says_what_was_refused_also_where_the_rest_fails(
     if fails:
         monkeypatch.setattr(store.client(settings).__class__, "set_terminated", gone)
     synced = tracker.sync(settings)
-    (said,) = synced.messages
-    assert f"artifact refused: {tmp_path}/nowhere" in said
+    (printed,) = synced.messages
+    assert f"artifact refused: {tmp_path}/nowhere" in printed
     assert synced.left == fails
-    assert ("ConnectionError: gone; the rest stays in" in said) is fails
+    assert ("ConnectionError: gone; the rest stays in" in printed) is fails
     spool.path.unlink(missing_ok=True)  # or a later test delivers it, if it finds the time
 
 
@@ -254,11 +256,11 @@ def test_a_datasets_source_says_every_uri_without_passwords(settings: Settings) 
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "printed"),
     [("rows/*.parquet", "{}/rows/*.parquet"), (["a", "s3://b/c"], ["{}/a", "s3://b/c"])],
 )
 def test_a_datasets_source_means_the_same_in_every_folder(
-    settings: Settings, uri: Any, said: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    settings: Settings, uri: Any, printed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     name = f"relative-{len(uri)}"
     run = tracking.start(settings, job(name), {**DATASET, "digest": name, "uri": uri})
@@ -266,7 +268,9 @@ def test_a_datasets_source_means_the_same_in_every_folder(
     monkeypatch.chdir(tmp_path)
     run.finish("finished", None)
     dataset = run_of(settings, job(name).run_name).inputs.dataset_inputs[0].dataset
-    whole = [one.format(here) for one in said] if isinstance(said, list) else said.format(here)
+    whole = (
+        [one.format(here) for one in printed] if isinstance(printed, list) else printed.format(here)
+    )
     assert json.loads(dataset.source) == {"uri": whole}
     assert json.loads(dataset.profile)["uri"] == whole
 
@@ -274,8 +278,8 @@ def test_a_datasets_source_means_the_same_in_every_folder(
 def test_a_dataset_of_more_uris_than_mlflow_takes(settings: Settings) -> None:
     """What is too long for its place is cut there; the profile has all of it."""
     uris = [f"/data/{number:04d}/{'x' * 90}" for number in range(2_000)]
-    told = {**DATASET, "name": ", ".join(uris), "uri": uris}
-    run = tracking.start(settings, job("many-uris"), told)
+    reported = {**DATASET, "name": ", ".join(uris), "uri": uris}
+    run = tracking.start(settings, job("many-uris"), reported)
     done = run.finish("finished", None)
     assert done.note.endswith(f"as run {done.run_id}")  # nothing was refused
     dataset = run_of(settings, job("many-uris").run_name).inputs.dataset_inputs[0].dataset
@@ -446,8 +450,8 @@ def test_down_at_start_then_delivered_by_sync(settings: Settings, tiny_artifact:
     )
     waits = f"{job('down').run_name}: no answer (NewConnectionError); the rest stays in {spool}\n"
     assert (still.exit_code, still.output) == (1, waits)
-    said = CliRunner().invoke(cli.app, sync, env=environment).output
-    assert said == f"{job('down').run_name}: delivered\n"
+    printed = CliRunner().invoke(cli.app, sync, env=environment).output
+    assert printed == f"{job('down').run_name}: delivered\n"
     assert CliRunner().invoke(cli.app, sync, env=environment).output == "nothing to deliver\n"
     recorded = run_of(settings, job("down").run_name)
     assert recorded.info.status == "FINISHED"
@@ -547,11 +551,11 @@ def digits(settings: Settings, save_artifact: Save, tmp_path_factory: Any) -> li
 
 def test_promote_says_who_was_champion(settings: Settings, digits: list[str]) -> None:
     runner, environment = CliRunner(), {"HOURGLASS_HOME": str(settings.root)}
-    said = [
+    printed = [
         runner.invoke(cli.app, ["models", "promote", "digits", version], env=environment).output
         for version in ("1", "2")
     ]
-    assert said == [
+    assert printed == [
         "digits version 1 is champion (no champion before)\n",
         "digits version 2 is champion (previously version 1)\n",
     ]
@@ -565,7 +569,7 @@ def test_promote_says_who_was_champion(settings: Settings, digits: list[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("uri", "sentence"),
+    ("uri", "message"),
     [
         ("models:/digit/1", "no registered model 'digit'; there is .*, did you mean 'digits'?"),
         ("models:/digits/7", "'digits' has no version 7; there is 2, 1"),
@@ -578,9 +582,9 @@ def test_promote_says_who_was_champion(settings: Settings, digits: list[str]) ->
     ],
 )
 def test_resolve_names_what_exists(
-    settings: Settings, digits: list[str], uri: str, sentence: str
+    settings: Settings, digits: list[str], uri: str, message: str
 ) -> None:
-    with pytest.raises(RegistryError, match=sentence):
+    with pytest.raises(RegistryError, match=message):
         registry.resolve(uri, settings)
 
 
@@ -620,7 +624,7 @@ def test_metrics_that_somebody_wrote_otherwise_are_left_out(
     settings: Settings, digits: list[str], tag: str, metrics: dict[str, float]
 ) -> None:
     client = store.client(settings)
-    told = client.get_model_version("digits", "1").tags[store.METRICS_TAG]
+    reported = client.get_model_version("digits", "1").tags[store.METRICS_TAG]
     client.set_model_version_tag("digits", "1", store.METRICS_TAG, tag)
     try:
         assert registry.version(settings, "digits", "1").metrics == metrics
@@ -629,7 +633,7 @@ def test_metrics_that_somebody_wrote_otherwise_are_left_out(
         assert listed.exit_code == 0
         assert digits[0][:12] in listed.output
     finally:
-        client.set_model_version_tag("digits", "1", store.METRICS_TAG, told)
+        client.set_model_version_tag("digits", "1", store.METRICS_TAG, reported)
 
 
 def test_many_replicas_resolve_at_once(settings: Settings, digits: list[str]) -> None:

@@ -134,8 +134,8 @@ def test_figures_are_numpys() -> None:
     ]
     prior, near = np.concatenate(drawn), {"rel": 1e-5}
     assert record["loss_adversary"] == pytest.approx(0.3 * np.log1p(np.exp(-code)).mean(), **near)
-    told = np.log1p(np.exp(-prior)).mean() + np.log1p(np.exp(code)).mean()
-    assert record["discriminator_loss"] == pytest.approx(told, **near)
+    reported = np.log1p(np.exp(-prior)).mean() + np.log1p(np.exp(code)).mean()
+    assert record["discriminator_loss"] == pytest.approx(reported, **near)
     right = ((prior > 0).mean() + (code <= 0).mean()) / 2
     assert record["discriminator_accuracy"] == pytest.approx(right, **near)
     assert record["loss"] == record["loss_mse"] + record["loss_adversary"]
@@ -154,11 +154,11 @@ def test_a_gradient_of_the_discriminator_that_is_not_finite_is_named() -> None:
     far = {"prior": {"kind": "mixture", "radius": 3e38}}
     made = job({"preset": "adversarial", "adversary": far})
     check_sensitivity(fresh(made, ROWS).module, memory_loader(made, ROWS), CPU)  # does not throw
-    sentence = (
+    message = (
         r"stopped at step 0 \(epoch 1\): worker 0: gradient of discriminator\.\d\.weight is NaN or "
         "infinite. The last checkpoint is kept; lower the learning rate or check the rows"
     )
-    with pytest.raises(TrainingError, match=sentence):
+    with pytest.raises(TrainingError, match=message):
         ready(made, ROWS).fit()
 
 

@@ -50,14 +50,14 @@ def names(saved: Checkpoints) -> list[str]:
 
 def newest_step(saved: Checkpoints) -> tuple[int | None, list[str]]:
     """The step that a resumed run would start from, and what it is told."""
-    told: list[str] = []
-    name = saved.newest(told.append)
+    reported: list[str] = []
+    name = saved.newest(reported.append)
     if name is None:
-        return None, told
+        return None, reported
     state = fresh(SPEC, ROWS)
     state.restore(*saved.load(name))
     assert next(state.module.parameters())[0, 0].item() == state.step  # never mixed
-    return state.step, told
+    return state.step, reported
 
 
 def test_what_is_saved_is_what_is_loaded(saved: Checkpoints, trained: State) -> None:
@@ -129,10 +129,10 @@ def test_damage_falls_back_to_the_newest_intact_one(
     good = path.read_bytes()
     for damage in DAMAGES:
         path.write_bytes(damage(good))
-        step, told = newest_step(saved)
+        step, reported = newest_step(saved)
         assert step == 1
-        assert len(told) == 1
-        assert told[0].startswith(f"skipped checkpoint {path}: ")
+        assert len(reported) == 1
+        assert reported[0].startswith(f"skipped checkpoint {path}: ")
     path.write_bytes(good)
     assert newest_step(saved) == (2, [])
 
@@ -142,7 +142,7 @@ def test_the_sentences_about_damage(saved: Checkpoints, trained: State) -> None:
     folder = Path(saved.uri) / names(saved)[0]
     state, commit = (folder / STATE).read_bytes(), (folder / COMMIT).read_bytes()
 
-    def told(file: str, content: bytes | None) -> str:
+    def reported(file: str, content: bytes | None) -> str:
         (folder / STATE).write_bytes(state)
         (folder / COMMIT).write_bytes(commit)
         if content is None:
@@ -152,11 +152,11 @@ def test_the_sentences_about_damage(saved: Checkpoints, trained: State) -> None:
         return newest_step(saved)[1][0].removeprefix(f"skipped checkpoint {folder}/")
 
     size = len(state)
-    assert told(STATE, state[:-1]) == f"{STATE}: {size - 1} bytes, committed were {size}"
-    assert told(STATE, flip(0.5)(state)) == f"{STATE}: not what was committed (SHA-256)"
-    assert told(STATE, None) == f"{STATE}: cannot be read (No such file or directory)"
-    assert told(COMMIT, None) == f"{COMMIT}: missing, it was never committed"
-    assert told(COMMIT, b"{}") == f"{COMMIT}: damaged"
+    assert reported(STATE, state[:-1]) == f"{STATE}: {size - 1} bytes, committed were {size}"
+    assert reported(STATE, flip(0.5)(state)) == f"{STATE}: not what was committed (SHA-256)"
+    assert reported(STATE, None) == f"{STATE}: cannot be read (No such file or directory)"
+    assert reported(COMMIT, None) == f"{COMMIT}: missing, it was never committed"
+    assert reported(COMMIT, b"{}") == f"{COMMIT}: damaged"
 
 
 def test_a_folder_without_a_commit_is_no_checkpoint(saved: Checkpoints, trained: State) -> None:
@@ -261,14 +261,14 @@ def test_other_data_and_another_run_are_refused(saved: Checkpoints, trained: Sta
     saved.save(at(trained, 1))
     path = Path(saved.uri) / names(saved)[0] / COMMIT
     other = Checkpoints(saved.uri, saved.run, "e" * 64, 1)
-    sentence = (
+    message = (
         f"{path}: the shards changed since this run began (manifest dddddddddddd then, "
         "eeeeeeeeeeee now); retrain with --fresh"
     )
     for refuse in (other.check, lambda: other.newest(pytest.fail)):
         with pytest.raises(DataError) as error:
             refuse()
-        assert str(error.value) == sentence
+        assert str(error.value) == message
     with pytest.raises(DataError, match="belongs to run digits-1, not to mnist-2"):
         Checkpoints(saved.uri, "mnist-2", saved.data, 1).check()
     saved.check()
@@ -348,9 +348,9 @@ def test_without_the_order_of_writes_a_kill_loses_the_checkpoint(
     monkeypatch.setattr(storage, "write", swapped)
     with pytest.raises(KeyboardInterrupt):
         saved.save(at(trained, 2))
-    step, told = newest_step(saved)
+    step, reported = newest_step(saved)
     assert step == 1
-    assert told[0].endswith("cannot be read (No such file or directory)")
+    assert reported[0].endswith("cannot be read (No such file or directory)")
 
 
 def test_what_cannot_be_removed_waits_for_the_next_commit(
@@ -419,11 +419,11 @@ def test_a_failed_write_stops_with_the_cause_and_keeps_what_was_there(
 def test_a_file_size_limit_leaves_no_cut_file(saved: Checkpoints, trained: State) -> None:
     """OBJ-02 with a real short write: RLIMIT_FSIZE in a process of its own."""
     saved.save(at(trained, 1))
-    said = Path(saved.uri + ".said")
+    printed = Path(saved.uri + ".printed")
 
     def limited() -> None:
         at(trained, 2)
-        with open(said, "w") as answer:
+        with open(printed, "w") as answer:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
             try:
                 saved.save(trained)
@@ -431,6 +431,6 @@ def test_a_file_size_limit_leaves_no_cut_file(saved: Checkpoints, trained: State
                 answer.write(str(error))
 
     assert in_a_child(limited) == 0
-    assert "disk full: needed" in said.read_text()
+    assert "disk full: needed" in printed.read_text()
     assert [path.name for path in Path(saved.uri).rglob("*") if path.is_file()].count(STATE) == 1
     assert newest_step(saved)[0] == 1

@@ -42,7 +42,7 @@ from training_kit import CPU, Stop, generated, held_out, job, memory_loader
 ROWS = generated(300, 6)
 
 
-class Heard:
+class Recorder:
     """A listener that ends the run at an epoch, if there is one to end it at."""
 
     def __init__(self, end_at: float | None = None) -> None:
@@ -80,10 +80,10 @@ class Home:
             pa.table({"x": vectors}), self.shards / "a.parquet", write_page_checksum=True
         )
 
-    def train(self, fresh: bool = False, end_at: float | None = None) -> Heard:
-        heard = Heard(end_at)
-        self.outcome = launch.train(self.job, self.settings, heard, fresh)
-        return heard
+    def train(self, fresh: bool = False, end_at: float | None = None) -> Recorder:
+        received = Recorder(end_at)
+        self.outcome = launch.train(self.job, self.settings, received, fresh)
+        return received
 
     def digest(self) -> str | None:
         """Of the artifact that loads; None where there is none."""
@@ -109,7 +109,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
         return SimpleNamespace(run=run, record=record)
 
-    def distribute(run: Run, data: Any, resources: Any, listener: Heard) -> None:
+    def distribute(run: Run, data: Any, resources: Any, listener: Recorder) -> None:
         run.checkpoints.check()
         complete(run, memory_loader(run.job, ROWS), SingleProcessGroup(), CPU, listener.send)
 
@@ -152,9 +152,9 @@ def test_what_fails_first_leaves_the_old_run_as_it_was(
         with pytest.raises(kind, match="refused"):
             home.train(fresh=True)
     assert tree(home.run) == before
-    heard = home.train()  # goes on with the old one, or finds it
+    received = home.train()  # goes on with the old one, or finds it
     assert home.outcome.already == whole
-    assert heard.resumed_at == (0 if whole else 3)
+    assert received.resumed_at == (0 if whole else 3)
 
 
 def test_data_that_is_not_there(home: Home) -> None:
@@ -172,21 +172,21 @@ def test_a_fresh_run_that_is_cut_short_leaves_the_old_model_and_is_gone_on_with(
 ) -> None:
     home.train()
     old, kept = home.digest(), tree(home.run / "checkpoints")
-    said = Heard.send
+    printed = Recorder.send
 
-    def send(self: Heard, kind: str, payload: Any) -> None:
+    def send(self: Recorder, kind: str, payload: Any) -> None:
         try:
-            said(self, kind, payload)
+            printed(self, kind, payload)
         except Stop:
             raise ended("ended") from None
 
-    monkeypatch.setattr(Heard, "send", send)
+    monkeypatch.setattr(Recorder, "send", send)
     with pytest.raises(ended):
         home.train(fresh=True, end_at=3)
     assert home.digest() == old
     assert tree(home.run / "checkpoints") == kept
-    heard = home.train()
-    assert (heard.resumed_at, home.outcome.already) == (3, False)
+    received = home.train()
+    assert (received.resumed_at, home.outcome.already) == (3, False)
     assert home.digest() not in (old, None)
     assert home.names() == ["artifact"]
     assert home.train().prepared_at == 0
@@ -234,8 +234,8 @@ def test_a_fresh_run_twice_begins_twice(home: Home) -> None:
     for _ in range(2):
         with pytest.raises(Stop):
             home.train(fresh=True, end_at=3)
-    heard = home.train(fresh=True)
-    assert heard.resumed_at == 0
+    received = home.train(fresh=True)
+    assert received.resumed_at == 0
     assert home.names() == ["artifact"]
 
 
@@ -330,9 +330,9 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(
         with pytest.raises(TrainingError) as caught:
             home.train(fresh=True)
     assert caught.value.exit_code == 1
-    sentence = str(caught.value)
-    assert sentence.startswith(f"trained to the end, but {home.run}/artifact/model.safetensors.")
-    assert sentence.endswith(
+    wording = str(caught.value)
+    assert wording.startswith(f"trained to the end, but {home.run}/artifact/model.safetensors.")
+    assert wording.endswith(
         ": cannot be written (No space left on device); existing content is kept; free some space and run "
         "the same command without --fresh to save the model"
     )

@@ -268,8 +268,8 @@ def test_a_holdout_error_that_overflows_stops_before_it_is_recorded() -> None:
 def test_columns_that_float32_cannot_hold_are_refused_before_training() -> None:
     rows = ROWS.astype(np.float64)
     rows[1, 4] = 1e300
-    sentence = re.escape("feature 4 has values from ") + ".*which float32 does not hold"
-    with pytest.raises(DataError, match=sentence):
+    message = re.escape("feature 4 has values from ") + ".*which float32 does not hold"
+    with pytest.raises(DataError, match=message):
         build(job(), stats.measure(rows))
 
 

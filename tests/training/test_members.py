@@ -47,10 +47,10 @@ GREEDY = {"phases": [{"kind": "greedy", "epochs": 1}]}
 
 
 def trained(
-    made: TrainJob, loader: Loader | None = None, saved: Any = None, said: Any = None
+    made: TrainJob, loader: Loader | None = None, saved: Any = None, printed: Any = None
 ) -> Trained:
-    """The members of `made`; `said` collects what they send."""
-    lines = [] if said is None else said
+    """The members of `made`; `printed` collects what they send."""
+    lines = [] if printed is None else printed
     send = lambda kind, payload: lines.append((kind, payload))  # noqa: E731
     return members.train(
         made, STATS, loader or memory_loader(made, ROWS), SingleProcessGroup(), CPU, send, saved
@@ -86,12 +86,12 @@ def test_a_member_is_the_run_of_its_seed(loader: str, train: dict[str, Any]) -> 
 
 def test_one_seed_is_the_run_there_always_was() -> None:
     made = job(NOISY)
-    said: list[tuple[str, Any]] = []
-    found, before = trained(made, said=said), run(made, ROWS)
+    printed: list[tuple[str, Any]] = []
+    found, before = trained(made, printed=printed), run(made, ROWS)
     assert same_bits(ends(found)[0], before.state.module.state_dict())
     assert timeless(found.history) == timeless(before.records)
-    assert [record["epoch"] for kind, record in said if kind == "epoch"] == [1, 2, 3, 4]
-    assert not any("member" in record for _, record in said)
+    assert [record["epoch"] for kind, record in printed if kind == "epoch"] == [1, 2, 3, 4]
+    assert not any("member" in record for _, record in printed)
     assert (found.primary, found.ensemble) == (1, None)
 
 
@@ -132,7 +132,7 @@ def test_a_killed_ensemble_goes_on_in_the_member_it_was_in(
     saved = Checkpoints(str(tmp_path / "checkpoints"), made.run_name, "data", 1)
     with stopping(where, step), pytest.raises(Stop):
         trained(made, saved=saved)
-    said: list[tuple[str, Any]] = []
+    printed: list[tuple[str, Any]] = []
     steps: list[int] = []
 
     def counted(model: Any, state: State, *rest: Any) -> Any:
@@ -141,15 +141,15 @@ def test_a_killed_ensemble_goes_on_in_the_member_it_was_in(
 
     train_step = loop.train_step
     with patch.object(loop, "train_step", counted):
-        assert_same(trained(made, saved=saved, said=said), whole)
+        assert_same(trained(made, saved=saved, printed=printed), whole)
     at = ["checkpoints", "member-2", "member-3"].index(where) + 1
     resumed = [
-        (p["member"], p["step"], p["done"], len(p["history"])) for k, p in said if k == "resumed"
+        (p["member"], p["step"], p["done"], len(p["history"])) for k, p in printed if k == "resumed"
     ]
     finished = [(float(number), 27, True, 3) for number in range(1, at)]
     assert resumed == [*finished, (at, step, False, step // 9)]
     assert len(steps) == 27 - step + 27 * (3 - at)
-    notes = [text for kind, text in said if kind == "note"]
+    notes = [text for kind, text in printed if kind == "note"]
     assert all(text.startswith("member ") for text in notes)
     assert {text[7] for text in notes} == {str(number) for number in range(at + 1, 4)}
     with patch.object(phases, "_learner", side_effect=AssertionError("pretrained again")):

@@ -194,12 +194,12 @@ def test_members_stop_early_and_the_others_go_on() -> None:
 
 def test_each_hears_its_own_epochs() -> None:
     jobs = [job(epochs=epochs, **adam(0.01)) for epochs in (2, 3)]
-    heard: list[list[Any]] = [[], []]
-    sends = [lambda kind, payload, own=own: own.append((kind, payload)) for own in heard]
+    received: list[list[Any]] = [[], []]
+    sends = [lambda kind, payload, own=own: own.append((kind, payload)) for own in received]
     ends = packed.train(jobs, STATS, memory_loader(jobs[0], ROWS), CPU, sends)
-    for own, end in zip(heard, ends, strict=True):
+    for own, end in zip(received, ends, strict=True):
         assert own == [("epoch", record) for record in end.history]
-    assert [len(own) for own in heard] == [2, 3]
+    assert [len(own) for own in received] == [2, 3]
 
 
 DIVERGING = [job(**adam(lr, "sgd")) for lr in (0.1, 1e25, 0.3)]
@@ -282,9 +282,9 @@ def test_what_does_not_pack_would_not_be_the_run_alone(case: str) -> None:
 def runs(jobs: Sequence[TrainJob], folder: Path) -> list[Run]:
     """Runs on the same rows, each in a folder of its own."""
     schema = FeatureSchema(vector="x", columns=(), width=12, dtype="float32")
-    said = {"dataset": {"digest": "data"}}
+    printed = {"dataset": {"digest": "data"}}
     return [
-        Run(made, schema, STATS, str(folder / str(number)), "data", said)
+        Run(made, schema, STATS, str(folder / str(number)), "data", printed)
         for number, made in enumerate(jobs)
     ]
 
@@ -293,12 +293,12 @@ def test_the_artifacts_are_those_of_single_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One diverges, and one has a hyperparameter without effect: they fail, the others are saved."""
-    heard = noisy("gaussian", sd=0.1)
+    received = noisy("gaussian", sd=0.1)
     jobs = [
-        job(heard, **adam(0.1, "sgd")),
-        job(heard, **adam(1e25, "sgd")),
+        job(received, **adam(0.1, "sgd")),
+        job(received, **adam(1e25, "sgd")),
         job(noisy("gaussian", sd=0.2)),
-        job(heard, seed=9),
+        job(received, seed=9),
     ]
     check_sensitivity = completing.check_sensitivity
 
@@ -331,11 +331,11 @@ def test_the_artifacts_are_those_of_single_runs(
         assert distance(mine.module, its.module) < CLOSE
         threshold = its.manifest.calibration.threshold
         assert mine.manifest.calibration.threshold == pytest.approx(threshold, rel=1e-4)
-        told, other = mine.manifest.provenance, its.manifest.provenance
-        assert told["sensitivity"] == other["sensitivity"]
-        assert (told["packed"], "packed" in other) == (4, False)
-        assert told["dataset"] == {"digest": "data"}
-        assert len(told["history"]) == 4
+        reported, other = mine.manifest.provenance, its.manifest.provenance
+        assert reported["sensitivity"] == other["sensitivity"]
+        assert (reported["packed"], "packed" in other) == (4, False)
+        assert reported["dataset"] == {"digest": "data"}
+        assert len(reported["history"]) == 4
         assert mine.manifest.job == its.manifest.job
     for number in (1, 2):
         assert not (tmp_path / "packed" / str(number)).exists()

@@ -81,20 +81,22 @@ def rows_of(made: TrainJob) -> np.ndarray:
     return BITS if made.data.scaling.kind == "unit" else ROWS
 
 
-def pretrained(made: TrainJob, said: list[str] | None = None, loader: Any = memory_loader) -> State:
+def pretrained(
+    made: TrainJob, printed: list[str] | None = None, loader: Any = memory_loader
+) -> State:
     """The state after the phases."""
     now = fresh(made, rows_of(made))
-    lines = [] if said is None else said
+    lines = [] if printed is None else printed
     pretrain(
         now.module, loader(made, rows_of(made)), made.train, SingleProcessGroup(), lines.append, CPU
     )
     return now
 
 
-def errors(said: list[str]) -> dict[tuple[int, int], list[float]]:
+def errors(printed: list[str]) -> dict[tuple[int, int], list[float]]:
     """Of each (phase, layer), one for each epoch."""
     found: dict[tuple[int, int], list[float]] = {}
-    for line in said:
+    for line in printed:
         match = re.fullmatch(
             r"phase (\d) \((?:greedy|rbm)\), layer (\d) of 3, epoch (\d+)/\d+: error (\d\.\d{5})",
             line,
@@ -108,9 +110,9 @@ def errors(said: list[str]) -> dict[tuple[int, int], list[float]]:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_each_layer_learns(name: str) -> None:
-    made, said = job(**JOBS[name]), []
-    pretrained(made, said)
-    curves = errors(said)
+    made, printed = job(**JOBS[name]), []
+    pretrained(made, printed)
+    curves = errors(printed)
     expected = [(p, n) for p in range(1, len(made.train.phases) + 1) for n in (1, 2, 3)]
     assert list(curves) == expected
     for curve in curves.values():
@@ -292,11 +294,13 @@ def checkpoints(folder: Path) -> Checkpoints:
     return Checkpoints(str(folder), "run", "data", 1)
 
 
-def whole(made: TrainJob, folder: Path, stop: int | None = None, said: list | None = None) -> Run:
+def whole(
+    made: TrainJob, folder: Path, stop: int | None = None, printed: list | None = None
+) -> Run:
     """What a worker does: resume or pretrain, then fit; killed when `stop` is committed."""
     rows, saved = rows_of(made), checkpoints(folder)
     run = ready(made, rows)
-    lines = [] if said is None else said
+    lines = [] if printed is None else printed
 
     def commit(state: State) -> None:
         saved.save(state)
@@ -323,10 +327,10 @@ def test_a_kill_after_pretraining_does_not_repeat_it(name: str, stop: int, tmp_p
             whole(made, tmp_path / "cut", stop)
     else:
         whole(made, tmp_path / "cut", stop)
-    said: list[tuple[str, Any]] = []
+    printed: list[tuple[str, Any]] = []
     with patch.object(phases, "_learner", side_effect=AssertionError("pretrained again")):
-        again = whole(made, tmp_path / "cut", said=said).state
-    assert [(kind, payload["step"]) for kind, payload in said] == [("resumed", stop)]
+        again = whole(made, tmp_path / "cut", printed=printed).state
+    assert [(kind, payload["step"]) for kind, payload in printed] == [("resumed", stop)]
     assert same_bits(again.tensors(), undisturbed.tensors())
     assert timeless(again.history) == timeless(undisturbed.history)
     assert len(again.history) == 4  # finetune's epochs only
@@ -335,13 +339,13 @@ def test_a_kill_after_pretraining_does_not_repeat_it(name: str, stop: int, tmp_p
 def test_the_finetune_starts_where_the_phases_end(tmp_path: Path) -> None:
     """Pretrained, the first epoch begins lower; what it said are notes."""
     settings = {"epochs": 1, "optimizer": {"kind": "sgd", "lr": 1e-30}}
-    said: list[tuple[str, Any]] = []
+    printed: list[tuple[str, Any]] = []
     plain = whole(job(TANH, **settings), tmp_path / "plain").records[0]
     after = whole(
-        job(TANH, **settings, phases=[GREEDY | {"epochs": 20}]), tmp_path / "after", said=said
+        job(TANH, **settings, phases=[GREEDY | {"epochs": 20}]), tmp_path / "after", printed=printed
     ).records[0]
     assert after["loss"] < 0.2 * plain["loss"]
-    assert [kind for kind, _ in said] == ["note"] * 60
+    assert [kind for kind, _ in printed] == ["note"] * 60
     assert checkpoints(tmp_path / "plain")._names()[0] > "00000000.g"  # no phases, no step 0
 
 
@@ -384,7 +388,7 @@ def start(made: TrainJob) -> State:
     return now
 
 
-def end(now: State, made: TrainJob, group: ProcessGroup, said: list[str]) -> State:
+def end(now: State, made: TrainJob, group: ProcessGroup, printed: list[str]) -> State:
     """Pretrained on this worker's part of every batch."""
     rows = rows_of(made).astype(np.float64)
     loader = MemoryLoader(
@@ -395,7 +399,7 @@ def end(now: State, made: TrainJob, group: ProcessGroup, said: list[str]) -> Sta
         worker=group.rank,
         workers=group.size,
     )
-    pretrain(now.module, loader, made.train, group, said.append, CPU)
+    pretrain(now.module, loader, made.train, group, printed.append, CPU)
     return now
 
 
@@ -405,8 +409,8 @@ def both(made: TrainJob) -> list[tuple[State, list[str]]]:
     found: list[tuple[State, list[str]]] = [(start(made), []) for _ in range(2)]
 
     def work(rank: int) -> None:
-        now, said = found[rank]
-        end(now, made, pair.worker(rank), said)
+        now, printed = found[rank]
+        end(now, made, pair.worker(rank), printed)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -429,23 +433,23 @@ def no_draw(units: str, mean: Tensor, rng: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("batch_size", [32, 269])  # 269: the last batch has one row, for one worker
 @pytest.mark.parametrize("name", JOBS)
 def test_two_workers_are_one_process(name: str, batch_size: int) -> None:
-    made, said = job(**JOBS[name], batch_size=batch_size), []
+    made, printed = job(**JOBS[name], batch_size=batch_size), []
     with patch.object(rbm, "drawn", no_draw):
-        alone = end(start(made), made, SingleProcessGroup(), said)
+        alone = end(start(made), made, SingleProcessGroup(), printed)
         (first, lines), (second, others) = both(made)
     assert same_bits(weights(first), weights(second))
     assert difference(first, alone) < 1e-10
-    assert lines == others == said
+    assert lines == others == printed
 
 
 def test_two_workers_that_draw_hold_the_same_bits_and_learn_the_same() -> None:
     """Each draws noise of its own: other bits than one process, the same on both, the same error."""
-    made, said = job(**JOBS["rbm"]), []
-    alone = end(start(made), made, SingleProcessGroup(), said)
+    made, printed = job(**JOBS["rbm"]), []
+    alone = end(start(made), made, SingleProcessGroup(), printed)
     (first, lines), (second, _) = both(made)
     assert same_bits(weights(first), weights(second))
     assert difference(first, alone) > 1e-3
-    ends = [errors(one)[1, 1][-1] for one in (lines, said)]
+    ends = [errors(one)[1, 1][-1] for one in (lines, printed)]
     assert ends[0] == pytest.approx(ends[1], rel=0.1)
 
 

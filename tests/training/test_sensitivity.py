@@ -186,7 +186,7 @@ def test_one_without_effect_is_refused_by_name(model: dict[str, Any], line: str)
 
 def test_one_without_effect_ends_the_run_before_it_begins(tmp_path: Path) -> None:
     """No epoch, no checkpoint, no artifact."""
-    made, said = job({"loss": {"kind": "huber", "delta": 1000.0}}), []
+    made, printed = job({"loss": {"kind": "huber", "delta": 1000.0}}), []
     schema = FeatureSchema(vector="x", columns=(), width=12, dtype="float32")
     run = Run(made, schema, measure(ROWS), str(tmp_path / "run"), "data", {})
     with pytest.raises(SpecError, match=r"model\.loss\.delta: 1000\.0 does nothing"):
@@ -195,9 +195,9 @@ def test_one_without_effect_ends_the_run_before_it_begins(tmp_path: Path) -> Non
             memory_loader(made, ROWS),
             SingleProcessGroup(),
             CPU,
-            lambda *words: said.append(words),
+            lambda *words: printed.append(words),
         )
-    assert (said, list(tmp_path.iterdir())) == ([], [])
+    assert (printed, list(tmp_path.iterdir())) == ([], [])
 
 
 UNWATCHED = (

@@ -196,7 +196,7 @@ PICKLES = (
     "model.dill",
 )  # fmt: skip
 
-# What is done to a good artifact, and words of the sentence that refuses it.
+# What is done to a good artifact, and words of the message that refuses it.
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     **{
         f"pickle {name}": (
@@ -546,25 +546,25 @@ def refusal(folder: Path | str, digest: str | None = None) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("attack", "sentence"), HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(("attack", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_artifact_is_refused(
-    tiny_artifact: Path, attack: Callable[[Path], Any], sentence: str
+    tiny_artifact: Path, attack: Callable[[Path], Any], message: str
 ) -> None:
     attack(tiny_artifact)
     found = refusal(tiny_artifact)
-    assert sentence in found
+    assert message in found
     assert str(tiny_artifact) in found
     assert refusal(f"file://{tiny_artifact}").endswith(found.removeprefix(str(tiny_artifact)))
     assert not (tiny_artifact.parent / "marker").exists()
 
 
-@pytest.mark.parametrize(("attack", "sentence"), HOSTILE_ENSEMBLES.values(), ids=HOSTILE_ENSEMBLES)
+@pytest.mark.parametrize(("attack", "message"), HOSTILE_ENSEMBLES.values(), ids=HOSTILE_ENSEMBLES)
 def test_a_hostile_ensemble_is_refused(
-    tmp_path: Path, save_artifact: Save, attack: Callable[[Path], Any], sentence: str
+    tmp_path: Path, save_artifact: Save, attack: Callable[[Path], Any], message: str
 ) -> None:
     save_artifact(tmp_path / "artifact", ensemble=MEMBERS)
     attack(tmp_path / "artifact")
-    assert sentence in refusal(tmp_path / "artifact")
+    assert message in refusal(tmp_path / "artifact")
 
 
 def test_exchanged_members_load_where_the_check_of_reference_outputs_is_off(
@@ -841,7 +841,7 @@ def test_a_folder_with_other_files_is_not_written_to(tmp_path: Path, save_artifa
 
 
 @pytest.mark.parametrize(
-    ("files", "sentence"),
+    ("files", "message"),
     [
         (
             {MANIFEST: '{"format": 1, "shards": []}'},
@@ -864,7 +864,7 @@ def test_what_is_not_an_artifacts_is_never_replaced(
     tmp_path: Path,
     save_artifact: Save,
     files: dict[str, str],
-    sentence: str,
+    message: str,
     beside: dict[str, str],
 ) -> None:
     """Files of the names of an artifact's, and a manifest beside other files: refused, and kept."""
@@ -875,13 +875,13 @@ def test_what_is_not_an_artifacts_is_never_replaced(
     assert (
         str(caught.value).startswith(f"{tmp_path}: unexpected file")
         if beside
-        else (str(caught.value) == f"{tmp_path}{sentence}")
+        else (str(caught.value) == f"{tmp_path}{message}")
     )
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files | beside
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"metrics": {"mse": float("nan")}}, "metrics.mse: input should be a finite number"),
         (
@@ -894,7 +894,7 @@ def test_what_is_not_an_artifacts_is_never_replaced(
     ids=["metric", "no rows", "NaN weight", "overflow"],
 )
 def test_what_could_not_load_is_not_saved(
-    tmp_path: Path, tiny_artifact: Path, changes: Tree, sentence: str
+    tmp_path: Path, tiny_artifact: Path, changes: Tree, message: str
 ) -> None:
     good = artifact.load(str(tiny_artifact))
     for parameter in good.module.parameters():
@@ -912,7 +912,7 @@ def test_what_could_not_load_is_not_saved(
             provenance={},
             **fields,
         )
-    assert sentence in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "new").exists()
 
 
@@ -1152,7 +1152,7 @@ def test_two_saves_into_one_folder(
     """The second waits for the first, and the folder loads; where none can wait, the loser is told."""
     save_artifact(tmp_path)
     others: list[threading.Thread] = []
-    told: list[str] = []
+    reported: list[str] = []
 
     def other() -> None:
         others.append(threading.Thread(target=save_artifact, args=(tmp_path,), kwargs={"seed": 2}))
@@ -1180,17 +1180,17 @@ def test_two_saves_into_one_folder(
     try:
         save_artifact(tmp_path, seed=1)
     except ArtifactError as error:
-        told.append(str(error))
+        reported.append(str(error))
     others[0].join()
     if waits:
-        assert not told
+        assert not reported
         assert artifact.load(str(tmp_path)).manifest.provenance == {"seed": 2}
         assert sorted(storage.names(str(tmp_path))) == sorted([MANIFEST, WEIGHTS, REFERENCE])
     else:
-        assert told[0].startswith(
+        assert reported[0].startswith(
             f"{tmp_path}: another process saved here at the same time ({tmp_path}: manifest digest is "
         )
-        assert told[0].endswith("); save again, or elsewhere")
+        assert reported[0].endswith("); save again, or elsewhere")
 
 
 @pytest.mark.parametrize(

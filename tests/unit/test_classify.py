@@ -76,8 +76,8 @@ REFUSED: list[tuple[tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), REFUSED)
-def test_refusals(arguments: tuple[Any, ...], sentence: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_refusals(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(DataError) as refused:
         classify(*arguments)
-    assert str(refused.value) == sentence
+    assert str(refused.value) == message

@@ -284,7 +284,7 @@ def test_an_interruption_before_the_command_begins_has_the_same_words(
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "printed"),
     [
         ({"holdout_mse": 0.25, "holdout_fvu": 0.5}, "holdout_fvu  0.500000"),
         ({"holdout_mse": 0.25}, "holdout_fvu  undefined (the held-out rows have no variance)"),
@@ -293,7 +293,7 @@ def test_an_interruption_before_the_command_begins_has_the_same_words(
 )
 def test_train_says_where_fvu_is_undefined(
     metrics: dict[str, float],
-    said: str | None,
+    printed: str | None,
     tiny_artifact: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -313,4 +313,4 @@ def test_train_says_where_fvu_is_undefined(
     job.write_text("kind: train\ndata: {uri: x, features: {vector: x}}\nmodel: {preset: anomaly}\n")
     runs.train(str(job))
     lines = [line for line in capsys.readouterr().out.splitlines() if "fvu" in line]
-    assert lines == ([said] if said else [])
+    assert lines == ([printed] if printed else [])

@@ -25,7 +25,7 @@ def hourglass(*arguments: Any) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def said(*arguments: Any) -> list[str]:
+def printed(*arguments: Any) -> list[str]:
     done = hourglass(*arguments)
     assert done.exit_code == 0, (done.output, done.exception)
     return done.output.splitlines()
@@ -58,7 +58,7 @@ def cells(path: str, column: str) -> np.ndarray:
 
 
 def test_encode_writes_the_codes_in_shard_order(folder: Path, rows: np.ndarray) -> None:
-    assert said("encode", "model", "data", "--out", "out/codes.parquet") == [
+    assert printed("encode", "model", "data", "--out", "out/codes.parquet") == [
         "rows         300 of data",
         "output       out/codes.parquet: 300 rows, code of 5 units",
     ]
@@ -70,15 +70,15 @@ def test_encode_writes_the_codes_in_shard_order(folder: Path, rows: np.ndarray) 
 
 
 def test_encode_writes_a_hidden_layer(folder: Path, rows: np.ndarray) -> None:
-    lines = said("encode", "model", "data", "--out", "l.parquet", "--layer", 1)
+    lines = printed("encode", "model", "data", "--out", "l.parquet", "--layer", 1)
     assert lines[-1] == "output       l.parquet: 300 rows, layer_1 of 7 units"
     expected = Predictor.load("model").encode(rows, layer=1)
     np.testing.assert_array_equal(cells("l.parquet", "layer_1"), expected)
 
 
 def test_decode_of_encode_is_the_reconstruction(folder: Path, rows: np.ndarray) -> None:
-    said("encode", "model", "data", "--out", "codes.parquet")
-    assert said("decode", "model", "codes.parquet", "--out", "r.parquet") == [
+    printed("encode", "model", "data", "--out", "codes.parquet")
+    assert printed("decode", "model", "codes.parquet", "--out", "r.parquet") == [
         "rows         300 of codes.parquet",
         "output       r.parquet: 300 rows of 12 features",
     ]
@@ -100,7 +100,7 @@ def test_decode_keeps_the_order_and_the_row_of_the_codes(folder: Path, rows: np.
         }
         (folder / "codes").mkdir(exist_ok=True)
         pq.write_table(pa.table(columns), f"codes/{part}.parquet", write_page_checksum=True)
-    lines = said(
+    lines = printed(
         *("decode", "model", "codes", "--column", "mine"),
         *("--max-rows", 250, "--out", "r.parquet"),
     )
@@ -118,7 +118,7 @@ def test_decode_takes_what_score_writes(folder: Path, rows: np.ndarray) -> None:
     for shard in scan("data")[0].shards:
         item = parts.Item(shard, tuple(range(len(shard.rows))))
         parts.write(f"scores/{item.name(options.key)}", item, options, model)
-    said("decode", "model", "scores", "--out", "r.parquet")
+    printed("decode", "model", "scores", "--out", "r.parquet")
     assert pq.read_schema("r.parquet").names == ["shard", "row_group", "row", "image"]
     np.testing.assert_array_equal(cells("r.parquet", "image"), model.reconstruct(rows))
     assert cells("r.parquet", "shard").tolist() == ["a.parquet"] * 200 + ["b.parquet"] * 100
@@ -133,7 +133,7 @@ def test_decode_rounds_and_clips_to_bytes(folder: Path, save_artifact: Callable[
     save_artifact("bytes", of=low_high, features=columns)
     codes = np.random.default_rng(3).normal(0, 6, (70, 5)).astype(np.float32)
     pq.write_table(pa.table({"code": list(codes)}), "codes.parquet", write_page_checksum=True)
-    lines = said("decode", "bytes", "codes.parquet", "--out", "r.parquet")
+    lines = printed("decode", "bytes", "codes.parquet", "--out", "r.parquet")
     made = np.rint(Predictor.load("bytes").decode(codes))
     clipped = int(((made < 0) | (made > 255)).sum())
     assert 0 < clipped < made.size
@@ -185,15 +185,15 @@ CODE_REFUSALS: list[tuple[str, pa.Array, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "codes", "sentence"), CODE_REFUSALS)
+@pytest.mark.parametrize(("name", "codes", "message"), CODE_REFUSALS)
 def test_decode_refuses_what_is_no_code(
-    folder: Path, name: str, codes: pa.Array, sentence: str
+    folder: Path, name: str, codes: pa.Array, message: str
 ) -> None:
     pq.write_table(pa.table({name: codes}), "c.parquet", write_page_checksum=True)
     done = hourglass("decode", "model", "c.parquet", "--out", "r.parquet")
     assert isinstance(done.exception, DataError)
     assert done.exception.exit_code == 2
-    assert str(done.exception).replace(f"{folder}/", "") == sentence
+    assert str(done.exception).replace(f"{folder}/", "") == message
     assert not (folder / "r.parquet").exists()
 
 
@@ -207,7 +207,7 @@ def test_denoise_takes_the_rows_as_noisy(
     folder: Path, rows: np.ndarray, save_artifact: Callable[..., str]
 ) -> None:
     save_artifact("model", model=NOISY)
-    assert said("denoise", "model", "data", "--out", "d.parquet") == [
+    assert printed("denoise", "model", "data", "--out", "d.parquet") == [
         "rows         300 of data",
         "output       d.parquet: 300 rows of 12 features",
     ]
@@ -222,7 +222,7 @@ def test_denoise_puts_the_noise_of_training_on_first(
 ) -> None:
     save_artifact("model", model=NOISY)
     options = ("denoise", "model", "data", "--corrupt")
-    lines = said(*options, "--seed", 3, "--out", "d.parquet")
+    lines = printed(*options, "--seed", 3, "--out", "d.parquet")
     noisy, denoised = denoise(Predictor.load("model"), rows, 3)
     won = 10 * np.log10(((rows - noisy) ** 2).mean() / ((rows - denoised) ** 2).mean())
     assert lines == [
@@ -233,8 +233,8 @@ def test_denoise_puts_the_noise_of_training_on_first(
     assert pq.read_schema("d.parquet").names == ["row", "noisy_image", "image"]
     np.testing.assert_array_equal(cells("d.parquet", "noisy_image"), noisy)
     np.testing.assert_array_equal(cells("d.parquet", "image"), denoised)
-    said(*options, "--out", "zero.parquet")
-    said(*options, "--seed", 0, "--out", "same.parquet")
+    printed(*options, "--out", "zero.parquet")
+    printed(*options, "--seed", 0, "--out", "same.parquet")
     assert Path("zero.parquet").read_bytes() == Path("same.parquet").read_bytes()
     assert (cells("zero.parquet", "noisy_image") != noisy).any()
 
@@ -246,7 +246,7 @@ def test_noisy_columns_are_floats_as_the_model_saw_them(
     save_artifact("bytes", model=NOISY, of=made, features={"vector": None, "columns": tuple("abc")})
     table = pa.table({name: made[:, i] for i, name in enumerate("abc")})
     pq.write_table(table, "abc.parquet", write_page_checksum=True)
-    said("denoise", "bytes", "abc.parquet", "--corrupt", "--out", "d.parquet")
+    printed("denoise", "bytes", "abc.parquet", "--corrupt", "--out", "d.parquet")
     written = pq.read_table("d.parquet")
     assert written.schema == pa.schema(
         [("row", pa.int64())]
@@ -288,7 +288,7 @@ def test_a_seed_needs_corruption(folder: Path) -> None:
 
 
 def test_rows_beyond_the_limit_are_told(folder: Path) -> None:
-    lines = said("encode", "model", "data", "--out", "c.parquet", "--max-rows", 230)
+    lines = printed("encode", "model", "data", "--out", "c.parquet", "--max-rows", 230)
     assert lines[0] == "rows         230 of data, 70 left out by --max-rows 230"
     np.testing.assert_array_equal(cells("c.parquet", "row"), np.arange(230))
 
@@ -300,7 +300,7 @@ def test_dropped_rows_are_told_and_keep_the_numbers_of_the_others(
     holes = rows[:5].copy()
     holes[[0, 3], 7] = np.nan
     write(folder / "holes" / "a.parquet", holes, [0] * 5, groups=2)
-    lines = said("encode", "model", "holes", "--out", "c.parquet")
+    lines = printed("encode", "model", "holes", "--out", "c.parquet")
     assert lines[0] == "rows         3 of holes, 2 dropped for missing cells"
     assert cells("c.parquet", "row").tolist() == [1, 2, 4]
     done = hourglass("similar", "model", "holes", "--row", 3, "-k", 1)
@@ -314,7 +314,9 @@ def test_dropped_rows_are_told_and_keep_the_numbers_of_the_others(
 def test_similar_prints_the_row_then_its_neighbours(
     folder: Path, rows: np.ndarray, by: str
 ) -> None:
-    lines = said("similar", "model", "data", "--row", 250, "-k", 4, "--by", by, "--label", "label")
+    lines = printed(
+        "similar", "model", "data", "--row", 250, "-k", 4, "--by", by, "--label", "label"
+    )
     model = Predictor.load("model")
     points = model.encode(rows) if by == "code" else model.hash(rows)
     distances, found = Index(points).nearest(points[250:251], 300)
@@ -333,12 +335,12 @@ def test_similar_prints_the_row_then_its_neighbours(
 
 def test_similar_shows_a_row_among_its_copies_once(folder: Path, rows: np.ndarray) -> None:
     write(folder / "same" / "a.parquet", np.repeat(rows[:1], 6, axis=0), [0] * 6)
-    lines = said("similar", "model", "same", "--row", 5, "-k", 2)
+    lines = printed("similar", "model", "same", "--row", 5, "-k", 2)
     assert [line.split()[0] for line in lines[2:]] == ["5", "0", "1"]
 
 
 def test_classify_probe_prints_accuracies_and_the_floor(folder: Path, rows: np.ndarray) -> None:
-    lines = said(
+    lines = printed(
         *("classify-probe", "model", "--label", "label"),
         *("--train", "data/a.parquet", "--test", "data/b.parquet"),
     )
@@ -355,7 +357,7 @@ def test_classify_probe_prints_accuracies_and_the_floor(folder: Path, rows: np.n
 
 
 def test_generate_between_two_rows(folder: Path, rows: np.ndarray) -> None:
-    lines = said(
+    lines = printed(
         *("generate", "model", "--between", 3, 250, "--uri", "data"),
         *("--steps", 4, "--out", "g.parquet"),
     )
@@ -366,7 +368,7 @@ def test_generate_between_two_rows(folder: Path, rows: np.ndarray) -> None:
 
 
 def test_generate_traverses_the_range_of_a_unit(folder: Path, rows: np.ndarray) -> None:
-    lines = said(
+    lines = printed(
         *("generate", "model", "--traverse", 1, "--row", 9, "--uri", "data"),
         *("--out", "g.parquet"),
     )
@@ -388,7 +390,7 @@ def test_generate_draws_rows_in_the_columns_and_types_of_training(folder: Path) 
         random_state=0,
     )
     vae.fit(pa.table({name: bytes_[:, i] for i, name in enumerate("abc")})).save("vae")
-    lines = said("generate", "vae", "--count", 50, "--seed", 7, "--out", "g.parquet")
+    lines = printed("generate", "vae", "--count", 50, "--seed", 7, "--out", "g.parquet")
     written = pq.read_table("g.parquet")
     assert written.schema == pa.schema([(name, pa.uint8()) for name in "abc"])
     made = np.rint(prior(Predictor.load("vae"), 50, 7))
@@ -462,10 +464,10 @@ DATA_REFUSALS: list[tuple[tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), DATA_REFUSALS)
-def test_refusals(folder: Path, arguments: tuple[Any, ...], sentence: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), DATA_REFUSALS)
+def test_refusals(folder: Path, arguments: tuple[Any, ...], message: str) -> None:
     done = hourglass(*arguments)
-    assert str(done.exception).replace(f"{folder}/", "") == sentence
+    assert str(done.exception).replace(f"{folder}/", "") == message
     assert not (folder / "g.parquet").exists()
 
 
@@ -495,8 +497,8 @@ OPTION_REFUSALS: list[tuple[tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "sentence"), OPTION_REFUSALS)
-def test_sources_of_codes_are_exclusive(options: tuple[Any, ...], sentence: str) -> None:
+@pytest.mark.parametrize(("options", "message"), OPTION_REFUSALS)
+def test_sources_of_codes_are_exclusive(options: tuple[Any, ...], message: str) -> None:
     done = hourglass("generate", "model", "--out", "g.parquet", *options)
     assert done.exit_code == 2
-    assert done.output.splitlines()[-1] == f"Error: Invalid value: {sentence}"
+    assert done.output.splitlines()[-1] == f"Error: Invalid value: {message}"

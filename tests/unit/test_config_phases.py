@@ -187,11 +187,11 @@ MISTAKES: dict[str, tuple[tuple, str]] = {
 }
 
 
-@pytest.mark.parametrize(("fields", "sentence"), MISTAKES.values(), ids=MISTAKES)
-def test_one_mistake_is_one_sentence(fields: tuple, sentence: str) -> None:
+@pytest.mark.parametrize(("fields", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_one_mistake_is_one_sentence(fields: tuple, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         job(*fields)
-    assert str(caught.value) == f"job: 1 mistake\n  job: {sentence}"
+    assert str(caught.value) == f"job: 1 mistake\n  job: {message}"
 
 
 def test_run_names_depend_on_phases() -> None:

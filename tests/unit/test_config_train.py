@@ -1,4 +1,4 @@
-"""Job files: each mistake is one sentence; overrides; round trip; run names; schedules."""
+"""Job files: each mistake is one message; overrides; round trip; run names; schedules."""
 
 import json
 import math
@@ -312,9 +312,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("text", "sentence"), MISTAKES.values(), ids=MISTAKES)
-def test_one_mistake_is_one_sentence(check: Any, text: str, sentence: str) -> None:
-    assert refusal(check, text) == f"job.yaml: 1 mistake\n  {sentence}"
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_one_mistake_is_one_sentence(check: Any, text: str, message: str) -> None:
+    assert refusal(check, text) == f"job.yaml: 1 mistake\n  {message}"
 
 
 def test_all_mistakes_at_once(check: Any) -> None:
@@ -350,8 +350,8 @@ def test_contradictions_are_told_at_once(check: Any) -> None:
 
 
 def test_a_long_value_is_cut(check: Any) -> None:
-    sentence = refusal(check, TRAIN + f"train: {{epochs: {'x' * 500}}}\n")
-    assert f"found '{'x' * 56}...; input" in sentence
+    message = refusal(check, TRAIN + f"train: {{epochs: {'x' * 500}}}\n")
+    assert f"found '{'x' * 56}...; input" in message
 
 
 NOT_A_JOB = {
@@ -392,9 +392,9 @@ NOT_A_JOB = {
 }
 
 
-@pytest.mark.parametrize(("text", "sentence"), NOT_A_JOB.values(), ids=NOT_A_JOB)
-def test_not_a_job(check: Any, text: str | bytes, sentence: str) -> None:
-    assert refusal(check, text) == sentence
+@pytest.mark.parametrize(("text", "message"), NOT_A_JOB.values(), ids=NOT_A_JOB)
+def test_not_a_job(check: Any, text: str | bytes, message: str) -> None:
+    assert refusal(check, text) == message
 
 
 def test_no_file_folder_and_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,9 +483,9 @@ BAD_OVERRIDES = {
 }
 
 
-@pytest.mark.parametrize(("override", "sentence"), BAD_OVERRIDES.items(), ids=BAD_OVERRIDES)
-def test_bad_set(check: Any, override: str, sentence: str) -> None:
-    assert refusal(check, TRAIN, [override]) == f"--set {override}: {sentence}"
+@pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES.items(), ids=BAD_OVERRIDES)
+def test_bad_set(check: Any, override: str, message: str) -> None:
+    assert refusal(check, TRAIN, [override]) == f"--set {override}: {message}"
 
 
 def test_a_mistake_of_an_override_is_not_blamed_on_a_line(check: Any) -> None:
@@ -617,13 +617,15 @@ def test_a_field_that_is_added_changes_no_name() -> None:
 @pytest.mark.parametrize("override", [[], *([each] for each in DECISIVE + INDIFFERENT)], ids=str)
 def test_a_spec_is_what_its_canonical_form_says(check: Any, override: list[str]) -> None:
     job = check(TRAIN, override)
-    said = canonical(job)
-    assert TrainJob.model_validate(json.loads(json.dumps(said))) == job
-    assert len(json.dumps(said)) < len(job.model_dump_json()) / 2  # the control: defaults are gone
+    printed = canonical(job)
+    assert TrainJob.model_validate(json.loads(json.dumps(printed))) == job
+    assert (
+        len(json.dumps(printed)) < len(job.model_dump_json()) / 2
+    )  # the control: defaults are gone
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "message"),
     [
         (
             ["train.combine=max"],
@@ -638,8 +640,8 @@ def test_a_spec_is_what_its_canonical_form_says(check: Any, override: list[str])
         (["train.seeds=101"], "train.seeds: found 101; input should be less than or equal to 100"),
     ],
 )
-def test_members_that_cannot_be(check: Any, override: list[str], sentence: str) -> None:
-    assert refusal(check, TRAIN, override).endswith(sentence)
+def test_members_that_cannot_be(check: Any, override: list[str], message: str) -> None:
+    assert refusal(check, TRAIN, override).endswith(message)
 
 
 @pytest.mark.parametrize(
@@ -671,12 +673,14 @@ def test_nearest(word: str, answer: str) -> None:
 def test_a_preset_that_is_none_hides_no_mistake_and_makes_none(check: Any, preset: str) -> None:
     """What it meant to bring is not missing; everything else is told."""
     text = TRAIN.partition("model:")[0].replace("/rows", "/rows\n  missing: men")
-    said = refusal(check, f"{text}model: {{preset: {preset}, loss: {{kind: msee}}}}\n").splitlines()
-    assert said[0] == "job.yaml: 3 mistakes"
-    assert "data.missing: found 'men', did you mean 'mean'?" in said[1]
-    assert ": model.preset: found " in said[2]
-    assert ("did you mean 'anomaly'?" in said[2]) == (preset in ("anomoly", "[anomaly]"))
-    assert "model.loss: found kind 'msee', did you mean 'mse'?" in said[3]
+    printed = refusal(
+        check, f"{text}model: {{preset: {preset}, loss: {{kind: msee}}}}\n"
+    ).splitlines()
+    assert printed[0] == "job.yaml: 3 mistakes"
+    assert "data.missing: found 'men', did you mean 'mean'?" in printed[1]
+    assert ": model.preset: found " in printed[2]
+    assert ("did you mean 'anomaly'?" in printed[2]) == (preset in ("anomoly", "[anomaly]"))
+    assert "model.loss: found kind 'msee', did you mean 'mse'?" in printed[3]
 
 
 def test_without_a_preset_the_network_is_missing(check: Any) -> None:

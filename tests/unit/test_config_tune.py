@@ -1,4 +1,4 @@
-"""Tune files: each mistake is one sentence; the base and its file; round trip."""
+"""Tune files: each mistake is one message; the base and its file; round trip."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ def refusal(function: Any, *args: Any) -> str:
     return str(caught.value)
 
 
-SHARED = "trials differ in model, train and data.scaling; they share all else, which `base` says"
+SHARED = (
+    "trials differ in model, train and data.scaling; they share everything else, which `base` sets"
+)
 # One mistake each: what is added to the file, and the line that tells about it.
 MISTAKES = {
     "unknown field": (
@@ -167,8 +169,8 @@ def test_a_mistake_is_one_sentence(check: Any, more: str, line: str) -> None:
 
 
 def test_all_mistakes_are_told_at_once(check: Any) -> None:
-    told = refusal(check, TUNE + "  modle.trim: {grid: [1]}\nconcurrency: 0\nmax_trials: 0\n")
-    first, *lines = told.splitlines()
+    reported = refusal(check, TUNE + "  modle.trim: {grid: [1]}\nconcurrency: 0\nmax_trials: 0\n")
+    first, *lines = reported.splitlines()
     assert first == "tune.yaml: 3 mistakes"
     fields = [line.split(": ")[1] for line in lines]
     assert sorted(fields) == ["concurrency", "max_trials", "space.modle.trim"]
@@ -198,16 +200,16 @@ def test_the_example_of_the_documentation_has_twenty_jobs(
 def test_penalties_of_a_preset_are_written_out_before_they_are_searched(check: Any) -> None:
     """A path goes into what the base says; the preset's list is not there."""
     text = TUNE + "  model.penalties.0.beta: {grid: [0.1]}\n"
-    told = refusal(check, text, "base.model.preset=sparse")
-    assert "'0' is not an index of model.penalties, in the base a list of 0 (from 0)" in told
+    reported = refusal(check, text, "base.model.preset=sparse")
+    assert "'0' is not an index of model.penalties, in the base a list of 0 (from 0)" in reported
     own = "base.model.penalties=[{kind: sparsity_kl, rho: 0.05, beta: 1.0e-3}]"
     betas = [p.job.model.penalties[0].beta for p in points(check(text, own)) if p.job]
     assert betas == [0.1, 0.1]
 
 
 def test_a_random_search_needs_a_number(check: Any) -> None:
-    told = refusal(check, DRAWN + "search: {kind: random}\n")
-    assert told.endswith("search random needs max_trials, the number of points to draw")
+    reported = refusal(check, DRAWN + "search: {kind: random}\n")
+    assert reported.endswith("search random needs max_trials, the number of points to draw")
 
 
 def test_the_base_is_a_file_or_a_job_and_is_checked_as_one(check: Any) -> None:
@@ -217,8 +219,8 @@ def test_the_base_is_a_file_or_a_job_and_is_checked_as_one(check: Any) -> None:
     tree = dump(sweep)
     assert parse(tree) == sweep
     assert check(TUNE, "base.train.epochs=3").job.train.epochs == 3
-    told = refusal(check, TUNE, "base.train.epohcs=3")
-    assert "tune.yaml (--set): base.train.epohcs: unknown field, did you mean 'epochs'?" in told
+    reported = refusal(check, TUNE, "base.train.epohcs=3")
+    assert "tune.yaml (--set): base.train.epohcs: unknown field, did you mean 'epochs'?" in reported
     Path("base.yaml").write_text(BASE + "trian: {}\n")
     assert refusal(check, TUNE).startswith("base.yaml: 1 mistake\n  base.yaml:4: trian: unknown")
     assert refusal(check, TUNE.replace("base.yaml", "none.yaml")) == "none.yaml: no such file"
@@ -237,13 +239,17 @@ def test_nothing_that_the_base_says_is_lost(check: Any) -> None:
 
 
 def test_streams_are_refused(check: Any) -> None:
-    told = refusal(check, TUNE, "base.data.cache=stream")
-    assert told.endswith("trials share the rows in memory, found base.data.cache: stream; use auto")
+    reported = refusal(check, TUNE, "base.data.cache=stream")
+    assert reported.endswith(
+        "trials share the rows in memory, found base.data.cache: stream; use auto"
+    )
 
 
 def test_rows_must_be_held_out_for_a_holdout_metric(check: Any) -> None:
-    told = refusal(check, TUNE, "base.data.holdout=0")
-    assert told.endswith("metric holdout_mse needs held-out rows; set base.data.holdout above 0")
+    reported = refusal(check, TUNE, "base.data.holdout=0")
+    assert reported.endswith(
+        "metric holdout_mse needs held-out rows; set base.data.holdout above 0"
+    )
     assert check(TUNE, "base.data.holdout=0", "metric=train_mse").metric == "train_mse"
 
 
@@ -257,7 +263,7 @@ search: {kind: random}
 max_trials: 8
 scheduler: {kind: pbt}
 """
-# What does not go together: the file, the overrides, the sentence.
+# What does not go together: the file, the overrides, the message.
 CONTRADICTIONS = {
     "optuna without an end": (
         DRAWN,
@@ -303,7 +309,7 @@ CONTRADICTIONS = {
     "agreement of epochs": (
         TUNE + ASHA,
         ["metric=rank_agreement", "mode=max", "base.train.seeds=2"],
-        "scheduler asha compares epochs, found metric rank_agreement, which the end tells",
+        "scheduler asha compares epochs, found metric rank_agreement, which is known at the end only",
     ),
     "the lowest agreement": (
         TUNE,
@@ -329,7 +335,7 @@ CONTRADICTIONS = {
     "a population that stops early": (
         PBT,
         ["base.train.early_stop={patience: 3}"],
-        "scheduler pbt goes on from trials, found base.train.early_stop, after which nothing goes on; "
+        "scheduler pbt continues trials, found base.train.early_stop, after which nothing can be continued; "
         "set it to null",
     ),
     "promotion of nothing": (
@@ -378,9 +384,13 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize(("text", "overrides", "said"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_what_does_not_go_together(check: Any, text: str, overrides: list[str], said: str) -> None:
-    assert f": {said}" in refusal(check, text, *overrides)
+@pytest.mark.parametrize(
+    ("text", "overrides", "printed"), CONTRADICTIONS.values(), ids=CONTRADICTIONS
+)
+def test_what_does_not_go_together(
+    check: Any, text: str, overrides: list[str], printed: str
+) -> None:
+    assert f": {printed}" in refusal(check, text, *overrides)
 
 
 def test_a_population_is_a_sweep(check: Any) -> None:
@@ -390,8 +400,8 @@ def test_a_population_is_a_sweep(check: Any) -> None:
 
 def test_a_command_says_which_one_runs_the_file(check: Any) -> None:
     check(TUNE)
-    told = refusal(load_kind, train.TrainJob, "tune.yaml")
-    assert told == "tune.yaml: found a tune job; run `hourglass tune tune.yaml`"
+    reported = refusal(load_kind, train.TrainJob, "tune.yaml")
+    assert reported == "tune.yaml: found a tune job; run `hourglass tune tune.yaml`"
     assert isinstance(load_kind(TuneJob, "tune.yaml"), TuneJob)
 
 

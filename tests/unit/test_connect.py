@@ -20,10 +20,10 @@ LOST = (
 )
 
 
-def heard(*told: str) -> None:
+def received(*reported: str) -> None:
     """Ray's own thread in a driver, which hears what the head tells."""
     over = threading.Event()
-    left = list(told)
+    left = list(reported)
 
     def poll() -> tuple[None, dict[str, Any] | None]:
         if len(left) == 1:
@@ -41,10 +41,10 @@ def test_a_lost_machine_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
-    heard(DUMP)
+    received(DUMP)
     assert "[state-dump]" in capsys.readouterr().out  # control: what Ray prints
     connect._plain_worker_lines()
-    heard(DUMP, LOST, DUMP)
+    received(DUMP, LOST, DUMP)
     assert capsys.readouterr() == (
         "lost node 192.0.2.7 of the cluster; its work is restarted\n",
         "",

@@ -204,7 +204,7 @@ def test_a_model_of_bytes_gets_other_numbers_unharmed(
 
 
 @pytest.mark.parametrize(
-    ("column", "schema", "sentence"),
+    ("column", "schema", "message"),
     [
         (
             pa.array(["1", "2"]),
@@ -221,10 +221,10 @@ def test_a_model_of_bytes_gets_other_numbers_unharmed(
     ],
 )
 def test_columns_that_do_not_fit_the_model(
-    path: Path, column: pa.Array, schema: FeatureSchema, sentence: str
+    path: Path, column: pa.Array, schema: FeatureSchema, message: str
 ) -> None:
     pq.write_table(pa.table({"x": column}), path)
-    with pytest.raises(DataError, match=f"^{re.escape(str(path) + sentence)}"):
+    with pytest.raises(DataError, match=f"^{re.escape(str(path) + message)}"):
         decoded(path, schema, "error")
 
 
@@ -314,7 +314,7 @@ def damaged(path: Path, places: list[Any], flips: int) -> Iterator[tuple[int, st
 
 
 def outcome(path: Path, column: str) -> str:
-    """`right`, `wrong`, or the sentence it is refused with."""
+    """`right`, `wrong`, or the message it is refused with."""
     try:
         features, _ = decoded(path, SCHEMAS[column], "error")
     except DataError as error:
@@ -330,11 +330,13 @@ def test_no_flipped_bit_gives_a_wrong_number(path: Path, options: dict[str, Any]
     assert [outcome(path, column) for column in SCHEMAS] == ["right", "right"]
     refused = 0
     for group, column in damaged(path, places, 100):
-        told = outcome(path, column)
-        if told == "right":  # a statistic in a page's header, which nobody reads
+        reported = outcome(path, column)
+        if reported == "right":  # a statistic in a page's header, which nobody reads
             continue
         refused += 1
-        assert told.startswith(f"{path}: row group {group}, column '{column}': cannot be decoded (")
+        assert reported.startswith(
+            f"{path}: row group {group}, column '{column}': cannot be decoded ("
+        )
     assert refused >= 85
 
 
@@ -364,20 +366,20 @@ def test_without_verification_wrong_numbers_are_silent(
             *args, **(options | {"page_checksum_verification": False})
         ),
     )
-    told = [outcome(path, column) for _, column in damaged(path, places, 60)]
-    assert told.count("wrong") >= 30
+    reported = [outcome(path, column) for _, column in damaged(path, places, 60)]
+    assert reported.count("wrong") >= 30
 
 
 def test_damage_without_checksums_never_crashes(
     path: Path, record_property: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = images(path, compression="zstd")
-    told = [outcome(path, column) for _, column in damaged(path, places, 200)]
-    wrong = told.count("wrong")
+    reported = [outcome(path, column) for _, column in damaged(path, places, 200)]
+    wrong = reported.count("wrong")
     record_property("silently wrong, of 200 flips without checksums", wrong)
     with capsys.disabled():
         print(f" [no checksums: {wrong} of 200 flips silently wrong]", end="")
-    assert all(t in ("right", "wrong") or t.startswith(f"{path}: ") for t in told)
+    assert all(t in ("right", "wrong") or t.startswith(f"{path}: ") for t in reported)
     assert wrong > 0  # what the warning about missing checksums is for
 
 

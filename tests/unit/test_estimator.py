@@ -344,13 +344,13 @@ def test_tasks_are_those_of_the_commands(X: np.ndarray) -> None:
     distances, found = ae.similar(X, X[4:6], k=3)
     assert found[:, 0].tolist() == [4, 5]
     assert (distances[:, 0] == 0).all()
-    for wrong, sentence in (
+    for wrong, message in (
         (lambda: ae.interpolate(X[:3]), "X: found 3 rows, needed are 2"),
         (lambda: ae.encode(X, layer=9), "layer: found 9, allowed are 1 to"),
         (lambda: ae.generate(3), "has no prior"),
         (lambda: ae.similar(X, X[:1], k=10**6), "k: found 1000000, allowed are 1 to"),
     ):
-        with pytest.raises(InputError, match=sentence):
+        with pytest.raises(InputError, match=message):
             wrong()
 
 
@@ -378,8 +378,10 @@ def test_early_stop_with_nothing_to_watch_is_refused(X: np.ndarray) -> None:
 def test_a_misspelt_preset_and_policy_are_told_as_such(X: np.ndarray, preset: Any) -> None:
     with pytest.raises(SpecError) as caught:
         make(widths=None, preset=preset, missing="men", combine="men").fit(X)
-    said = str(caught.value).splitlines()
-    assert said[0] == "job: 3 mistakes"
-    assert said[1].startswith("  job: data.missing: found 'men', did you mean 'mean'? Allowed: ")
-    assert said[2].startswith(f"  job: model.preset: found {preset!r}")
-    assert said[3].startswith("  job: train.combine: found 'men', did you mean 'mean'? Allowed: ")
+    printed = str(caught.value).splitlines()
+    assert printed[0] == "job: 3 mistakes"
+    assert printed[1].startswith("  job: data.missing: found 'men', did you mean 'mean'? Allowed: ")
+    assert printed[2].startswith(f"  job: model.preset: found {preset!r}")
+    assert printed[3].startswith(
+        "  job: train.combine: found 'men', did you mean 'mean'? Allowed: "
+    )

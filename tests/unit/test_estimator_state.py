@@ -72,15 +72,17 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("of", ["pandas", "polars", "arrow"])
 def test_columns_that_are_no_numbers_are_refused_by_name(X: np.ndarray, of: str, kind: str) -> None:
-    values, said = WRONG[kind]
+    values, printed = WRONG[kind]
     columns = {"a": X[:, 0], "gamma": values, "b": X[:, 1]}
     table: Any = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "arrow": pa.table}[of](columns)
-    with pytest.raises(InputError, match=f"^column {said}.*: a feature needs numbers or booleans"):
+    with pytest.raises(
+        InputError, match=f"^column {printed}.*: a feature needs numbers or booleans"
+    ):
         make().fit(table)
     fitted = make().fit(pd.DataFrame(X, columns=["a", "gamma", "b"]))
-    with pytest.raises(InputError, match=f"^column {said}"):
+    with pytest.raises(InputError, match=f"^column {printed}"):
         fitted.anomaly(table)
-    with pytest.raises(DataError, match=f"^column {said}"):
+    with pytest.raises(DataError, match=f"^column {printed}"):
         fitted.predictor_.from_columns(table)
 
 
@@ -99,7 +101,7 @@ def test_every_column_that_is_no_number_is_named_at_once(X: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "printed"),
     [
         ([[1.0, "2"], [3.0, "4"]], r"^column x\[1\] is str: a feature needs numbers or booleans"),
         (np.array([["1", "2"]], object), r"^columns x\[0\] is str, x\[1\] is str: "),
@@ -113,13 +115,13 @@ def test_every_column_that_is_no_number_is_named_at_once(X: np.ndarray) -> None:
     ],
     ids=["list", "objects", "text", "date", "dates", "durations"],
 )
-def test_text_and_dates_without_names_are_no_numbers(rows: Any, said: str) -> None:
+def test_text_and_dates_without_names_are_no_numbers(rows: Any, printed: str) -> None:
     """The control: NumPy makes numbers of all of them but the date among objects."""
     if not (
         isinstance(rows, np.ndarray) and rows.dtype == object and isinstance(rows[0, 1], object)
     ):
         np.asarray(rows).astype(float)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=printed):
         make().fit(rows)
 
 
@@ -303,8 +305,8 @@ def test_an_interrupted_fit_keeps_what_was_trained(
 ) -> None:
     steps = -(-int(make().fit(X).dataset_["train_rows"]) // 64)
     interrupt(monkeypatch, 4 * steps + 1)
-    said = r"^interrupted after epoch 4/100  loss 0.* the fit ends with the best weights so far$"
-    with pytest.warns(UserWarning, match=said):
+    printed = r"^interrupted after epoch 4/100  loss 0.* the fit ends with the best weights so far$"
+    with pytest.warns(UserWarning, match=printed):
         ae = make(epochs=100, batch_size=64).fit(X)
     monkeypatch.undo()
     assert len(ae.history_) == 4

@@ -250,7 +250,7 @@ def test_truncated_shards_are_refused(shard: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         (b"", "0 bytes; a Parquet file has at least 12: truncated?"),
         (b"PAR1PAR1", "8 bytes; a Parquet file has at least 12: truncated?"),
@@ -265,10 +265,10 @@ def test_truncated_shards_are_refused(shard: Path, cut: int) -> None:
         ),
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(content)
-    assert refused(path) == f"{path}: {sentence}"
+    assert refused(path) == f"{path}: {message}"
 
 
 def test_damaged_footers_are_refused_or_read_and_never_crash(shard: Path) -> None:

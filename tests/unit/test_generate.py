@@ -109,10 +109,10 @@ def test_a_traverse_acts_through_its_unit_alone(make: Make, rows: np.ndarray) ->
     with torch.no_grad():
         decoder.decoder[0].weight[:, 2] = 0.0  # the decoder no longer sees unit 2
     values = np.linspace(-1, 1, 6, dtype=np.float32)
-    deaf, heard = (traverse(model, rows[4], unit, values) for unit in (2, 3))
+    deaf, received = (traverse(model, rows[4], unit, values) for unit in (2, 3))
     np.testing.assert_array_equal(deaf, np.repeat(deaf[:1], 6, axis=0))
     np.testing.assert_array_equal(deaf[:1], model.reconstruct(rows[4:5]))
-    assert (np.diff(heard, axis=0) != 0).any(axis=1).all()
+    assert (np.diff(received, axis=0) != 0).any(axis=1).all()
 
 
 @pytest.mark.parametrize("drop_constant", [False, True])
@@ -220,9 +220,9 @@ REFUSED: list[tuple[Callable[[Predictor, np.ndarray], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "sentence"), REFUSED)
-def test_refusals(make: Make, rows: np.ndarray, call: Any, sentence: str) -> None:
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_refusals(make: Make, rows: np.ndarray, call: Any, message: str) -> None:
     model = make()
     with pytest.raises(DataError) as refused:
         call(model, rows)
-    assert str(refused.value) == sentence
+    assert str(refused.value) == message

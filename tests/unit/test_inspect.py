@@ -46,9 +46,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_column_is_counted(folder: Path) -> None:
-    told: list[tuple[float, float, str]] = []
-    report = inspect(str(folder), lambda *what: told.append(what))
-    assert told == [(1, 2, "a.parquet"), (2, 2, "b.parquet")]
+    reported: list[tuple[float, float, str]] = []
+    report = inspect(str(folder), lambda *what: reported.append(what))
+    assert reported == [(1, 2, "a.parquet"), (2, 2, "b.parquet")]
     assert report.columns == EXPECTED
 
 

@@ -61,7 +61,7 @@ def refusal(uri: str) -> str | None:
         return str(error)
 
 
-def told(pid: int, left: str = "") -> str:
+def reported(pid: int, left: str = "") -> str:
     who = rf"pid {pid} on {re.escape(socket.gethostname())}, since [0-9-]+T[0-9:]+Z"
     return rf"{DOING} \({who}{left}\); run this one when that has ended, or {INSTEAD}"
 
@@ -77,8 +77,10 @@ def lock(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_a_second_process_is_told_who_runs_until_the_first_has_ended(lock: str) -> None:
     left = LEFT if lock.startswith("s3") else ""
     with holder(lock) as first:
-        assert re.fullmatch(told(first.pid, left), refusal(lock) or "")
-        assert re.fullmatch(told(first.pid, left), refusal(lock) or "")  # which took nothing over
+        assert re.fullmatch(reported(first.pid, left), refusal(lock) or "")
+        assert re.fullmatch(
+            reported(first.pid, left), refusal(lock) or ""
+        )  # which took nothing over
         first.communicate("end\n")
         assert refusal(lock) is None
     assert not storage.exists(lock)
@@ -106,13 +108,13 @@ def test_a_killed_process_holds_an_object_for_as_long_as_was_said(
     with holder(lock) as first:
         first.send_signal(signal.SIGKILL)
         first.wait()
-    said = re.fullmatch(told(first.pid, LEFT), refusal(lock) or "")
-    assert said is not None
-    assert 0 < int(said[1]) <= locks.LEASE_S
+    printed = re.fullmatch(reported(first.pid, LEFT), refusal(lock) or "")
+    assert printed is not None
+    assert 0 < int(printed[1]) <= locks.LEASE_S
     monkeypatch.setattr(locks, "LEASE_S", 0.0)  # it has run out
     with locks.alone(lock, DOING, INSTEAD):
         monkeypatch.undo()
-        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+        assert re.fullmatch(reported(os.getpid(), LEFT), refusal(lock) or "")
     assert not storage.exists(lock)
 
 
@@ -127,7 +129,7 @@ def test_an_object_is_kept_for_as_long_as_its_holder_lives(
         while len(etags) < 4:
             fs.invalidate_cache()
             etags.add(fs.info(path)["ETag"])
-        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+        assert re.fullmatch(reported(os.getpid(), LEFT), refusal(lock) or "")
 
 
 LOST = (
@@ -180,7 +182,7 @@ def test_an_object_that_somebody_removed_is_put_again(
         storage.remove(lock)
         while not storage.exists(lock):
             threading.Event().wait(0.01)
-        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+        assert re.fullmatch(reported(os.getpid(), LEFT), refusal(lock) or "")
     assert not storage.exists(lock)
 
 
@@ -221,8 +223,8 @@ def test_an_answer_that_was_lost_on_the_way_counts(
         return self._put(condition)
 
     monkeypatch.setattr(locks._Lease, "_put", unheard)
-    said = refusal(lock)
-    assert (said is None) != taken
+    printed = refusal(lock)
+    assert (printed is None) != taken
 
 
 def test_of_many_at_once_one_gets_it(s3: str) -> None:
@@ -278,7 +280,7 @@ def test_a_store_without_conditions_is_used_without_them(
 
     monkeypatch.setattr(type(fs), "call_s3", lambda _, name, **words: call_s3(name, **words))
     with locks.alone(lock, DOING, INSTEAD):
-        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+        assert re.fullmatch(reported(os.getpid(), LEFT), refusal(lock) or "")
     assert ["IfNoneMatch"] in asked
 
 
@@ -312,7 +314,7 @@ def test_a_store_that_contradicts_itself_once_is_asked_again(
     monkeypatch.setattr(type(storage.filesystem(lock)[0]), "call_s3", refuse)
     with locks.alone(lock, DOING, INSTEAD):
         assert len(puts) == 2
-        assert re.fullmatch(told(os.getpid(), LEFT), refusal(lock) or "")
+        assert re.fullmatch(reported(os.getpid(), LEFT), refusal(lock) or "")
 
 
 def refusing(lock: str, status: int, times: int = 50) -> tuple[Any, list[str]]:
@@ -388,8 +390,8 @@ def test_a_file_system_without_locks_is_told_of_and_used(
     assert entered == ["run", "copy"]
     assert [event["kind"] for _, event in spool.pending()] == ["end"]
     assert {str(warning.message) for warning in caught} == {
-        f"{tmp_path}: this file system knows no locks (No locks available), so nothing keeps a second "
-        "command from the same work; give none twice at once"
+        f"{tmp_path}: this file system does not support locks (No locks available), so nothing "
+        "keeps a second command from the same work; run only one at a time"
     }
 
 
@@ -427,15 +429,15 @@ def test_a_finished_run_is_found_where_nothing_can_be_written(
         return real(path, flags, *rest, **more)
 
     monkeypatch.setattr(os, "open", read_only)
-    told = []
+    reported = []
     try:
         with locked(job, settings, fresh):
-            told.append("entered")
+            reported.append("entered")
     except WriteError as error:
-        told.append(str(error))
+        reported.append(str(error))
     lock = locks.beside(str(uri))
     refused = f"{lock}: cannot be written (Read-only file system); existing content is kept"
-    assert told == ["entered" if finished and not fresh else refused]
+    assert reported == ["entered" if finished and not fresh else refused]
 
 
 @pytest.mark.parametrize(
@@ -465,9 +467,9 @@ def test_two_train_commands_at_once(
                 run.train(job, settings, fresh)
             assert caught.value.exit_code == 2
             left = LEFT if where == "s3" else ""
-            sentence = told(first.pid, left).replace("/runs/x", uri)
-            sentence = sentence.replace(INSTEAD, r"under another name \(--set name=NAME\)")
-            assert re.fullmatch(sentence, str(caught.value))
+            wording = reported(first.pid, left).replace("/runs/x", uri)
+            wording = wording.replace(INSTEAD, r"under another name \(--set name=NAME\)")
+            assert re.fullmatch(wording, str(caught.value))
     assert opened == []
 
 

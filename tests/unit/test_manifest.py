@@ -77,7 +77,7 @@ def test_a_name_with_glob_marks_is_a_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "sentence"),
+    ("uri", "wording"),
     [
         ("{}/nowhere", "no such file or folder"),
         ("{}/empty", "no Parquet files there (names ending in .parquet)"),
@@ -85,12 +85,12 @@ def test_a_name_with_glob_marks_is_a_name(tmp_path: Path) -> None:
         ("http://{}", "scheme 'http://' is not supported; use a path or s3://bucket/key"),
     ],
 )
-def test_nothing_to_list(folder: Path, uri: str, sentence: str) -> None:
+def test_nothing_to_list(folder: Path, uri: str, wording: str) -> None:
     (folder / "empty").mkdir()
     asked = uri.format(folder)
     with pytest.raises(DataError) as caught:
         list_shards(asked)
-    assert str(caught.value) == f"{asked}: {sentence}"
+    assert str(caught.value) == f"{asked}: {wording}"
 
 
 def test_a_manifest_counts_and_is_the_same_for_a_copy(folder: Path, tmp_path: Path) -> None:
@@ -167,14 +167,14 @@ def test_what_differs_from_a_pinned_manifest_is_named(
     pinned, _ = scan(str(folder), content=content)
     require_pinned("manifest.json", pinned, scan(str(folder))[0])
     size = next(shard.size for shard in pinned.shards if shard.name == NAMES[0])
-    sentence = change(folder).format(size=size)
+    wording = change(folder).format(size=size)
     found, _ = scan(str(folder))
     if change is one_bit and not content:
         require_pinned("manifest.json", pinned, found)  # the control: footers do not tell
         return
     with pytest.raises(DataError) as caught:
         require_pinned("manifest.json", pinned, found)
-    assert str(caught.value) == f"the data differs from the manifest manifest.json:\n  {sentence}"
+    assert str(caught.value) == f"the data differs from the manifest manifest.json:\n  {wording}"
 
 
 def test_etags_do_not_pin_local_files(folder: Path) -> None:
@@ -247,8 +247,8 @@ def test_shards_without_rows(tmp_path: Path, groups: int) -> None:
 def test_a_dataset_is_known_by_the_last_part_of_its_path(
     uri: str | tuple[str, ...], name: str
 ) -> None:
-    said = list(uri) if isinstance(uri, tuple) else uri
-    assert locate(uri) == {"name": name, "uri": said}
+    printed = list(uri) if isinstance(uri, tuple) else uri
+    assert locate(uri) == {"name": name, "uri": printed}
 
 
 def test_a_dataset_that_is_the_folder_it_is_asked_from(

@@ -125,11 +125,11 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "sentence"), REFUSED)
-def test_refusals(call: Any, sentence: str) -> None:
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_refusals(call: Any, message: str) -> None:
     with pytest.raises(DataError) as refused:
         call()
-    assert str(refused.value) == sentence
+    assert str(refused.value) == message
 
 
 def test_without_faiss_the_sentence_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,10 +125,10 @@ OBSTACLES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("said", OBSTACLES)
-def test_what_cannot_be_packed_is_alone_and_says_why(said: str) -> None:
-    made = job(OBSTACLES[said])
-    assert obstacle(made) == said
+@pytest.mark.parametrize("printed", OBSTACLES)
+def test_what_cannot_be_packed_is_alone_and_says_why(printed: str) -> None:
+    made = job(OBSTACLES[printed])
+    assert obstacle(made) == printed
     assert packs({"a": made, "b": made}) == [["a"], ["b"]]
 
 

@@ -552,7 +552,7 @@ def test_dropped_columns_are_said(tmp_path: Path, settings: Settings) -> None:
     done = network.plot(file, settings, out=out)
     assert done.notes == (
         "training drops constant columns, and how many of the 12 are is not known; "
-        "say how many stay with --features N",
+        "pass the number that remains as --features N",
     )
     assert "note" in words(ET.parse(out).getroot())
     for features in (9, 12):
@@ -564,24 +564,24 @@ def test_dropped_columns_are_said(tmp_path: Path, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "features", "sentence"),
+    ("net", "features", "message"),
     [
         (
             {"widths": [4]},
             None,
-            "FILE: how many features a row has is not known, for the shards do not tell "
-            "(/nowhere/rows: no such file or folder); say it with --features N",
+            "FILE: how many features a row has is not known, because the shards do not show it "
+            "(/nowhere/rows: no such file or folder); pass it as --features N",
         ),
         (LSTM, 31, "--features: found 31, the network's `shape` has 30; leave the option out"),
     ],
 )
 def test_what_is_not_known_or_contradicts(
-    tmp_path: Path, settings: Settings, net: dict[str, Any], features: int | None, sentence: str
+    tmp_path: Path, settings: Settings, net: dict[str, Any], features: int | None, message: str
 ) -> None:
     file, out = job_file(tmp_path, net), tmp_path / "n.svg"
     with pytest.raises(SpecError) as caught:
         network.plot(file, settings, out=str(out), features=features)
-    assert str(caught.value) == sentence.replace("FILE", file)
+    assert str(caught.value) == message.replace("FILE", file)
     assert not out.exists()
 
 
@@ -628,8 +628,8 @@ def test_every_shipped_job_draws(
     root = ET.parse(tmp_path / "x" / "n.svg").getroot()
     assert words(root)[1] == first.removeprefix("network      ")
     assert len(groups(root, "code")) == 1
-    said = [words(group)[-1] for group in groups(root, "link")]
-    total = sum(int(text.split()[0].replace(",", "")) for text in said if text != "tied")
+    printed = [words(group)[-1] for group in groups(root, "link")]
+    total = sum(int(text.split()[0].replace(",", "")) for text in printed if text != "tied")
     assert f"{total:,} parameters" in first
 
 
@@ -638,7 +638,7 @@ def test_there_are_shipped_jobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "error", "sentence"),
+    ("source", "error", "message"),
     [
         ("FOLDER", RegistryError, "FOLDER: no artifact there (manifest.json is missing); give"),
         ("none.yaml", SpecError, "none.yaml: no such file"),
@@ -654,14 +654,14 @@ def test_the_command_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
     source: str,
     error: type[Exception],
-    sentence: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOURGLASS_HOME", str(tmp_path / "home"))
     source = source.replace("FOLDER", str(tmp_path))
     done = CliRunner().invoke(cli.app, ["plot-model", source])
     assert isinstance(done.exception, error)
-    assert sentence.replace("FOLDER", str(tmp_path)) in str(done.exception)
+    assert message.replace("FOLDER", str(tmp_path)) in str(done.exception)
     assert not storage.exists(str(tmp_path / "network.svg"))
 
 

@@ -1,4 +1,4 @@
-"""The predictor: the same numbers whatever the company, and sentences for rows that do not fit."""
+"""The predictor: the same numbers whatever the company, and messages for rows that do not fit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -270,13 +270,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("output", ["encode", "hash", "anomaly", "reconstruct", "score"])
-@pytest.mark.parametrize(("wrong", "sentence"), REFUSED, ids=[s for _, s in REFUSED])
+@pytest.mark.parametrize(("wrong", "message"), REFUSED, ids=[s for _, s in REFUSED])
 def test_rows_that_do_not_fit(
-    predictor: Predictor, output: str, wrong: Array, sentence: str
+    predictor: Predictor, output: str, wrong: Array, message: str
 ) -> None:
     with pytest.raises(DataError) as caught:
         getattr(predictor, output)(wrong)
-    assert str(caught.value) == sentence
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (5,)])

@@ -244,14 +244,12 @@ def test_changed_data_is_reported(tmp_path: Path, save_artifact: Callable[..., s
     same = model.model_copy(update={"provenance": {"dataset": {"digest": digest}}})
     other = model.model_copy(update={"provenance": {"dataset": {"digest": "d" * 64}}})
     assert select(same, None, None, 50).notes == ()
-    (sentence,) = select(other, None, None, 50).notes
-    assert sentence.startswith(
-        f"The data has changed since training (digest {digest[:12]}, was ddd"
-    )
+    (message,) = select(other, None, None, 50).notes
+    assert message.startswith(f"The data has changed since training (digest {digest[:12]}, was ddd")
 
 
 @pytest.mark.parametrize(
-    ("data", "sentence"),
+    ("data", "message"),
     [
         (
             {"uri": "in memory"},
@@ -269,11 +267,11 @@ def test_changed_data_is_reported(tmp_path: Path, save_artifact: Callable[..., s
     ],
 )
 def test_unavailable_rows_are_an_error_that_suggests_rows(
-    tmp_path: Path, save_artifact: Callable[..., str], data: dict[str, Any], sentence: str
+    tmp_path: Path, save_artifact: Callable[..., str], data: dict[str, Any], message: str
 ) -> None:
     uri = write_images(tmp_path / "data", images(80))
     model = trained_on(tmp_path / "model", data.pop("uri", uri), save_artifact, **data)
-    with pytest.raises(DataError, match=re.escape(sentence)) as caught:
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
         select(model, None, None, 100)
     assert "--rows" in str(caught.value)
 
@@ -610,15 +608,15 @@ def test_a_trained_nested_model_has_the_curve_on_its_page(
 
 
 @pytest.mark.parametrize(
-    ("ours", "sentence"),
+    ("ours", "message"),
     [
         ((0.1, 0.1), "The model beats PCA at every width."),
         ((0.3, 0.3), "PCA beats the model at every width."),
         ((0.3, 0.2), "The model beats PCA at 9 units; PCA is better at the other widths."),
     ],
 )
-def test_the_comparison_of_widths(ours: tuple[float, float], sentence: str) -> None:
-    assert evaluation._comparison_at((4, 9), ours, (0.2, 0.2)) == sentence
+def test_the_comparison_of_widths(ours: tuple[float, float], message: str) -> None:
+    assert evaluation._comparison_at((4, 9), ours, (0.2, 0.2)) == message
 
 
 def test_a_log_axis_has_ticks_whatever_its_length() -> None:
@@ -760,7 +758,7 @@ def test_the_command_writes_the_page(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "sentence"),
+    ("arguments", "error", "message"),
     [
         (["/nowhere"], RegistryError, "/nowhere: no artifact there"),
         (["models:/none@champion"], RegistryError, "no model is registered in"),
@@ -774,7 +772,7 @@ def test_errors_of_the_command(
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     error: type[Exception],
-    sentence: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv("HOURGLASS_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -782,7 +780,7 @@ def test_errors_of_the_command(
     given = [pictured[0] if word == "MODEL" else word for word in arguments]
     done = CliRunner().invoke(cli.app, ["report", *given])
     assert isinstance(done.exception, error)
-    assert sentence in str(done.exception)
+    assert message in str(done.exception)
     assert not (tmp_path / "report.html").exists()
 
 

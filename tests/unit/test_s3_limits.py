@@ -1,4 +1,4 @@
-"""An S3 endpoint that does not answer, or not to the end, is given up on, with a sentence."""
+"""An S3 endpoint that does not answer, or not to the end, is given up on, with a message."""
 
 import socket
 import threading
@@ -52,9 +52,9 @@ def refusing(status: str, code: str) -> Answer:
     body = f"<Error><Code>{code}</Code><Message>no</Message></Error>"
 
     def refuses(connection: socket.socket, asked: bytes) -> None:
-        said = "" if asked.startswith(b"HEAD") else body
+        printed = "" if asked.startswith(b"HEAD") else body
         head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        connection.sendall((head + said).encode())
+        connection.sendall((head + printed).encode())
 
     return refuses
 
@@ -186,9 +186,9 @@ def test_whatever_asked_ends_with_a_sentence(
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert stop.value.code == 2
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said.startswith("error: ")
-        assert said.endswith(advice)
+        printed = capsys.readouterr().err.strip().splitlines()[-1]
+        assert printed.startswith("error: ")
+        assert printed.endswith(advice)
 
 
 MODEL = "s3://bucket/model"
@@ -201,7 +201,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "said"),
+    ("status", "code", "printed"),
     [
         ("403 Forbidden", "AccessDenied", "permission denied; check the credentials"),
         ("400 Bad Request", "BadOne", "S3 refused ([Errno"),
@@ -216,7 +216,7 @@ def test_a_refusal_names_the_place_and_what_to_do(
     command: list[str],
     status: str,
     code: str,
-    said: str,
+    printed: str,
 ) -> None:
     endpoint(refusing(status, code), AWS_MAX_ATTEMPTS="1")
     monkeypatch.chdir(tmp_path)
@@ -228,7 +228,7 @@ def test_a_refusal_names_the_place_and_what_to_do(
     assert stop.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: ")
-    assert lines[-1].removeprefix("error: ").strip().startswith(f"{MODEL}/manifest.json: {said}")
+    assert lines[-1].removeprefix("error: ").strip().startswith(f"{MODEL}/manifest.json: {printed}")
 
 
 def test_errors_that_are_not_of_s3_stay_what_they_are() -> None:

@@ -226,7 +226,7 @@ SOME = "Columns: x1, x2, x[3], café 🙂, big, half, label, image, words, texts
 
 
 @pytest.mark.parametrize(
-    ("features", "sentence"),
+    ("features", "message"),
     [
         ({"vector": "imag"}, f"no column 'imag', did you mean 'image'? {SOME}"),
         (
@@ -257,16 +257,16 @@ SOME = "Columns: x1, x2, x[3], café 🙂, big, half, label, image, words, texts
         ({"columns": ["x1"], "exclude": ["x*"]}, f"features.exclude leaves no column; {SOME}"),
     ],
 )
-def test_features_that_are_not_there(shard: Path, features: dict[str, Any], sentence: str) -> None:
+def test_features_that_are_not_there(shard: Path, features: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as caught:
         resolved(shard, **features)
-    assert str(caught.value) == f"{shard}: {sentence}"
+    assert str(caught.value) == f"{shard}: {message}"
 
 
 @pytest.mark.parametrize("features", [{}, {"vector": "v", "columns": ["a"]}])
 def test_features_are_given_one_way(features: dict[str, Any]) -> None:
-    sentence = "give either `vector: NAME` or `columns: [GLOB, ...]`, not both or none"
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    message = "give either `vector: NAME` or `columns: [GLOB, ...]`, not both or none"
+    with pytest.raises(ValueError, match=re.escape(message)):
         Features.model_validate(features)
 
 
@@ -314,10 +314,10 @@ def test_all_columns_that_a_model_misses_are_told_at_once(shard: Path) -> None:
         f"no column 'gone'. {SOME}",
         f"no column 'wrods', did you mean 'words'? {SOME}",
     ]
-    for width, name, said in [
+    for width, name, printed in [
         (5, "image", "holds lists of 3 numbers, the model needs 5"),
         (1, "x1", "is float, a vector needs a list of numbers"),
     ]:
-        with pytest.raises(DataError, match=f"column '{name}' {said}"):
+        with pytest.raises(DataError, match=f"column '{name}' {printed}"):
             require_columns(str(shard), schema, FeatureSchema(name, (), width, "uint8"), [])
     require_columns(str(shard), schema, FeatureSchema("image", (), 3, "uint8"), ["label"])

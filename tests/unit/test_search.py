@@ -42,7 +42,7 @@ def error(point: Point) -> float:
     return abs(math.log10(point.values[LR]) + 2)
 
 
-def told(searching: Searching, judge: Any = error) -> list[Point]:
+def reported(searching: Searching, judge: Any = error) -> list[Point]:
     """All points of a search whose trials have these errors."""
     every = []
     while batch := searching.ask():
@@ -52,7 +52,7 @@ def told(searching: Searching, judge: Any = error) -> list[Point]:
 
 
 def test_optuna_finds_the_rate_that_random_draws_miss() -> None:
-    learned = told(search(learning()))
+    learned = reported(search(learning()))
     assert len(learned) == 24
     drawn = points(sweep(RATES, search={"kind": "random", "seed": 1}, max_trials=24))
     late = np.median([error(point) for point in learned[12:]])
@@ -60,9 +60,9 @@ def test_optuna_finds_the_rate_that_random_draws_miss() -> None:
 
 
 def test_optuna_proposes_the_same_for_the_same_results() -> None:
-    first, again = told(search(learning())), told(search(learning()))
+    first, again = reported(search(learning())), reported(search(learning()))
     assert first == again
-    other = told(search(learning()), judge=lambda point: -error(point))
+    other = reported(search(learning()), judge=lambda point: -error(point))
     assert first[:8] == other[:8]  # startup draws learn nothing
     assert first[8:] != other[8:]
 
@@ -75,15 +75,15 @@ def test_optuna_maximises_on_demand_and_forgets_failures() -> None:
         metric="rank_agreement",
         mode="max",
     )
-    found = told(search(most), judge=lambda point: float(point.values["train.seed"]))
+    found = reported(search(most), judge=lambda point: float(point.values["train.seed"]))
     assert np.mean([point.values["train.seed"] for point in found[12:]]) > 70
-    failing = told(search(learning(trials=12)), judge=lambda point: None)
+    failing = reported(search(learning(trials=12)), judge=lambda point: None)
     assert len(failing) == 12
 
 
 def test_optuna_never_proposes_a_point_twice_and_ends_when_there_are_no_more() -> None:
     space = {"train.epochs": {"choice": [1, 2, 3]}, "model.trim": {"quniform": [0.0, 0.2, 0.1]}}
-    found = told(search(learning(space, trials=50)), judge=lambda point: 1.0)
+    found = reported(search(learning(space, trials=50)), judge=lambda point: 1.0)
     assert len(found) == len({point.key for point in found}) == 9
 
 
@@ -92,7 +92,7 @@ def test_optuna_knows_conditions_and_lists_invalid_points() -> None:
         "model.code": {"choice": [{"kind": "plain"}, {"kind": "top_k", "k": 2}]},
         "model.code.k": {"randint": [1, 9], "when": {"model.code.kind": "top_k"}},
     }
-    found = told(search(learning(space, trials=11)), judge=lambda point: 1.0)
+    found = reported(search(learning(space, trials=11)), judge=lambda point: 1.0)
     plain = [point for point in found if point.values["model.code"]["kind"] == "plain"]
     assert [set(point.values) for point in plain] == [{"model.code"}]
     wide = [point for point in found if point.values.get("model.code.k", 0) > 3]
@@ -106,18 +106,18 @@ def test_a_planned_search_proposes_all_at_once() -> None:
 
 
 def test_places_that_stay_empty_are_told_where_a_larger_batch_would_fill_them() -> None:
-    def told(together: int, at_once: int, trials: int = 24) -> str:
+    def reported(together: int, at_once: int, trials: int = 24) -> str:
         return empty_places(learning(trials=trials, together=together), at_once)
 
-    assert told(2, 4) == (
+    assert reported(2, 4) == (
         "search.together is 2: 2 of 4 places for trials stay empty; 4 fills them, and proposes other "
         "points"
     )
-    assert told(2, 8, trials=3) == (
+    assert reported(2, 8, trials=3) == (
         "search.together is 2: 1 of 3 places for trials stay empty; 3 fills them, and proposes other "
         "points"
     )
-    assert told(4, 4) == told(5, 4) == told(3, 8, trials=3) == ""
+    assert reported(4, 4) == reported(5, 4) == reported(3, 8, trials=3) == ""
     assert empty_places(sweep({"train.epochs": {"grid": [1]}}), 8) == ""
     drawn = sweep(RATES, search={"kind": "random"}, max_trials=9)
     assert empty_places(drawn, 8) == ""
@@ -162,11 +162,11 @@ def test_the_failed_go_on_from_others_too_and_nobody_from_them() -> None:
     slots = children(made, spec, 0, parents, [None, 0.2, None, None, None, None, None, None])
     assert {slot.parent for slot in slots} == {parents[1].trial}
     assert children(made, spec, 0, parents, [None] * 8) == []
-    assert len(told(search(made), judge=lambda point: None)) == 8  # the sweep ends there
+    assert len(reported(search(made), judge=lambda point: None)) == 8  # the sweep ends there
 
 
 def test_a_populations_trials_have_names_of_their_own_and_the_last_are_whole_runs() -> None:
-    every = told(search(population()))
+    every = reported(search(population()))
     assert len(every) == len({point.trial for point in every}) == 24
     assert [point.until for point in every] == [3] * 8 + [6] * 8 + [None] * 8
     assert {point.parent for point in every[:8]} == {""}

@@ -99,11 +99,11 @@ def by_ray(spec: Scheduler, errors: Curves, at_once: int, seed: int = 0) -> list
         number = int(rng.choice(list(running)))
         running[number] += 1
         epoch = running[number]
-        said = record(epoch, errors[number][epoch - 1])
+        printed = record(epoch, errors[number][epoch - 1])
         if epoch == EPOCHS:
-            rule.on_trial_complete(controller, trials[number], said)
+            rule.on_trial_complete(controller, trials[number], printed)
             del running[number]
-        elif rule.on_trial_result(controller, trials[number], said) == "STOP":
+        elif rule.on_trial_result(controller, trials[number], printed) == "STOP":
             ends[number] = epoch
             del running[number]
     return [ends.get(number) for number in range(len(errors))]

@@ -63,7 +63,7 @@ def test_a_failed_write_leaves_what_was_there(
     ],
 )
 def test_what_refuses_to_write_is_one_error(raised: Exception, reason: str) -> None:
-    """One sentence, also after a way through a pickle, and an OSError like any."""
+    """One message, also after a way through a pickle, and an OSError like any."""
     with pytest.raises(WriteError) as caught, storage.writing("s3://b/k"):
         raise raised
     error = pickle.loads(pickle.dumps(caught.value))
@@ -80,7 +80,7 @@ def test_what_refuses_to_write_is_one_error(raised: Exception, reason: str) -> N
 def test_a_folder_that_cannot_be_synced_keeps_nobody_from_the_new(
     what: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no sentence says that the old is there; a disk that syncs no folders is as good as it gets."""
+    """And no message says that the old is there; a disk that syncs no folders is as good as it gets."""
     real, uri = os.fsync, tmp_path / "x"
     uri.write_bytes(b"old")
     (tmp_path / "y").write_bytes(b"new")
@@ -91,8 +91,8 @@ def test_a_folder_that_cannot_be_synced_keeps_nobody_from_the_new(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", refused)
-    told = pytest.raises(NotDurableError) if number == errno.EIO else contextlib.nullcontext()
-    with told as caught:
+    reported = pytest.raises(NotDurableError) if number == errno.EIO else contextlib.nullcontext()
+    with reported as caught:
         if what == "write":
             storage.write(str(uri), b"new")
         else:
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_synced_keeps_nobody_from_the_new(
 
 
 @pytest.mark.parametrize(
-    ("uri", "raised", "sentence"),
+    ("uri", "raised", "message"),
     [
         ("s3://b/k", PermissionError("Forbidden"), "permission denied; check the credentials"),
         ("/b/k", PermissionError(13, "Permission denied", "/b/k"), "permission denied"),
@@ -127,12 +127,12 @@ def test_a_folder_that_cannot_be_synced_keeps_nobody_from_the_new(
         ),
     ],
 )
-def test_what_refuses_to_read_is_one_error(uri: str, raised: Exception, sentence: str) -> None:
+def test_what_refuses_to_read_is_one_error(uri: str, raised: Exception, message: str) -> None:
     """So that `suppress(OSError)` means all of them; what is not there is another thing."""
     with pytest.raises(ReadError) as caught, storage.writing("s3://o"), storage.reading(uri):
         raise raised
     error = pickle.loads(pickle.dumps(caught.value))
-    assert str(error) == f"{uri}: {sentence}"
+    assert str(error) == f"{uri}: {message}"
     assert isinstance(error, OSError)
     assert (error.exit_code, error.filename) == (2, uri)
     for other in (FileNotFoundError, NotADirectoryError, KeyError):

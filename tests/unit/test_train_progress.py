@@ -27,13 +27,13 @@ DATASET = {
 
 
 @pytest.mark.parametrize(
-    ("workers", "cached", "said"),
+    ("workers", "cached", "printed"),
     [
         (1, True, "rows cached in memory; starting 1 worker, which takes some seconds"),
         (2, False, "rows streamed; starting 2 workers, which takes some seconds"),
     ],
 )
-def test_a_run_tells_its_rows_and_workers(workers: int, cached: bool, said: str) -> None:
+def test_a_run_tells_its_rows_and_workers(workers: int, cached: bool, printed: str) -> None:
     job = parse(
         {
             "kind": "train",
@@ -49,7 +49,7 @@ def test_a_run_tells_its_rows_and_workers(workers: int, cached: bool, said: str)
     )
     assert text.getvalue().splitlines() == [
         "10 rows in 2 shards: 7 for training, 2 held out, 1 dropped, 0 cells imputed",
-        said,
+        printed,
     ]
 
 
@@ -90,8 +90,8 @@ def test_no_work_fails_because_nobody_can_be_told(
         "model": NETWORK,
     }
     made = {"kind": "tune", "name": "s", "base": base, "space": {"train.seed": {"grid": [1, 2]}}}
-    with progress.shown(cast(TuneJob, parse(made)), stderr) as told:
-        told.note("a note")
+    with progress.shown(cast(TuneJob, parse(made)), stderr) as reported:
+        reported.note("a note")
     monkeypatch.setattr(sys, "stderr" if stderr else "stdout", None)  # closed from the start
     with bar("epoch", stderr) as shown:
         shown.print("a note")

@@ -345,8 +345,8 @@ def readable(folder: Path) -> Sequence[Any]:
         there = {p.name: p.read_text() for p in [*out.parent.glob("*.parquet"), *out.iterdir()]}
     else:
         there = {p.name: p.read_text() for p in out.iterdir() if p.is_file()}
-    said = json.loads(there[batch.COMMIT])
-    return [(said["scored"], [there.get(name) for name in said["parts"]])]
+    printed = json.loads(there[batch.COMMIT])
+    return [(printed["scored"], [there.get(name) for name in printed["parts"]])]
 
 
 WRITES: dict[str, Write] = {
@@ -439,11 +439,11 @@ def test_the_old_whole_or_the_new_whole(name: str, place: Path, capsys: Any) -> 
                     write.act(folder)
             except SystemExit as end:
                 assert end.code == 1, made[at - 1]
-                said = capsys.readouterr()
-                assert said.err.startswith("error: "), said.err
-                assert said.err.count("\n") == 1
-                assert os.strerror(number) in said.err
-                assert str(folder) in said.err
+                printed = capsys.readouterr()
+                assert printed.err.startswith("error: "), printed.err
+                assert printed.err.count("\n") == 1
+                assert os.strerror(number) in printed.err
+                assert str(folder) in printed.err
             except OSError as error:
                 assert not write.command
                 assert os.strerror(number) in str(error)
@@ -543,10 +543,10 @@ def put_scores(uri: str, place: Path) -> None:
 
 def readable_in_s3(uri: str) -> Any:
     folder = uri if storage.exists(f"{uri}/{batch.COMMIT}") else f"{uri}/{batch.FRESH}"
-    said = json.loads(storage.read(f"{folder}/{batch.COMMIT}"))
+    printed = json.loads(storage.read(f"{folder}/{batch.COMMIT}"))
     there = {name: f"{uri}/{name}" for name in storage.names(uri)}
     there |= {name: f"{folder}/{name}" for name in storage.names(folder)}
-    return said["scored"], [storage.read(there[name]) for name in said["parts"]]
+    return printed["scored"], [storage.read(there[name]) for name in printed["parts"]]
 
 
 def replace_model(uri: str, place: Path) -> None:
@@ -727,10 +727,10 @@ def test_no_scores_in_an_artifact(output: str, place: Path) -> None:
     job = parse({"kind": "score", **scored})
     assert isinstance(job, ScoreJob)
     model = SimpleNamespace(path=str(place / "other"))
-    sentence = re.escape(f"{place / output}: {INSIDE}; write elsewhere")
-    with pytest.raises(DataError, match=sentence):
+    message = re.escape(f"{place / output}: {INSIDE}; write elsewhere")
+    with pytest.raises(DataError, match=message):
         batch.score(job, model, None)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=message):
         check.against_shards("job.yaml", job, Settings(home=place / "home"))
     assert sorted((place / "model").rglob("*")) == before
 

@@ -174,13 +174,13 @@ class NoScheduler(SchedulerSpec):
 
 
 class Asha(SchedulerSpec):
-    """Asynchronous successive halving: at each rung only the best go on. Source: Li et al. 2020."""
+    """Asynchronous successive halving: only the best continue past each rung. Source: Li et al. 2020."""
 
     kind: Literal["asha"] = "asha"
     stops: ClassVar[bool] = True
     grace_epochs: PositiveInt = Field(2, description="Epochs that every trial gets.")
     reduction_factor: int = Field(
-        3, ge=2, le=16, description="One of so many goes on at each rung."
+        3, ge=2, le=16, description="At each rung one trial in this many continues."
     )
 
     @property
@@ -278,8 +278,8 @@ class Pbt(SchedulerSpec):
             )
         if train.early_stop is not None:
             yield (
-                "scheduler pbt goes on from trials, found base.train.early_stop, after which nothing goes "
-                "on; set it to null"
+                "scheduler pbt continues trials, found base.train.early_stop, after which nothing can be "
+                "continued; set it to null"
             )
         if ends:
             yield "scheduler pbt trains a population to its end, found stop; remove it"

@@ -38,7 +38,7 @@ def _space_path(path: str) -> str:
     steps = path.split(".")
     if steps[0] not in ("model", "train") and steps[:2] != ["data", "scaling"]:
         raise ValueError(
-            "trials differ in model, train and data.scaling; they share all else, which `base` says"
+            "trials differ in model, train and data.scaling; they share everything else, which `base` sets"
         )
     if steps == ["train", "checkpoint_every_steps"]:
         raise ValueError("every value gives the same weights, so there is nothing to search")
@@ -187,7 +187,10 @@ class TuneJob(Strict):
         if not self.scheduler.compares:
             return
         if self.metric == "rank_agreement":
-            yield f"scheduler {kind} compares epochs, found metric rank_agreement, which the end tells"
+            yield (
+                f"scheduler {kind} compares epochs, found metric rank_agreement, which is known at the end "
+                "only"
+            )
         if several:
             yield f"scheduler {kind} compares epochs of single models, found train.seeds; remove it"
         ends = self.stop is not None

@@ -67,6 +67,9 @@ def write_lorenz(uri: str) -> int:
 def lorenz(start: tuple[float, float, float], steps: int) -> NDArray[np.float64]:
     """`steps` points (steps, 3) of Lorenz's system, STEP_S apart, by the Runge-Kutta method of order 4."""
 
+    # SciPy's solvers sum with BLAS, which rounds as the CPU does; in a chaotic system other roundings
+    # become other rows, and the same command would write another dataset on another machine.
+
     def slope(p: NDArray[np.float64]) -> NDArray[np.float64]:
         x, y, z = p
         return np.array([10.0 * (y - x), x * (28.0 - z) - y, x * y - 8.0 / 3.0 * z])

@@ -51,7 +51,7 @@ class Model(Protocol):
 
 
 class Listener(Protocol):
-    """Hears how scoring goes."""
+    """Receives the progress of scoring."""
 
     def scoring(self, rows: int, parts: int, done: int) -> None:
         """It starts: all rows, all parts, parts found finished."""

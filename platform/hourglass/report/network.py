@@ -128,7 +128,7 @@ def plot(
         if job.data.constant == "drop" and width != features:
             notes = (
                 f"training drops constant columns, and how many of the {width} are is not known; "
-                "say how many stay with --features N",
+                "pass the number that remains as --features N",
             )
     line, drawn = summary(module), layers(module)
     beside = [*aside(module.spec), *pretraining(phases, drawn), *(("note", n) for n in notes)]
@@ -159,8 +159,8 @@ def _width(file: str, job: TrainJob, given: int | None) -> int:
     except DataError as error:
         if given is None:
             raise SpecError(
-                f"{file}: how many features a row has is not known, for the shards do not tell "
-                f"({error}); say it with --features N"
+                f"{file}: how many features a row has is not known, because the shards do not show it "
+                f"({error}); pass it as --features N"
             ) from None
         return given
     if job.data.constant == "drop" and given is not None and given < found:

@@ -135,7 +135,7 @@ def register(
 
     `before` is the `NAME/VERSION` that the same run registered last, and `again` is true when that was
     this artifact. When a registration is repeated, the alias stays where it is, unless the version was
-    deleted and is made anew; it never returns from a newer version of another run.
+    deleted and is created again; it never returns from a newer version of another run.
     """
     with tracker.registering(name):
         known = tracker.versions(name) or []

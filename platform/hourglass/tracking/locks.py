@@ -33,7 +33,7 @@ Owner = dict[str, str]
 
 
 def flock(descriptor: int, how: int, path: Path) -> None:
-    """Lock the open file at `path`; on a file system that knows no locks, go on with a warning.
+    """Lock the open file at `path`; on a file system without locks, continue with a warning.
 
     Raises: BlockingIOError when another process holds it and `how` is not to wait.
     """
@@ -43,8 +43,8 @@ def flock(descriptor: int, how: int, path: Path) -> None:
         if error.errno not in NO_LOCKS:
             raise
         warnings.warn(
-            f"{path.parent}: this file system knows no locks ({error.strerror}), so nothing keeps a second "
-            "command from the same work; give none twice at once",
+            f"{path.parent}: this file system does not support locks ({error.strerror}), so nothing "
+            "keeps a second command from the same work; run only one at a time",
             stacklevel=2,
         )
 
@@ -175,7 +175,7 @@ class _Lease:
     def take(self) -> str | None:
         """Put it where there is none, or one that has run out; who holds it otherwise.
 
-        Raises: OSError when S3 goes on refusing what nobody holds.
+        Raises: OSError when S3 keeps refusing what nobody holds.
         """
         for attempt in range(TRIES):
             if attempt:
@@ -208,7 +208,7 @@ class _Lease:
                 return
 
     def _keep(self) -> str:
-        """Put it anew; why that must not be, if another process has taken it over."""
+        """Renew it; returns why that is impossible if another process has taken it over."""
         if self._put({"IfMatch": self._etag}):
             return ""
         found = self._look()

@@ -228,7 +228,7 @@ def log(client: Any, run_id: str, uri: str) -> Logged:
 
 
 def measure(client: Any, run_id: str, logged: Logged) -> None:
-    """Show the metrics of the kept weights at the logged model: values that its run has, said to be its.
+    """Show the metrics of the kept weights at the logged model: values of its run, as the model's.
 
     Not others beside them: MLflow would show each twice in the run's history.
     """

@@ -202,7 +202,7 @@ class Sender:
                 if self.writer is not None:
                     self.writer.forget()
                 self._pause(str(error), failures=0)
-            except Exception as error:  # training goes on whatever the backend raises
+            except Exception as error:  # training continues whatever the backend raises
                 self._pause(explain(error), failures=1)
 
     def _deliver(self) -> None:

@@ -53,7 +53,7 @@ def with_numbers(spec: ModelSpec, values: Numbers) -> ModelSpec:
 class Group:
     """Neighbours in a stack that have the update rule of `spec`, and the optimizer that moves them.
 
-    `members` is their part of the stack, whose weights it changes in place; it goes on from what the
+    `members` is their part of the stack, whose weights it changes in place; it continues from what the
     optimizers of `states` remember, and takes their place.
     """
 

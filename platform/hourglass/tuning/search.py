@@ -32,7 +32,7 @@ FACTORS = (0.8, 1.2)
 
 @dataclass(frozen=True)
 class Slot:
-    """A member of the population: its numbers, and the trial it goes on from."""
+    """A member of the population: its numbers, and the trial it continues."""
 
     values: dict[str, Any]
     parent: str = ""
@@ -83,7 +83,7 @@ def children(
     parents: Sequence[Point],
     metrics: Sequence[float | None],
 ) -> list[Slot]:
-    """What each slot goes on from: its own trial, or of the worst and the failed, one of the best.
+    """What each slot continues: its own trial or, for the worst and the failed, one of the best.
 
     Empty when all of them failed.
     """
@@ -93,7 +93,7 @@ def children(
     moved = max(1, math.floor(len(parents) * spec.share))
     best = [number for number in order[:moved] if errors[number] < math.inf]
     if not best:
-        return []  # nobody is left to go on from
+        return []  # none is left to continue
     failed = [number for number in order if errors[number] == math.inf]
     rng = np.random.default_rng([spec.seed, generation])
     slots = [Slot(point.values, point.trial) for point in parents]
@@ -132,7 +132,7 @@ def _beside(ladder: list[Any], value: Any, rng: np.random.Generator) -> Any:
 
 
 class Searching(Protocol):
-    """Proposes points, and hears of each what its metric is."""
+    """Proposes points, and receives the metric of each."""
 
     @property
     def most(self) -> int:

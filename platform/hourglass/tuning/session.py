@@ -233,7 +233,7 @@ class Session:
         self._stopping.ended(entry.trial)
 
     def _decide(self) -> list[Point]:
-        """Report the trials that are decided by now; returns those stopped before that go on."""
+        """Report the trials that are decided by now; returns those stopped before that continue."""
         for trial in [trial for trial in self._ended if self._stopping.decided(trial)]:
             entry, report = self._ended.pop(trial)
             last = self._stopping.last_epoch(trial)

@@ -59,7 +59,7 @@ class _Trial:
 
 
 class Stopping:
-    """Hears of trials in any order, and says after which epoch each is stopped."""
+    """Takes reports of trials in any order, and decides after which epoch each is stopped."""
 
     def __init__(self, scheduler: Scheduler, metric: Metric) -> None:
         self._scheduler, self._metric = scheduler, metric
