@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hourglass import cli
-from hourglass.cluster.submit import plan
+from hourglass.cluster.plan import plan
 from hourglass.config import train
 from hourglass.config.files import dump, load, load_kind, parse
 from hourglass.config.tune import TuneJob

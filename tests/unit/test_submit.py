@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hourglass.cluster import submit
-from hourglass.cluster.submit import plan
+from hourglass.cluster.plan import job_environment, plan
+from hourglass.errors import ClusterError
 from hourglass.settings import Settings
 
 LOG = "first\nsecond\nthe last line\n"
@@ -83,3 +84,21 @@ def test_the_list_has_name_and_file_of_each_job(tmp_path: Path) -> None:
 def test_file_and_name_do_not_change_the_digest() -> None:
     same = submit.Plan("job", "command", "content", {}, "a.yaml", "a")
     assert same.digest == submit.Plan("job", "command", "content", {}, "b.yaml", "b").digest
+
+
+def test_a_job_inherits_what_its_environment_sets_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "RUNS", "TRACKING"):
+        monkeypatch.delenv(f"HOURGLASS_{name}", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert job_environment(Settings()) == {}
+    found = {"HOURGLASS_HOME": str(tmp_path), "HOURGLASS_RUNS": "s3://bucket/runs"}
+    found |= {"HOURGLASS_TRACKING": "files", "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOURGLASS_SERVE_TOKEN", "a-secret-that-stays-here")
+    assert job_environment(Settings()) == found
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:5000")
+    with pytest.raises(ClusterError, match="contains a password"):
+        job_environment(Settings())

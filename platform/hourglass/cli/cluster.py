@@ -82,12 +82,12 @@ def submit(
 
     Exits with the exit code of the job.
     """
-    from hourglass.cluster import submit
+    from hourglass.cluster import plan
     from hourglass.cluster import submit as jobs
     from hourglass.settings import Settings
 
     settings = Settings()
-    sent = submit.plan(file, overrides or (), settings=settings, job=job)
+    sent = plan.plan(file, overrides or (), settings=settings, job=job)
     client = jobs.open_client(address, settings)
     name = jobs.send(client, sent)
     typer.echo(name)
