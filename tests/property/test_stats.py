@@ -34,6 +34,7 @@ def test_any_split_merges_to_numpys_figures(given: tuple[np.ndarray, list[np.nda
     masked = np.ma.masked_array(cells, ~np.isfinite(cells))
     count = masked.count(0)
     for stats in (measure(rows), merge_all(map(measure, parts))):
+        assert {array.dtype for array in stats.arrays().values()} == {np.dtype(np.float64)}
         assert stats.count.tolist() == count.tolist()
         assert stats.missing.tolist() == (len(rows) - count).tolist()
         assert stats.low.tolist() == masked.min(0).filled(np.inf).tolist()
@@ -94,6 +95,29 @@ def test_many_distinct_values_are_seen_behind_the_first_rows() -> None:
     assert measure(late, True).distinct.tolist() == [MOST_LEVELS + 1, MOST_LEVELS + 1, 1]
     assert measure(late[:, 2:], True).merge(measure(late[:0, 2:], True)).distinct.tolist() == [1]
     assert measure(late).values.size == 0
+
+
+@given(
+    st.sampled_from([0.1, 2.0**52, 2.0**53, 2.0**54 - 8, 2.0**55, -(2.0**24), 1.7e12]),
+    st.sampled_from([np.float32, np.float64]),
+    st.lists(st.integers(-12, 12), min_size=1, max_size=12),
+    st.sampled_from([0.25, 0.5, 1.0]),
+)
+def test_what_counts_as_constant_is_the_same_for_any_split(
+    value: float, dtype: Any, offsets: list[int], unit: float
+) -> None:
+    """Also where one part holds whole numbers only and another fractions, around 2^52."""
+    steps = np.array(offsets) * unit * max(1.0, np.spacing(dtype(value)))
+    rows = (dtype(value) + steps.astype(dtype))[:, None]
+    whole = bool((rows == np.trunc(rows)).all())
+    largest = np.abs(rows).max()
+    exact = whole and largest <= (2.0**24 if dtype == np.float32 else 2.0**54)
+    spread = float(rows.max()) - float(rows.min())
+    expected = spread <= (0.0 if exact else 8 * float(np.spacing(largest)))
+    for cut in range(len(rows)):
+        assert bool(measure(rows[:cut]).merge(measure(rows[cut:])).constant[0]) == expected
+    each = merge_all(measure(row[None]) for row in rows)
+    assert bool(each.constant[0]) == expected
 
 
 def test_nothing_to_merge() -> None:

@@ -29,8 +29,8 @@ class Stats:
 
     `excess` is mean - low and `root` the root of the summed squared deviations: both stay precise
     however far from zero a column lies, and however small its spread is. `step` is the distance of
-    neighbouring values at the largest: what rounding may add. It is 0 for whole numbers, which are exact
-    up to 2^53, and for whole numbers with an offset of that size, as exact as their type allows. `values`
+    neighbouring values at the largest: what rounding may add. `rounded` is 1 where it may have: whole
+    numbers are exact up to 2^53, and with an offset of that size as exact as their type allows. `values`
     are the first distinct values of each column, MOST_LEVELS + 1 at most, flat; empty unless requested.
     """
 
@@ -40,6 +40,7 @@ class Stats:
     excess: Float64s
     root: Float64s
     step: Float64s
+    rounded: Float64s
     missing: Float64s
     values: Float64s
 
@@ -61,7 +62,7 @@ class Stats:
     @property
     def constant(self) -> NDArray[np.bool_]:
         """Columns with a single value, or several that differ by rounding only, or none at all."""
-        return np.asarray(self.high - self.low <= ROUNDING * self.step)
+        return np.asarray(self.high - self.low <= ROUNDING * self.step * self.rounded)
 
     @property
     def distinct(self) -> NDArray[np.int64]:
@@ -84,6 +85,7 @@ class Stats:
             excess=np.where(self.count > 0, mine, its) + delta * share,
             root=np.hypot(np.hypot(self.root, other.root), apart),
             step=np.maximum(self.step, other.step),
+            rounded=np.maximum(self.rounded, other.rounded),
             missing=self.missing + other.missing,
             values=_both(self.values, other.values, len(low)),
         )
@@ -108,7 +110,7 @@ def measure(features: NDArray[Any], levels: bool = False) -> Stats:
     values = _first_values(features) if levels else np.empty(0)
     if not len(features):
         zero = np.zeros(columns)
-        return Stats(zero, zero + np.inf, zero - np.inf, zero, zero, zero, zero, values)
+        return Stats(zero, zero + np.inf, zero - np.inf, zero, zero, zero, zero, zero, values)
     if features.dtype == np.uint8:
         return replace(_measure_bytes(features), values=values)
     return replace(_measure_numbers(features), values=values)
@@ -149,6 +151,8 @@ def _measure_numbers(features: NDArray[Any]) -> Stats:
     present: Any = ~gone if holes else True
     low = values.min(axis=0, initial=np.inf, where=present)
     high = values.max(axis=0, initial=-np.inf, where=present)
+    step = _step(low, high, features.dtype)
+    rounded = _rounded(values, low, high, step, features.dtype)
     values -= np.where(count > 0, low, 0.0)
     if holes:
         values[gone] = 0.0
@@ -160,8 +164,7 @@ def _measure_numbers(features: NDArray[Any]) -> Stats:
     if (unit != 1.0).any():
         values /= unit
     root = unit * np.sqrt(np.einsum("bc,bc->c", values, values))
-    step = _step(low, high, features.dtype)
-    return Stats(count, low, high, excess, root, step, missing, np.empty(0))
+    return Stats(count, low, high, excess, root, step, rounded, missing, np.empty(0))
 
 
 def _unit(low: Float64s, high: Float64s) -> Float64s:
@@ -171,15 +174,30 @@ def _unit(low: Float64s, high: Float64s) -> Float64s:
 
 
 def _step(low: Float64s, high: Float64s, dtype: "np.dtype[Any]") -> Float64s:
-    """The distance from the largest value to the next in `dtype`; 0 where whole numbers are exact."""
-    some = high >= low
-    largest = np.where(some, np.maximum(np.abs(low), np.abs(high)), 0.0)
-    if dtype.kind != "f":
-        dtype = np.dtype(np.float64)
-    whole = some & (np.trunc(low) == low) & (np.trunc(high) == high)
-    exact = whole & (largest <= (2.0**24 if dtype.itemsize < 8 else 2.0**54))
-    step = np.spacing(largest.astype(dtype)).astype(np.float64)
-    return np.where(exact | ~some, 0.0, step)
+    """The distance from the largest value to the next in `dtype`; 0 without a value."""
+    number = dtype if dtype.kind == "f" else np.dtype(np.float64)
+    step = np.spacing(_largest(low, high).astype(number)).astype(np.float64)
+    return np.where(high >= low, step, 0.0)
+
+
+def _rounded(
+    values: Float64s, low: Float64s, high: Float64s, step: Float64s, dtype: "np.dtype[Any]"
+) -> Float64s:
+    """1 for columns with a fraction or beyond the whole numbers of `dtype`; looked at where it matters.
+
+    That is where the spread is so small that rounding may have made it. Of a whole column of this kind
+    any part has no more than twice its own steps, so that the answer is the same for any split.
+    """
+    limit = 2.0**24 if dtype.kind == "f" and dtype.itemsize < 8 else 2.0**54
+    exact = _largest(low, high) <= limit
+    narrow = np.flatnonzero((high - low <= 2 * ROUNDING * step) & exact)
+    cells = values[:, narrow]
+    exact[narrow] = ((np.trunc(cells) == cells) | ~np.isfinite(cells)).all(axis=0)
+    return np.where(exact, 0.0, 1.0)
+
+
+def _largest(low: Float64s, high: Float64s) -> Float64s:
+    return np.where(high >= low, np.maximum(np.abs(low), np.abs(high)), 0.0)
 
 
 def _measure_bytes(features: NDArray[np.uint8]) -> Stats:
@@ -198,6 +216,7 @@ def _measure_bytes(features: NDArray[np.uint8]) -> Stats:
         excess=(total - rows * low) / rows,
         root=np.sqrt((rows * squares - total**2) / rows),
         step=zero,
+        rounded=zero,
         missing=zero,
         values=np.empty(0),
     )
