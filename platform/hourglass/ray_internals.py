@@ -6,10 +6,11 @@ Ray and its private modules are imported inside the functions, after `require_te
 import functools
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hourglass.errors import ClusterError
+from hourglass.errors import ClusterError, first_line
 from hourglass.process import deferred
 
 TESTED = (2, 60)
@@ -66,12 +67,70 @@ def start_local(cpus: int | None, host: str, folder: Path, logging_level: int) -
     )
 
 
+def started_here() -> bool:
+    """True if this process started the cluster that it is connected to."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is not None and bool(node.is_head())
+
+
 def open_head(address: str) -> Any:
     """A client of the head at `address`; Ray gives up on a silent one after 40 s.
 
     Raises: ray.exceptions.AuthenticationError, and RPC errors that have no common base.
     """
     return _raylet().GcsClient(address=address)
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A node as the head knows it: its address, resources and labels."""
+
+    host: str
+    head: bool
+    alive: bool
+    left: bool  # it was stopped, and not lost
+    resources: dict[str, float]
+    available: dict[str, float]
+    labels: dict[str, str]
+
+
+def nodes(address: str, timeout_s: float = 8.0) -> list[RayNode]:
+    """The nodes of the cluster whose head is at `address`, lost ones included. Raises ClusterError."""
+    from ray.core.generated import gcs_pb2
+
+    try:
+        client = open_head(address)
+        found = client.get_all_node_info(timeout=timeout_s)
+        usage = client.get_all_resource_usage(timeout=timeout_s).resource_usage_data.batch
+    except Exception as error:  # Ray's RPC errors have no common base class
+        raise ClusterError(
+            f"address {address}: the head does not list its nodes ({first_line(error)})"
+        ) from None
+    available = {each.node_id: dict(each.resources_available) for each in usage}
+    return [
+        RayNode(
+            node.node_manager_address,
+            node.is_head_node,
+            node.state == gcs_pb2.GcsNodeInfo.ALIVE,
+            node.death_info.reason == type(node.death_info).EXPECTED_TERMINATION,
+            dict(node.resources_total),
+            available.get(node.node_id, {}),
+            dict(node.labels),
+        )
+        for node in found.values()
+    ]
+
+
+def dashboard(address: str) -> str:
+    """`host:port` of the dashboard of the cluster at `address`; empty without one."""
+    from ray._private import ray_constants
+
+    key = ray_constants.DASHBOARD_ADDRESS.encode()
+    space = ray_constants.KV_NAMESPACE_DASHBOARD
+    found = open_head(address).internal_kv_get(key, namespace=space, timeout=8.0)
+    return (found or b"").decode()
 
 
 def forward_output(lines: Callable[[dict[str, Any]], None], message: Callable[..., None]) -> None:

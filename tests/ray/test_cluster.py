@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hourglass.cluster import start, submit
+from hourglass.cluster import nodes, submit
 from hourglass.errors import ClusterError
 from hourglass.process import free_port
 from hourglass.settings import Settings
@@ -54,8 +54,8 @@ class Project:
         return Settings(home=self.home)
 
     @property
-    def head(self) -> start.Head:
-        head = start.find(self.settings)
+    def head(self) -> nodes.Node:
+        head = nodes.find(self.settings)
         assert head is not None
         return head
 
@@ -107,12 +107,12 @@ def client(project: Project) -> Iterator[Any]:
     os.environ.update(before)
 
 
-def family(head: start.Head) -> list[psutil.Process]:
+def family(head: nodes.Node) -> list[psutil.Process]:
     roots = [psutil.Process(daemon.pid) for daemon in head.daemons]
     return roots + [child for root in roots for child in root.children(recursive=True)]
 
 
-def listening(head: start.Head) -> set[tuple[str, int]]:
+def listening(head: nodes.Node) -> set[tuple[str, int]]:
     """Every TCP address on which a process of the head listens."""
     return {
         (connection.laddr.ip, connection.laddr.port)
@@ -347,7 +347,7 @@ def test_refuses_to_run_open(empty: Project) -> None:
     done = empty.start_head()
     assert done.returncode == 2
     assert f"{token}: found mode 0644, which lets other users access the token" in done.stderr
-    assert start.find(empty.settings) is None
+    assert nodes.find(empty.settings) is None
 
 
 def test_ports_are_checked(empty: Project) -> None:

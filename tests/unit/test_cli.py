@@ -252,7 +252,7 @@ def test_an_interrupted_command_says_what_becomes_of_the_work(
     monkeypatch.setattr(signal, "signal", handled.__setitem__)
     monkeypatch.setattr("hourglass.config.errors.read_yaml", interrupt)
     monkeypatch.setattr("hourglass.config.files.load_kind", interrupt)
-    monkeypatch.setattr("hourglass.cluster.start.find", interrupt)
+    monkeypatch.setattr("hourglass.cluster.nodes.find", interrupt)
     monkeypatch.setattr(sys, "argv", ["hourglass", *command])
     with pytest.raises(SystemExit) as end:
         cli.main()

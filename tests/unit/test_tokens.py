@@ -52,7 +52,7 @@ def test_token_is_kept(tmp_path: Path) -> None:
 def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
     path = tmp_path / "ray_token"
     first = tokens.ensure_token(path)
-    tokens._write_token(path, "second")
+    tokens.write_token(path, "second")
     assert tokens.read_token(path) == first
 
 

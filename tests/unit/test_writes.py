@@ -26,8 +26,8 @@ import s3fs
 from pydantic import TypeAdapter
 
 from hourglass import artifact, check, cli, report, storage
-from hourglass.cluster import start, tokens
-from hourglass.cluster.start import Head
+from hourglass.cluster import nodes, tokens
+from hourglass.cluster.nodes import Node
 from hourglass.config.files import parse
 from hourglass.config.train import ScoreJob
 from hourglass.data import demo
@@ -296,13 +296,13 @@ def copies(folder: Path) -> Sequence[Any]:
 
 
 def record_head(folder: Path) -> None:
-    head = Head(address="a", dashboard="d", secure=True, daemons=())
-    record = start._record(Settings(home=folder / "out"))
+    head = Node(address="a", dashboard="d", secure=True, daemons=())
+    record = nodes._record(Settings(home=folder / "out"))
     storage.write(str(record), head.model_dump_json().encode())
 
 
 def token(folder: Path) -> None:
-    tokens._write_token(folder / "out" / "t", "new" * 9)
+    tokens.write_token(folder / "out" / "t", "new" * 9)
 
 
 def events(folder: Path) -> Sequence[Any]:

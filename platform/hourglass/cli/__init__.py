@@ -120,8 +120,14 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {"list": cluster.list_jobs, "logs": cluster.logs, "stop": cluster.stop_job},
     ),
     "cluster": (
-        "Start and stop a secure Ray head node on this machine.",
-        {"start": cluster.start, "stop": cluster.stop, "status": cluster.status},
+        "Start, join, list and stop clusters, secured by a token.",
+        {
+            "start": cluster.start,
+            "join": cluster.join,
+            "status": cluster.status,
+            "leave": cluster.leave,
+            "stop": cluster.stop,
+        },
     ),
 }
 for group, (about, members) in GROUPS.items():

@@ -1,67 +1,136 @@
 """Commands on clusters and the jobs they run."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hourglass.cli.arguments import Address, File, JobName, Overrides
 
+Cpus = Annotated[int | None, typer.Option(min=0, help="Logical CPUs; default: all.")]
+Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs; default: all.")]
+Labels = Annotated[
+    str | None, typer.Option(metavar="KEY=VALUE,...", help="Labels of the node in Ray.")
+]
+HeadAddress = Annotated[str, typer.Argument(metavar="ADDRESS", help="host:port of the head.")]
+
 
 def start(
-    cpus: Annotated[int | None, typer.Option(min=0, help="Logical CPUs; default: all.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs; default: all.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address of this machine to listen on; default: loopback only.")
+    ] = "127.0.0.1",
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    labels: Labels = None,
     port: Annotated[int, typer.Option(help="Port of the head node.")] = 6379,
     dashboard_port: Annotated[
         int, typer.Option(help="Port of the dashboard and of job submission.")
     ] = 8265,
     insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure", help="Require no token; the head still listens on loopback only."
-        ),
+        bool, typer.Option("--insecure", help="Require no token; allowed on loopback only.")
     ] = False,
 ) -> None:
-    """Start a head node on loopback, secured by a token."""
-    from hourglass.cluster import start
+    """Start the head of a cluster, secured by a token.
+
+    With --host, other machines can join it and submit jobs.
+    """
+    from hourglass.cluster import labels as node_labels
+    from hourglass.cluster import listing, nodes
     from hourglass.settings import Settings
 
-    head = start.start(
+    node = nodes.start(
         Settings(),
+        host=host,
         cpus=cpus,
         gpus=gpus,
+        node_labels=node_labels.parse_labels(labels),
         port=port,
         dashboard_port=dashboard_port,
         insecure=insecure,
     )
-    typer.echo(start.describe(head, Settings()))
+    typer.echo(listing.describe(node, Settings()))
+
+
+def join(
+    address: HeadAddress,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of this machine for the others; default: the one that routes to the head."
+        ),
+    ] = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    labels: Labels = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the cluster's token (mode 0600); default: <home>/ray_token."),
+    ] = None,
+) -> None:
+    """Make this machine a node of a cluster.
+
+    It needs the cluster's token and the versions of Python, Ray, PyTorch and hourglass of its head.
+    """
+    from hourglass.cluster import labels as node_labels
+    from hourglass.cluster import listing, nodes
+    from hourglass.settings import Settings
+
+    node = nodes.join(
+        Settings(),
+        address,
+        host=host,
+        cpus=cpus,
+        gpus=gpus,
+        node_labels=node_labels.parse_labels(labels),
+        token_file=token_file,
+    )
+    typer.echo(listing.describe(node, Settings()))
+
+
+def leave() -> None:
+    """Stop the node that this machine joined a cluster with."""
+    from hourglass.cluster import nodes
+    from hourglass.settings import Settings
+
+    node = nodes.leave(Settings())
+    typer.echo(f"{node.host} left the cluster at {node.address}")
 
 
 def stop() -> None:
-    """Stop the head node of this project and its jobs."""
-    from hourglass.cluster import start
+    """Stop the node of this machine, and the cluster if it is the head."""
+    from hourglass.cluster import nodes
     from hourglass.settings import Settings
 
-    head = start.stop(Settings())
-    typer.echo("this project has no cluster" if head is None else f"stopped {head.dashboard}")
+    node = nodes.stop(Settings())
+    typer.echo("this project has no cluster" if node is None else f"stopped {node.dashboard}")
 
 
 def status() -> None:
-    """Print whether the head node of this project runs.
+    """List the nodes of the cluster with resources and versions.
 
-    Exits with code 1 if it does not.
+    Exits with code 1 if the node of this machine or the head does not run.
     """
-    from hourglass.cluster import start
+    from hourglass.cluster import listing, nodes
+    from hourglass.errors import ClusterError
+    from hourglass.progress import print_table
     from hourglass.settings import Settings
 
-    head = start.find(Settings())
-    if head is None:
+    node = nodes.find(Settings())
+    if node is None:
         typer.echo("down: this project has no cluster; `hourglass cluster start` starts one")
         raise typer.Exit(1)
-    if head.dead:
-        names = ", ".join(sorted({daemon.name for daemon in head.dead}))
-        typer.echo(f"damaged: {names} exited; run `hourglass cluster stop`, then `start`")
+    if node.dead:
+        names = ", ".join(sorted({daemon.name for daemon in node.dead}))
+        again = "`start`" if node.head else f"`hourglass cluster join {node.address}`"
+        typer.echo(f"damaged: {names} exited; run `hourglass cluster stop`, then {again}")
         raise typer.Exit(1)
-    typer.echo(start.describe(head, Settings()))
+    typer.echo(listing.describe(node, Settings()))
+    try:
+        rows = listing.table(Settings(), node.address)
+    except ClusterError as error:
+        typer.echo(f"lost: {error}")
+        raise typer.Exit(1) from None
+    print_table(listing.COLUMNS, rows)
 
 
 def submit(

@@ -105,9 +105,9 @@ def connection(
 
 
 def ray_environment(
-    settings: Settings, address: str | None, *, insecure: bool = False
+    settings: Settings, address: str | None, *, host: str = LOOPBACK, insecure: bool = False
 ) -> dict[str, str]:
-    """Ray's variables for a process that uses `address`, or starts a cluster if it is None.
+    """Ray's variables for a process that uses `address`, or starts a cluster on `host` if it is None.
 
     A token in the environment (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as in a submitted job or a
     pod) is used as it is; otherwise it is `<home>/ray_token`, which starting a cluster generates.
@@ -122,7 +122,7 @@ def ray_environment(
             "start --insecure` if you want an open cluster"
         )
     variables["RAY_AUTH_MODE"] = mode
-    if address is None or is_loopback(address):
+    if is_loopback(host if address is None else address):
         variables[_MANY_MACHINES] = "0"
         # This machine is not preempted, so runs need no process that watches for it.
         variables[_PREEMPTION] = os.environ.get(_PREEMPTION, "0")

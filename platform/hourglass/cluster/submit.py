@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hourglass import ray_internals
-from hourglass.cluster import start
+from hourglass.cluster import nodes
 from hourglass.cluster.connect import ray_environment, refresh_ray
 from hourglass.cluster.probe import check_dashboard, is_loopback
 from hourglass.errors import ClusterError, last_line, nearest
@@ -200,7 +200,7 @@ def _default_address(settings: Settings) -> str:
     """The cluster to use by default. Raises ClusterError if there is none."""
     if settings.address is not None:
         return settings.address
-    head = start.find(settings)
+    head = nodes.find(settings)
     if head is None:
         raise ClusterError(
             "no cluster given: pass --address URL, set HOURGLASS_ADDRESS, "

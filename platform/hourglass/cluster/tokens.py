@@ -16,7 +16,7 @@ def ensure_token(path: Path) -> str:
     """The token in `path`, generated first if the file is missing. Raises ClusterError."""
     private_folder(path.parent)
     if not path.exists():
-        _write_token(path, secrets.token_hex(32))
+        write_token(path, secrets.token_hex(32))
     return read_token(path)
 
 
@@ -27,7 +27,7 @@ def read_token(path: Path) -> str:
     except FileNotFoundError:
         raise ClusterError(
             f"{path}: no token found; copy the cluster's token into this file (mode 0600), "
-            "or run `hourglass cluster start`, which generates one"
+            "or start a cluster of your own with `hourglass cluster start`, which generates one"
         ) from None
     except OSError as error:
         raise ClusterError(f"{path}: cannot read the token ({error.strerror})") from None
@@ -90,7 +90,7 @@ def _refuse_exposed(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _write_token(path: Path, token: str) -> None:
+def write_token(path: Path, token: str) -> None:
     """Write `token` atomically; the first of two concurrent writers wins."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
