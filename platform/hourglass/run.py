@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hourglass import tracking
+from hourglass.cluster.shared import require_shared
 from hourglass.config.train import ScoreJob, TrainJob
 from hourglass.config.tune import TuneJob
 from hourglass.inference import batch
@@ -35,6 +36,7 @@ def train(job: TrainJob, settings: Settings, fresh: bool = False, stderr: bool =
     Of a run that finished before, what is not recorded or registered yet is.
     Raises: DataError, SpecError, ClusterError, TrainingError, WriteError.
     """
+    require_shared(settings.runs_uri, job.data.uri)
     # Until all is recorded, so that nobody else does it as well.
     with locked(job, settings, fresh):
         with bar("epoch", stderr) as shown:
@@ -55,6 +57,7 @@ def score(job: ScoreJob, settings: Settings, fresh: bool = False) -> tuple[Resol
     Raises: DataError, RegistryError, ArtifactError, ClusterError.
     """
     model = resolve(job.model, settings)
+    require_shared(job.output, job.uri)
     with bar("rows") as shown:
         return model, batch.score(job, model, ScoreProgress(shown), fresh)
 
@@ -74,6 +77,7 @@ def tune(
     """
     from hourglass.tuning import sweep as tuning  # Ray Tune takes a second to import
 
+    require_shared(settings.runs_uri, sweep.job.data.uri)
     return tuning.tune(sweep, settings, fresh, stderr, register)
 
 
