@@ -156,6 +156,10 @@ class ScoreProgress:
         self._bar.print(f"{rows} rows in {parts} parts{already}")
         self._started = time.perf_counter()
 
+    def note(self, text: str) -> None:
+        """A sentence for the user."""
+        self._bar.print(text)
+
     def scored(self, tally: "Tally") -> None:
         """One part is written."""
         self._done += tally.rows + tally.dropped

@@ -57,6 +57,8 @@ class Scoring:
 
     def scoring(self, rows: int, parts: int, done: int) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def scored(self, tally: Tally) -> None:
         self.end_after -= 1
         if self.end_after < 0:
@@ -75,7 +77,7 @@ def score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_artifact: Callable[..., str]
 ) -> Scoring:
     def pool(
-        job: Any, folder: str, options: Any, work: Any, todo: Any, loaded: Any
+        job: Any, folder: str, options: Any, work: Any, todo: Any, loaded: Any, listener: Any
     ) -> Iterator[tuple[str, Tally]]:
         for index in todo:
             name = work[index].name(options.key)

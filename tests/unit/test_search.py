@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
+from hourglass import bundles
 from hourglass.config.files import parse
 from hourglass.config.search import Pbt, Stop, Values
 from hourglass.config.tune import TuneJob
-from hourglass.tuning import trial
 from hourglass.tuning.search import Searching, Slot, children, empty_places, ends, explored, search
 from hourglass.tuning.space import Point, points
 from hourglass.tuning.stopping import settled
@@ -217,8 +218,9 @@ def test_what_a_trial_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def available(cpus: float, gpus: float, made: TuneJob, nodes: int = 1) -> Resources:
         one = {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}}
         dead = {"Alive": False, "Resources": {"CPU": 99.0}}
-        monkeypatch.setattr(trial.ray, "nodes", lambda: [*[one] * nodes, dead])
-        return resources(made)
+        monkeypatch.setattr(ray, "nodes", lambda: [*[one] * nodes, dead])
+        monkeypatch.setattr(bundles, "can_grow", lambda: False)
+        return resources(made, print)
 
     def asking(scale: dict[str, Any], **fields: Any) -> TuneJob:
         made = parse(
@@ -243,9 +245,7 @@ def test_what_a_trial_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
         Share(1.0, 1.0, 2), 1, 1
     )
     with pytest.raises(
-        Exception, match="a trial of 3 workers with 1 CPUs each does not fit the"
+        Exception, match="a trial needs 3 x {CPU: 1}, which do not fit this machine's"
     ) as e:
         available(2, 0, asking(cpu, workers_per_trial=3))
-    assert str(e.value).endswith(
-        "2 CPUs and 0 GPUs on 1 nodes; change workers_per_trial or base.scale"
-    )
+    assert str(e.value).endswith("2 CPUs and 0 GPUs; change workers_per_trial or base.scale")

@@ -192,9 +192,15 @@ class ScaleSpec(Strict):
         "auto", description="auto: gpu if available."
     )
     cpus_per_worker: Literal["auto"] | PositiveFloat = Field(
-        "auto", description="auto: an equal share of the cluster, minus one CPU that reads data."
+        "auto",
+        description="auto: the most that each can have on its node if one CPU is left to read data.",
     )
     max_failures: int = Field(3, ge=0, description="Maximum restarts after a lost worker or node.")
+    wait_s: float = Field(
+        600.0,
+        ge=0.0,
+        description="Seconds to wait for CPUs and GPUs that a cluster has not free yet.",
+    )
 
 
 class TrackSpec(Strict):
@@ -314,6 +320,11 @@ class ScoreJob(Strict):
     )
     accelerator: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="auto: gpu if available."
+    )
+    wait_s: float = Field(
+        600.0,
+        ge=0.0,
+        description="Seconds to wait for CPUs and GPUs that a cluster has not free yet.",
     )
 
 

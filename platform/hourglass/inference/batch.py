@@ -7,7 +7,7 @@ border and a part is written by one writer. The output is there once `_COMMIT.js
 import json
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +20,7 @@ import torch
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
-from hourglass import storage
+from hourglass import bundles, storage
 from hourglass.artifact import Artifact, load, require_outside
 from hourglass.config.train import ScoreJob
 from hourglass.data.dataset import open_dataset
@@ -59,6 +59,10 @@ class Listener(Protocol):
 
     def scored(self, tally: Tally) -> None:
         """A part was written."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A sentence for the user."""
         ...
 
 
@@ -134,7 +138,7 @@ def _run(
     for tally in done.values():
         listener.scored(tally)
     if todo:
-        with closing(_pool(job, folder, options, work, todo, loaded)) as results:
+        with closing(_pool(job, folder, options, work, todo, loaded, listener)) as results:
             for name, tally in results:
                 done[name] = tally
                 listener.scored(tally)
@@ -170,9 +174,10 @@ def _pool(
     work: Sequence[Item],
     todo: Sequence[int],
     loaded: Artifact,
+    listener: Listener,
 ) -> Generator[tuple[str, Tally], None, None]:
     """Score the items `todo` of `work`; yields each part's name and tally as it is finished."""
-    gpu, workers = _workers(job)
+    gpu, workers = _workers(job, listener.note)
     workers = min(workers, len(todo))
     dataset = ray.data.from_items(
         [{"index": index} for index in todo], override_num_blocks=min(len(todo), 100 * workers)
@@ -252,17 +257,27 @@ class _Scorer:
         return written
 
 
-def _workers(job: ScoreJob) -> tuple[bool, int]:
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
-    gpu = job.accelerator == "gpu" or (job.accelerator == "auto" and gpus > 0)
-    most = min(cpus, gpus) if gpu else cpus
-    if job.workers == "auto":
-        return gpu, max(1, most)
-    if job.workers > most:
-        kind = "GPUs" if gpu else "CPUs"
-        raise ClusterError(f"workers: {job.workers}, the cluster has {most} {kind}; ask for fewer")
-    return gpu, job.workers
+def _workers(job: ScoreJob, note: Callable[[str], None]) -> tuple[bool, int]:
+    """Whether to score on GPUs, and with how many processes. Raises ClusterError if they never fit."""
+    gpu, most = _fitting(job)
+    workers = max(1, most) if job.workers == "auto" else job.workers
+    if workers > most:
+        advice = "ask for fewer workers"
+        wanted = [{"CPU": 1.0, "GPU": float(gpu)}] * workers
+        if not bundles.can_grow():
+            kind = "GPUs" if gpu else "CPUs"
+            raise ClusterError(f"workers: {workers}, this machine has {most} {kind}; {advice}")
+        bundles.wait(wanted, job.wait_s, note, advice)
+    return gpu, workers
+
+
+def _fitting(job: ScoreJob) -> tuple[bool, int]:
+    """Whether to score on GPUs, and how many processes fit the nodes that are there."""
+    nodes = bundles.nodes()
+    gpu = job.accelerator == "gpu" or (
+        job.accelerator == "auto" and bundles.total(nodes, "GPU") >= 1
+    )
+    return gpu, bundles.fitting(nodes, {"CPU": 1.0, "GPU": float(gpu)})
 
 
 def _threshold(job: ScoreJob, loaded: Artifact) -> float:

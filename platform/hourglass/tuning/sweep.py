@@ -96,7 +96,8 @@ def run(job: TuneJob, settings: Settings, listener: Listener, fresh: bool = Fals
     """
     folder, data = folder_of(job, settings), job.job.data
     dataset = open_dataset(data.uri, data.manifest)
-    rows, available, searching = SharedRows(job, dataset), resources(job), search(job)
+    rows, searching = SharedRows(job, dataset), search(job)
+    available = resources(job, listener.note)
     listener.sweeping(searching.most, available, dataset.record)
     if fresh and rows.loaded:  # an error in the rows is raised before the trials are set aside
         _set_aside(folder)

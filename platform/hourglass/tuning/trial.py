@@ -5,17 +5,15 @@ A process trains one point, or several that are packed, on rows that lie in the 
 
 import contextlib
 import json
-import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
 import torch
 from ray import tune
 
-from hourglass import artifact, storage
+from hourglass import artifact, bundles, storage
 from hourglass.config import files
 from hourglass.config.train import TrainJob
 from hourglass.config.tune import TuneJob
@@ -61,35 +59,39 @@ class Resources:
     at_once: int
 
 
-def resources(sweep: TuneJob) -> Resources:
-    """What the connected cluster has for trials. Raises ClusterError when not even one fits.
+def resources(sweep: TuneJob, note: Callable[[str], None]) -> Resources:
+    """What the connected cluster has for trials, once one fits. Raises ClusterError if none ever does.
 
     A trial's CPUs do not depend on how many trials run at a time: with another number of threads, sums
     would round differently and the leaderboard would depend on the concurrency.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     scale, workers = sweep.job.scale, sweep.workers_per_trial
-    cpus_each = 1.0 if scale.cpus_per_worker == "auto" else scale.cpus_per_worker
-    on_gpu = scale.accelerator == "gpu" or (scale.accelerator == "auto" and gpus >= workers)
-    gpus_each = sweep.gpus_per_worker if on_gpu else 0.0
-    fitting = sum(_workers_on(node, cpus_each, gpus_each) for node in nodes) // workers
+    share, fitting = _fitting(sweep)
     if fitting < 1:
-        raise ClusterError(
-            f"a trial of {workers} workers with {cpus_each:g} CPUs"
-            f"{f' and {gpus_each:g} GPUs' if on_gpu else ''} each does not fit the cluster's {cpus:g} "
-            f"CPUs and {gpus:g} GPUs on {len(nodes)} nodes; change workers_per_trial or base.scale"
-        )
+        advice = "change workers_per_trial or base.scale"
+        bundle = {"CPU": share.cpus, "GPU": share.gpus}
+        if not bundles.can_grow():
+            nodes = bundles.nodes()
+            cpus, gpus = (bundles.total(nodes, name) for name in bundle)
+            raise ClusterError(
+                f"a trial needs {bundles.describe([bundle] * workers)}, which do not fit this machine's "
+                f"{cpus:g} CPUs and {gpus:g} GPUs; {advice}"
+            )
+        bundles.wait([bundle] * workers, scale.wait_s, note, advice)
+        share, fitting = _fitting(sweep)
+    fitting = max(1, fitting)
     at_once = fitting if sweep.concurrency == "auto" else min(sweep.concurrency, fitting)
-    return Resources(Share(cpus_each, gpus_each, workers), fitting, at_once)
+    return Resources(share, fitting, at_once)
 
 
-def _workers_on(node: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many workers with so many CPUs and GPUs fit on one node."""
-    fitting = node.get("CPU", 0.0) / cpus
-    if gpus:
-        fitting = min(fitting, node.get("GPU", 0.0) / gpus)
-    return math.floor(fitting + 1e-9)
+def _fitting(sweep: TuneJob) -> tuple[Share, int]:
+    """What a trial uses, and how many such trials fit the nodes that are there."""
+    nodes, scale, workers = bundles.nodes(), sweep.job.scale, sweep.workers_per_trial
+    cpus = 1.0 if scale.cpus_per_worker == "auto" else scale.cpus_per_worker
+    enough = bundles.total(nodes, "GPU") >= workers
+    on_gpu = scale.accelerator == "gpu" or (scale.accelerator == "auto" and enough)
+    gpus = sweep.gpus_per_worker if on_gpu else 0.0
+    return Share(cpus, gpus, workers), bundles.fitting(nodes, {"CPU": cpus, "GPU": gpus}) // workers
 
 
 def describe(points: Sequence[Point], folder: str) -> dict[str, Any]:
