@@ -57,6 +57,8 @@ class Recorder:
     def scoring(self, rows: int, parts: int, done: int) -> None:
         self.started = (rows, parts, done)
 
+    def note(self, text: str) -> None: ...
+
     def scored(self, tally: Tally) -> None:
         self.parts += 1
 

@@ -124,6 +124,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {
             "start": cluster.start,
             "join": cluster.join,
+            "certify": cluster.certify,
             "status": cluster.status,
             "leave": cluster.leave,
             "stop": cluster.stop,

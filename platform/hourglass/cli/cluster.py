@@ -29,6 +29,10 @@ def start(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Require no token; allowed on loopback only.")
     ] = False,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="Encrypt traffic between nodes, which need certificates."),
+    ] = False,
 ) -> None:
     """Start the head of a cluster, secured by a token.
 
@@ -47,6 +51,7 @@ def start(
         port=port,
         dashboard_port=dashboard_port,
         insecure=insecure,
+        tls=tls,
     )
     typer.echo(listing.describe(node, Settings()))
 
@@ -66,6 +71,10 @@ def join(
         Path | None,
         typer.Option(help="File with the cluster's token (mode 0600); default: <home>/ray_token."),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="File that `cluster certify` made on the head; for a cluster with TLS."),
+    ] = None,
 ) -> None:
     """Make this machine a node of a cluster.
 
@@ -83,8 +92,20 @@ def join(
         gpus=gpus,
         node_labels=node_labels.parse_labels(labels),
         token_file=token_file,
+        certificate=certificate,
     )
     typer.echo(listing.describe(node, Settings()))
+
+
+def certify(
+    host: Annotated[str, typer.Argument(metavar="ADDRESS", help="Address of the other machine.")],
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Validity of the certificate.")] = 365,
+) -> None:
+    """Make the certificate with which another machine joins."""
+    from hourglass.cluster import certificates
+    from hourglass.settings import Settings
+
+    typer.echo(str(certificates.certify(Settings().root, host, days)))
 
 
 def leave() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hourglass import ray_internals
-from hourglass.cluster import tokens
+from hourglass.cluster import certificates, tokens
 from hourglass.cluster.probe import LOOPBACK, check_head, is_loopback
 from hourglass.errors import ClusterError, first_line
 from hourglass.process import deferred
@@ -126,6 +126,8 @@ def ray_environment(
         variables[_MANY_MACHINES] = "0"
         # This machine is not preempted, so runs need no process that watches for it.
         variables[_PREEMPTION] = os.environ.get(_PREEMPTION, "0")
+    if address is not None and os.environ.get("RAY_USE_TLS") is None:  # as in a job, or a pod
+        variables |= certificates.environment(settings.root, address)
     if mode == "token" and not os.environ.get("RAY_AUTH_TOKEN"):
         variables["RAY_AUTH_TOKEN_PATH"] = str(_token_file(settings, starting=address is None))
     return variables

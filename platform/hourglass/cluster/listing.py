@@ -30,13 +30,22 @@ def describe(node: Node, settings: Settings) -> str:
             f"opens to the network, for holders of the token: {ports}; workers use "
             f"{WORKER_PORTS[0]} to {WORKER_PORTS[-1]}"
         ]
-    if node.head and not is_loopback(node.host):
         lines += [
-            "join:   copy the token's file to the other machine, and run there "
-            f"`hourglass cluster join {node.address} --token-file FILE`"
+            "traffic is encrypted; the dashboard, which is not, is on the head's loopback"
+            if node.tls
+            else "traffic is not encrypted: use a network that you own, or --tls"
+        ]
+    if node.head and not is_loopback(node.host):
+        also = " and `hourglass cluster certify ADDRESS`'s" if node.tls else ""
+        option = " --certificate FILE" if node.tls else ""
+        lines += [
+            f"join:   copy the token's file{also} to the other machine, and run there "
+            f"`hourglass cluster join {node.address} --token-file FILE{option}`"
         ]
     lines += [
-        f"submit: hourglass submit FILE --address {node.dashboard}",
+        f"submit: hourglass submit FILE --address {node.dashboard}"
+        if node.head or not node.tls
+        else "submit: on the head, whose dashboard is on its loopback",
         f"stop:   hourglass cluster {'stop' if node.head else 'leave'}",
     ]
     return "\n".join(lines)

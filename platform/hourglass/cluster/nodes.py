@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from hourglass import ray_internals, storage
-from hourglass.cluster import daemons, labels, tokens
+from hourglass.cluster import certificates, daemons, labels, tokens
 from hourglass.cluster.connect import ray_environment, refresh_ray, temp_dir
 from hourglass.cluster.daemons import START_S, Daemon
 from hourglass.cluster.probe import check_dashboard, check_head, is_loopback
@@ -39,6 +39,7 @@ class Node(Strict):
     secure: bool
     host: str = LOOPBACK
     head: bool = True
+    tls: bool = False
     daemons: tuple[Daemon, ...]
 
     @property
@@ -57,10 +58,12 @@ def start(
     port: int = 6379,
     dashboard_port: int = 8265,
     insecure: bool = False,
+    tls: bool = False,
 ) -> Node:
     """Start a head node on this machine and wait until it accepts jobs.
 
-    It listens on loopback, or for other machines if `host` is an address of this one.
+    It listens on loopback, or for other machines if `host` is an address of this one. With `tls`, nodes
+    need a certificate, and the dashboard, which has no TLS, stays on loopback.
     Raises: ClusterError if it would be open without `insecure`, a node is already up, a port is in
     use, or Ray does not start.
     """
@@ -71,19 +74,26 @@ def start(
             "--insecure is allowed on loopback only"
         )
     _require_none(settings)
+    address, shown = f"{host}:{port}", LOOPBACK if tls else host
     _check_port("--port", host, port)
-    _check_port("--dashboard-port", host, dashboard_port)
+    _check_port("--dashboard-port", shown, dashboard_port)
     environment = _environment(settings, None, host=host, insecure=insecure)
-    command = [f"--port={port}", f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}"]
+    if tls:
+        certificates.prepare(settings.root, address)
+        environment |= certificates.environment(settings.root, address)
+    else:
+        certificates.forget(settings.root, address)
+    command = [f"--port={port}", f"--dashboard-host={shown}", f"--dashboard-port={dashboard_port}"]
     command += ["--head", "--include-dashboard=true"]
     # With Ray's fixed default, a second head could not start on this machine.
     command += [f"--ray-client-server-port={free_port(WORKER_PORTS)}"]
     command += _resources(cpus, gpus, node_labels)
     node = Node(
-        address=f"{host}:{port}",
-        dashboard=f"http://{host}:{dashboard_port}",
+        address=address,
+        dashboard=f"http://{shown}:{dashboard_port}",
         secure=not insecure,
         host=host,
+        tls=tls,
         daemons=(),
     )
 
@@ -102,13 +112,15 @@ def join(
     gpus: int | None = None,
     node_labels: Mapping[str, str] | None = None,
     token_file: Path | None = None,
+    certificate: Path | None = None,
 ) -> Node:
     """Make this machine a node of the cluster whose head is at `address`, and wait until it is.
 
     `host` is the address of this machine for the others; default: the one that routes to the head.
-    A token in `token_file` becomes the token of this project.
-    Raises: ClusterError if the head does not respond or accept the token, its versions differ, or a
-    node is already up.
+    A token in `token_file` becomes the token of this project. A cluster with TLS needs the
+    `certificate` that its head made for this machine.
+    Raises: ClusterError if the head does not respond or accept token and certificate, its versions
+    differ, or a node is already up.
     """
     _require_none(settings)
     if is_loopback(address):
@@ -118,6 +130,9 @@ def join(
         )
     if token_file is not None:
         _install_token(token_file, settings.root / tokens.RAY_TOKEN)
+    host = _own_address("--host", host or _route(address))
+    if certificate is not None:
+        certificates.install(settings.root, address, certificate, host)
     environment = _environment(settings, address)
     os.environ.update(ray_environment(settings, address))
     ray_internals.require_tested_version()
@@ -128,7 +143,6 @@ def join(
     labels.require_same_versions(
         f"address {address}", labels.versions_in(head.labels if head else {})
     )
-    host = _own_address("--host", host or _route(address))
     taken = [node for node in found if node.alive and node.host == host]
     if taken:
         raise ClusterError(
@@ -140,6 +154,7 @@ def join(
         secure=environment["RAY_AUTH_MODE"] == "token",
         host=host,
         head=False,
+        tls="RAY_USE_TLS" in environment,
         daemons=(),
     )
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 import threading
 import urllib.error
 import urllib.request
@@ -42,7 +43,17 @@ def check_head(address: str) -> None:
             "cluster is up (`hourglass cluster status`) and that this machine can reach the port. "
             "To run on this machine, unset HOURGLASS_ADDRESS and RAY_ADDRESS"
         ) from None
-    _refuse(address, _greet(address), "a Ray head (port 6379 by default, not the dashboard's)")
+    tls = os.environ.get("RAY_USE_TLS") == "1"
+    if tls and (problem := _handshake(host.strip("[]"), int(port))):
+        raise ClusterError(f"address {address}: {problem}")
+    answer = _greet(address)
+    if answer not in ("ok", "refused") and not tls and _offers_tls(host.strip("[]"), int(port)):
+        answer = (
+            "the cluster uses TLS; make a certificate for this machine on the head with `hourglass "
+            "cluster certify ADDRESS`, and join with --certificate FILE"
+        )
+        raise ClusterError(f"address {address}: {answer}")
+    _refuse(address, answer, "a Ray head (port 6379 by default, not the dashboard's)")
 
 
 def check_dashboard(url: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -86,6 +97,57 @@ def _greet(address: str) -> str:
     thread.start()
     thread.join(ANSWER_S)
     return answer[0]
+
+
+def _handshake(host: str, port: int) -> str:
+    """Why TLS with our certificate fails at an address; empty if it does not."""
+    try:
+        context = ssl.create_default_context(cafile=os.environ["RAY_TLS_CA_CERT"])
+        context.load_cert_chain(os.environ["RAY_TLS_SERVER_CERT"], os.environ["RAY_TLS_SERVER_KEY"])
+    except (OSError, KeyError) as error:
+        return f"cannot read this machine's certificate ({error})"
+    try:
+        _shake_hands(context, host, port)
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"the cluster's certificate is not accepted ({error.verify_message}); this machine's "
+            "certificate must come from the head of this cluster, by `hourglass cluster certify ADDRESS`"
+        )
+    except ssl.SSLError as error:
+        if error.reason == "WRONG_VERSION_NUMBER":
+            folder = Path(os.environ["RAY_TLS_CA_CERT"]).parent
+            return f"the cluster does not use TLS; remove {folder}, and join without --certificate"
+        return (
+            f"the cluster rejected this machine's certificate ({error.reason or error}); make a new one "
+            "on the head with `hourglass cluster certify ADDRESS`"
+        )
+    except OSError as error:
+        return f"the cluster ends a TLS connection ({error.strerror or error}); does it use TLS?"
+    return ""
+
+
+def _offers_tls(host: str, port: int) -> bool:
+    """True if a server at an address begins TLS with anybody."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        _shake_hands(context, host, port)
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")  # it speaks TLS, and wants our certificate
+    except OSError:
+        return False
+    return True
+
+
+def _shake_hands(context: ssl.SSLContext, host: str, port: int) -> None:
+    """Open and close a TLS connection. Raises OSError, ssl.SSLError."""
+    context.set_alpn_protocols(["h2"])  # gRPC's
+    with (
+        socket.create_connection((host, port), timeout=REACH_S) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secured,
+    ):
+        # In TLS 1.3 a server reads our certificate after the handshake; HTTP/2's first frame follows.
+        secured.recv(1)
 
 
 def _version(url: str, environ: Mapping[str, str]) -> str:

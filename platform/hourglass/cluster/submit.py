@@ -20,6 +20,7 @@ from hourglass.cluster import nodes
 from hourglass.cluster.connect import ray_environment, refresh_ray
 from hourglass.cluster.probe import check_dashboard, is_loopback
 from hourglass.errors import ClusterError, last_line, nearest
+from hourglass.process import LOOPBACK
 from hourglass.settings import Settings
 
 DETACHED = 130
@@ -200,10 +201,17 @@ def _default_address(settings: Settings) -> str:
     """The cluster to use by default. Raises ClusterError if there is none."""
     if settings.address is not None:
         return settings.address
-    head = nodes.find(settings)
-    if head is None:
+    node = nodes.find(settings)
+    if node is None:
         raise ClusterError(
             "no cluster given: pass --address URL, set HOURGLASS_ADDRESS, "
             "or start one on this machine with `hourglass cluster start`"
         )
-    return head.dashboard
+    if node.tls and not node.head:
+        host, port = node.address.rpartition(":")[0], node.dashboard.rpartition(":")[2]
+        raise ClusterError(
+            "the dashboard of a cluster with TLS is on its head's loopback: submit on the head, or "
+            f"forward the port (ssh -L {port}:{LOOPBACK}:{port} {host}) and pass --address "
+            f"http://{LOOPBACK}:{port}"
+        )
+    return node.dashboard
