@@ -5,6 +5,7 @@ Ray and its private modules are imported inside the functions, after `require_te
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,42 @@ def trainer_class() -> Any:
             self._controller = controller
 
     return Trainer
+
+
+@functools.cache
+def torch_config() -> Any:
+    """A TorchConfig whose workers exchange gradients through the network interface of their node.
+
+    By itself Gloo listens on the address that the host's name resolves to: loopback with Debian's usual
+    /etc/hosts, so that other machines cannot connect, or on loopback clusters an open interface.
+    """
+    from ray.train.torch import TorchConfig
+
+    base: Any = TorchConfig().backend_cls
+
+    class OnNodeInterface(base):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_use_node_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> Any:
+            return OnNodeInterface
+
+    return Config()
+
+
+def _use_node_interface() -> None:
+    """Let Gloo and NCCL use the interface that has this node's address in Ray, unless they are told."""
+    import psutil  # type: ignore[import-untyped]
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, found in psutil.net_if_addrs().items():
+        if address in {each.address for each in found}:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def _raylet() -> Any:

@@ -95,7 +95,11 @@ def test_neither_the_token_nor_a_row_can_be_read_on_the_network(
     job = {
         "kind": "train",
         "name": "secret",
-        "data": {"uri": str(rows), "features": {"vector": "x"}, "scaling": {"kind": "divide", "by": 255}},
+        "data": {
+            "uri": str(rows),
+            "features": {"vector": "x"},
+            "scaling": {"kind": "divide", "by": 255},
+        },
         "model": {"network": {"kind": "dense", "widths": [4]}, "loss": {"kind": "mse"}},
         "train": {"epochs": 2, "batch_size": 32},
         "scale": {"workers": 2, "cpus_per_worker": 1.5},

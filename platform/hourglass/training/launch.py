@@ -169,6 +169,7 @@ def _fit(task: "Task", subscription: Subscription) -> None:
     trainer = ray_internals.trainer_class()(
         train_worker,
         train_loop_config={"task": task},
+        torch_config=ray_internals.torch_config(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=f"attempt-{secrets.token_hex(4)}",
