@@ -139,7 +139,8 @@ def test_the_other_commands(shell: Shell) -> None:
     assert tuned.endswith(f"written to {shell.folder / '.hourglass' / 'runs' / 'denoising'}\n")
     answer = next(text for command, text in printed.items() if "anomaly -d @rows.json" in command)
     assert '"is_anomaly":[' in answer.replace(" ", "")
-    assert "kind: RayJob" in printed["hourglass render my.yaml"]
+    rendered = printed["hourglass render my.yaml --set data.uri=s3://bucket/rows"]
+    assert "kind: RayJob" in rendered
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST's shards are not beside the repository")

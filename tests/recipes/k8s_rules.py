@@ -21,6 +21,7 @@ Object = dict[str, Any]
 
 KUBERNETES = "1.34"
 OPERATOR = "kuberay-operator"
+CUSTOM_GROUPS = {"ray.io", "kueue.x-k8s.io", "monitoring.coreos.com"}
 RAY_CONTROL_PORTS = {6379, 8265, 10001}
 SMALL_VOLUMES = {"configMap", "secret", "projected", "downwardAPI", "persistentVolumeClaim"}
 SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)
@@ -33,15 +34,16 @@ def broken(objects: list[Object]) -> list[str]:
 
 
 def schema_errors(objects: list[Object], schemas: Path) -> list[str]:
-    """Where objects leave their schema: Ray's kinds by `schemas` if there, the core by the package.
+    """Where objects leave their schema: custom kinds by `schemas` if there, the core by the package.
 
-    Without the folder Ray's kinds are checked by the rules of this file alone.
+    Without the folder custom kinds are checked by the rules of this file alone.
     """
     errors = []
     for item in objects:
-        if "ray.io/" in item["apiVersion"]:
-            file = schemas / f"{item['kind'].lower()}-ray-v1.json"
-            if not file.exists():
+        group, _, version = item["apiVersion"].partition("/")
+        if group in CUSTOM_GROUPS:
+            file = schemas / f"{item['kind']}-{group.partition('.')[0]}-{version}.json".lower()
+            if not schemas.exists():
                 continue
             checker = jsonschema.Draft7Validator(json.loads(file.read_text()))
             errors += [f"{_name(item)}: {error.message}" for error in checker.iter_errors(item)]
@@ -249,8 +251,11 @@ def mlflow_is_guarded(objects: list[Object]) -> Iterator[str]:
 
 
 def references_resolve(objects: list[Object]) -> Iterator[str]:
-    """What a pod names is there: ConfigMaps, volumes."""
+    """What a pod names is there: ConfigMaps, volumes, claims."""
     maps = {item["metadata"]["name"] for item in objects if item["kind"] == "ConfigMap"}
+    claims = {
+        item["metadata"]["name"] for item in objects if item["kind"] == "PersistentVolumeClaim"
+    }
     for where, pod in _pods(objects):
         spec = pod["spec"]
         # "data" is the claim of the StatefulSet, which stands beside its pod template.
@@ -260,6 +265,8 @@ def references_resolve(objects: list[Object]) -> Iterator[str]:
                 if mount["name"] not in volumes:
                     yield f"{where}: no volume {mount['name']}"
         for part in walk(spec):
+            if part.get("claimName", "") not in claims | {""}:
+                yield f"{where}: no PersistentVolumeClaim {part['claimName']}"
             for key in ("configMapRef", "configMapKeyRef", "configMap"):
                 if key in part and part[key]["name"] not in maps | {"kube-root-ca.crt"}:
                     yield f"{where}: no ConfigMap {part[key]['name']}"
@@ -335,8 +342,9 @@ def _pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
     for item in objects:
         if item["kind"] in ("Deployment", "StatefulSet", "DaemonSet", "Job"):
             yield _name(item), item["spec"]["template"]
-        if "submitterPodTemplate" in item.get("spec", {}):
-            yield f"{_name(item)} submitter", item["spec"]["submitterPodTemplate"]
+        for part in walk(item):
+            if "submitterPodTemplate" in part:
+                yield f"{_name(item)} submitter", part["submitterPodTemplate"]
     for where, cluster in _clusters(objects):
         yield f"{where} head", _as_ray_node(cluster["headGroupSpec"]["template"], "head")
         for group in cluster.get("workerGroupSpecs", []):

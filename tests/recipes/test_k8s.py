@@ -10,11 +10,15 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from hourglass.cluster import connect, render
+from hourglass.cluster import connect, pods, render, workload
+from hourglass.cluster.pods import PodOptions
+from hourglass.cluster.workload import Sizes
+from hourglass.config import files, serve
 from hourglass.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -55,17 +59,29 @@ def build(folder: str) -> list[Object]:
     return copy.deepcopy(_built(folder))
 
 
-def rendered() -> list[Object]:
-    text = "kind: train\ndata:\n  uri: s3://hourglass/data/mnist/train\n"
-    return render.manifests(
-        text,
-        "big job",
-        image="hourglass:0.1.0",
-        workers=3,
-        cpus_per_worker=2,
-        gpus_per_worker=1,
-        namespace="hourglass",
-    )
+TRAIN = {
+    "kind": "train",
+    "name": "big.job",
+    "data": {"uri": "s3://hourglass/data/mnist/train", "features": {"vector": "image"}},
+    "model": {"network": {"kind": "dense", "widths": [100]}},
+    "scale": {"workers": 3, "cpus_per_worker": 2},
+}
+
+
+def rendered(
+    kind: str = "RayJob", *, pod: Object | None = None, sizes: Sizes | None = None, **run: Any
+) -> list[Object]:
+    """What `hourglass render` prints for a job, on a schedule or not, or for a serve file."""
+    options = PodOptions("hourglass:0.1.0", **(pod or {}))
+    if kind == "RayService":
+        file = serve.load(ROOT / "serve" / "mnist.yaml")
+        load = workload.of_endpoints(file, "mnist", sizes or Sizes(), options.volumes)
+    else:
+        load = workload.of_job(files.parse(TRAIN), sizes or Sizes(gpus=1), options.volumes)
+    if kind == "RayCronJob":
+        run["schedule"] = "0 2 * * *"
+    objects = render.manifests(load, options, render.RunOptions(namespace="hourglass", **run))
+    return list(yaml.safe_load_all(render.to_yaml(objects)))
 
 
 def find(objects: list[Object], kind: str, name: str = "") -> Object:
@@ -81,13 +97,25 @@ def test_what_is_shipped_is_valid_and_keeps_the_rules(folder: str) -> None:
     assert k8s_rules.broken(objects) == []
 
 
-def test_what_is_rendered_is_valid_and_keeps_the_rules_of_the_base_it_joins() -> None:
-    assert k8s_rules.schema_errors(rendered(), SCHEMAS) == []
-    assert k8s_rules.broken(build("base") + rendered()) == []
+@pytest.mark.parametrize("kind", ["RayJob", "RayCronJob", "RayService"])
+def test_what_is_rendered_is_valid_and_keeps_the_rules_of_the_base_it_joins(kind: str) -> None:
+    everything = {
+        "node_selector": (("pool", "batch"),),
+        "tolerations": ({"key": "spot", "operator": "Exists", "effect": "NoSchedule"},),
+        "pull_secrets": ("registry",),
+        "topology_key": "topology.kubernetes.io/zone",
+    }
+    run = {"gateway_class": "istio"} if kind == "RayService" else {"deadline_s": 60, "ttl_s": 0}
+    if kind == "RayJob":
+        run |= {"queue": "training", "priority_class": "urgent"}
+    for objects in (rendered(kind), rendered(kind, pod=everything, **run)):
+        assert find(objects, kind)
+        assert k8s_rules.schema_errors(objects, SCHEMAS) == []
+        assert k8s_rules.broken(build("base") + objects) == []
 
 
 def test_render_and_base_ask_for_the_same_ray() -> None:
-    assert find(build("base"), "RayCluster")["spec"]["rayVersion"] == render.RAY_VERSION
+    assert find(build("base"), "RayCluster")["spec"]["rayVersion"] == pods.RAY_VERSION
 
 
 def test_pods_get_the_ray_settings_of_a_cluster_on_one_machine(
@@ -339,6 +367,10 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Object]], object]]] = {
         lambda o: find(o, "ConfigMap")["data"].update(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="true"),
     ),
     "ConfigMap missing": ("references_resolve", lambda o: o.remove(find(o, "ConfigMap"))),
+    "claim missing": (
+        "references_resolve",
+        lambda o: o.remove(find(o, "PersistentVolumeClaim")),
+    ),
     "volume missing": ("references_resolve", lambda o: _pod(o, "RayCluster")["volumes"].clear()),
     "other code served": (
         "endpoints_are_ours",

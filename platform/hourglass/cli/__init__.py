@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from hourglass import __version__
-from hourglass.cli import cluster, data, models, report, runs, serve, sweeps, tasks
+from hourglass.cli import cluster, data, models, render, report, runs, serve, sweeps, tasks
 from hourglass.errors import HourglassError
 from hourglass.process import Terminated, raise_on_sigterm
 
@@ -95,7 +95,7 @@ for command in (
     tasks.generate,
     serve.serve,
     cluster.submit,
-    cluster.render,
+    render.render,
     models.ui,
     runs.schema,
 ):

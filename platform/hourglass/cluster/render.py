@@ -1,114 +1,66 @@
-"""A job file as Kubernetes objects, which `hourglass render` prints.
+"""A job or serve file as Kubernetes objects, which `hourglass render` prints.
 
 The functions are pure and contact no cluster. The objects need a namespace where `k8s/base` is
-applied: its ConfigMap and S3 Secret are their environment, its NetworkPolicies admit pods labelled
-`train` and `submitter`, and the pods have the same restrictions.
+applied: its ConfigMap, Secrets and claim are their environment, and its NetworkPolicies admit pods
+labelled `train`, `serve` and `submitter`.
 """
 
 import hashlib
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from hourglass.errors import SpecError, nearest
+from hourglass.cluster import pods
+from hourglass.cluster.pods import Manifest, PodOptions
+from hourglass.cluster.workload import Workload
+from hourglass.errors import SpecError
 
-Manifest = dict[str, Any]
-
-RAY_VERSION = "2.60.0"
-GPU = "nvidia.com/gpu"
-KINDS = ("train", "score")
-# KubeRay adds a suffix for the job's cluster and its services, so it refuses longer names.
+# KubeRay adds suffixes for the job's cluster and its services, and for each scheduled job, so it
+# refuses longer names.
 NAME_LIMIT = 47
+SCHEDULED_NAME_LIMIT = 36
 JOB_FOLDER = "/etc/hourglass"
 JOB_BYTES_LIMIT = 900_000  # a ConfigMap holds 1 MiB, keys and metadata included
+DEADLINE_S = 86_400
+TTL_S = 600
+CRON = re.compile(
+    r"(?:[0-9A-Za-z*/,?-]+ ){4}[0-9A-Za-z*/,?-]+|@(?:yearly|monthly|weekly|daily|hourly)"
+)
 
 
-def manifests(
-    job_yaml: str,
-    name: str,
-    *,
-    image: str,
-    workers: int,
-    cpus_per_worker: int,
-    gpus_per_worker: int = 0,
-    memory_gib_per_worker: int = 8,
-    namespace: str | None = None,
-) -> list[Manifest]:
-    """The ConfigMap with the job file, the head's disruption budget, and the RayJob that runs it.
+@dataclass(frozen=True)
+class RunOptions:
+    """When and how long the objects run, and who admits them."""
 
-    Raises: SpecError for a kind of job that cannot be rendered, or an unsuitable name or size.
+    namespace: str | None = None
+    deadline_s: int | None = None
+    ttl_s: int | None = None
+    queue: str | None = None
+    priority_class: str | None = None
+    schedule: str | None = None
+    time_zone: str | None = None
+    gateway_class: str | None = None
+
+
+def manifests(workload: Workload, options: PodOptions, run: RunOptions) -> list[Manifest]:
+    """A RayService for a serve file; for a job a RayJob, or a RayCronJob with `schedule`.
+
+    Raises: SpecError listing all options that do not fit the file or each other.
     """
-    if len(job_yaml.encode()) > JOB_BYTES_LIMIT:
-        raise SpecError(
-            f"job file: found {len(job_yaml.encode())} bytes, allowed are {JOB_BYTES_LIMIT} because "
+    mistakes = _mistakes(workload, run)
+    content = yaml.safe_dump(workload.content, sort_keys=False)
+    if len(content.encode()) > JOB_BYTES_LIMIT:
+        mistakes.append(
+            f"job file: found {len(content.encode())} bytes, allowed are {JOB_BYTES_LIMIT} because "
             "of the size of a ConfigMap; replace a long list of shards in data.uri by a folder or "
             "a glob"
         )
-    kind = _kind(job_yaml)
-    name = dns_name(name)
-    head = _ray_pod(name, "ray-head", image, _resources(cpus=1, memory_gib=4))
-    _make_head(head, name)
-    # One CPU more than training needs: without it, Ray Data has none to read with and waits forever.
-    worker = _ray_pod(
-        name,
-        "ray-worker",
-        image,
-        _resources(cpus_per_worker + 1, memory_gib_per_worker, gpus_per_worker),
-    )
-    submitter = _pod("submitter", name, "ray-job-submitter", image, _resources(1, 1))
-    submitter["spec"]["restartPolicy"] = "Never"
-
-    cluster = {
-        "rayVersion": RAY_VERSION,
-        "authOptions": {"mode": "token"},
-        "headGroupSpec": {
-            "serviceType": "ClusterIP",
-            # Only the driver runs here, so that a worker out of memory cannot bring the cluster down.
-            "rayStartParams": {"num-cpus": "0"},
-            "template": head,
-        },
-        "workerGroupSpecs": [
-            {
-                "groupName": "workers",
-                "replicas": workers,
-                "minReplicas": workers,
-                "maxReplicas": workers,
-                "rayStartParams": {},
-                "template": worker,
-            }
-        ],
-    }
-    job = {
-        "entrypoint": f"hourglass {kind} {JOB_FOLDER}/{name}.yaml",
-        "submissionMode": "K8sJobMode",
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": 600,
-        # A retry resumes from the last checkpoint, on a new cluster.
-        "backoffLimit": 2,
-        "submitterPodTemplate": submitter,
-        "rayClusterSpec": cluster,
-    }
-    head_labels = head["metadata"]["labels"] | {"ray.io/node-type": "head"}
-    budget = {"minAvailable": 1, "selector": {"matchLabels": head_labels}}
-
-    meta = {"name": name} | ({"namespace": namespace} if namespace else {})
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": meta | {"name": f"{name}-job"},
-            # Runs are named after their file, and checkpoints after their run.
-            "data": {f"{name}.yaml": job_yaml},
-        },
-        {
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
-            "metadata": meta | {"name": f"{name}-head"},
-            "spec": budget,
-        },
-        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": meta, "spec": job},
-    ]
+    if mistakes:
+        raise SpecError("\n".join(mistakes))
+    make = _service if workload.kind == "serve" else _job
+    return make(workload, content, options, run)
 
 
 def to_yaml(objects: list[Manifest]) -> str:
@@ -116,7 +68,7 @@ def to_yaml(objects: list[Manifest]) -> str:
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=100)
 
 
-def dns_name(text: str) -> str:
+def dns_name(text: str, limit: int = NAME_LIMIT) -> str:
     """`text` as a Kubernetes name; a long one is truncated and made unique by a hash.
 
     Raises: SpecError if no letter or digit remains.
@@ -127,93 +79,172 @@ def dns_name(text: str) -> str:
         raise SpecError(f"name: found {text!r}, allowed is a name with a letter or digit")
     if not name[0].isalpha():
         name = f"job-{name}"
-    if len(name) > NAME_LIMIT:
-        name = (
-            f"{name[: NAME_LIMIT - 7].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-        )
+    if len(name) > limit:
+        name = f"{name[: limit - 7].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     return name
 
 
-def _kind(job_yaml: str) -> str:
-    job = yaml.safe_load(job_yaml)
-    kind = job.get("kind") if isinstance(job, dict) else None
-    if kind in KINDS:
-        return str(kind)
-    found = f"found {kind}" if kind else "missing"
-    hint = nearest(str(kind), KINDS) if kind else ""
-    raise SpecError(f"kind: {found}, allowed {', '.join(KINDS)}{hint}")
+def _mistakes(workload: Workload, run: RunOptions) -> list[str]:
+    """Options without effect, or that the operator or Kueue would refuse."""
+    found = []
+    if workload.kind == "serve":
+        for option, value in (
+            ("--deadline-s", run.deadline_s),
+            ("--ttl-s", run.ttl_s),
+            ("--schedule", run.schedule),
+        ):
+            if value is not None:
+                found.append(f"{option} {value}: a serve file has no end; remove it")
+        if run.queue and _autoscales(workload, run):
+            found.append(
+                f"--queue {run.queue}: Kueue reserves a fixed number of pods, and these endpoints scale; "
+                "set replicas to a number, without --gateway-class"
+            )
+    elif run.gateway_class:
+        found.append(
+            f"--gateway-class {run.gateway_class}: only a serve file is upgraded; remove it"
+        )
+    if run.priority_class and not run.queue:
+        found.append(f"--priority-class {run.priority_class}: only Kueue reads it; add --queue")
+    if run.schedule is None and run.time_zone:
+        found.append(f"--time-zone {run.time_zone}: has no effect without --schedule")
+    if run.schedule is not None and not CRON.fullmatch(run.schedule):
+        found.append(
+            f"--schedule {run.schedule}: allowed are five fields of cron ('0 2 * * *') and @hourly, "
+            "@daily, @weekly, @monthly and @yearly; a time zone goes into --time-zone"
+        )
+    if run.schedule is not None and run.queue:
+        found.append(
+            f"--queue {run.queue}: KubeRay copies no labels to scheduled jobs; name the LocalQueue of "
+            "the namespace `default` instead, which takes jobs without a label"
+        )
+    return found
 
 
-def _pod(
-    component: str, instance: str, container: str, image: str, resources: Manifest
-) -> Manifest:
-    """A pod template for the `restricted` Pod Security Standard, writable only in /tmp."""
-    return {
-        "metadata": {
-            "labels": {
-                "app.kubernetes.io/component": component,
-                "app.kubernetes.io/instance": instance,
-            }
+def _autoscales(workload: Workload, run: RunOptions) -> bool:
+    """An incremental upgrade moves capacity by the autoscaler."""
+    return workload.most_workers > workload.workers or run.gateway_class is not None
+
+
+def _job(workload: Workload, content: str, options: PodOptions, run: RunOptions) -> list[Manifest]:
+    scheduled = run.schedule is not None
+    name = dns_name(workload.name, SCHEDULED_NAME_LIMIT if scheduled else NAME_LIMIT)
+    cluster = _cluster("train", name, workload, options, run)
+    pods.mount_config(cluster["headGroupSpec"]["template"], f"{name}-job", JOB_FOLDER)
+    # The same job has finished before on a schedule, so it starts over.
+    command = f"hourglass {workload.kind}{' --fresh' if scheduled else ''}"
+    job = {
+        "entrypoint": f"{command} {JOB_FOLDER}/{name}.yaml",
+        "submissionMode": "K8sJobMode",
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": TTL_S if run.ttl_s is None else run.ttl_s,
+        "activeDeadlineSeconds": run.deadline_s or DEADLINE_S,
+        # On a new cluster; a retry resumes from the last checkpoint, except with --fresh.
+        "backoffLimit": 2,
+        "submitterPodTemplate": pods.submitter(name, options),
+        "rayClusterSpec": cluster,
+    }
+    kind, spec = "RayJob", job
+    if scheduled:
+        time_zone = run.time_zone or "Etc/UTC"
+        kind = "RayCronJob"
+        spec = {"schedule": run.schedule, "timeZone": time_zone, "jobTemplate": job}
+    # Runs are named after their file, and checkpoints after their run.
+    data = {f"{name}.yaml": content}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": _meta(f"{name}-job", run),
+            "data": data,
         },
-        "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 10001,
-                "runAsGroup": 10001,
-                "fsGroup": 10001,
-                "seccompProfile": {"type": "RuntimeDefault"},
+        _budget("train", name, "head", run),
+        {
+            "apiVersion": "ray.io/v1",
+            "kind": kind,
+            "metadata": _meta(name, run) | _queue_labels(run),
+            "spec": spec,
+        },
+    ]
+
+
+def _service(
+    workload: Workload, content: str, options: PodOptions, run: RunOptions
+) -> list[Manifest]:
+    name = dns_name(workload.name)
+    upgrade: Manifest = {"type": "NewCluster"}
+    if run.gateway_class:
+        upgrade = {
+            "type": "NewClusterWithIncrementalUpgrade",
+            "clusterUpgradeOptions": {
+                "gatewayClassName": run.gateway_class,
+                "stepSizePercent": 10,
+                "intervalSeconds": 30,
+                # Capacity beyond that of the old cluster while both exist.
+                "maxSurgePercent": 20,
             },
-            "containers": [
-                {
-                    "name": container,
-                    "image": image,
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "readOnlyRootFilesystem": True,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
-                    "resources": resources,
-                    "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],
-                }
-            ],
-            "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "20Gi"}}],
+        }
+    spec = {
+        "excludeHeadPodFromServeSvc": True,
+        "upgradeStrategy": upgrade,
+        "serveConfigV2": content,
+        "rayClusterConfig": _cluster("serve", name, workload, options, run),
+    }
+    return [
+        _budget("serve", name, "head", run),
+        _budget("serve", name, "worker", run),
+        {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayService",
+            "metadata": _meta(name, run) | _queue_labels(run),
+            "spec": spec,
         },
+    ]
+
+
+def _cluster(
+    component: str, name: str, workload: Workload, options: PodOptions, run: RunOptions
+) -> Manifest:
+    # In an incremental upgrade the new cluster grows as the old one shrinks, so it starts small.
+    least = 1 if run.gateway_class else workload.workers
+    return pods.ray_cluster(
+        component,
+        name,
+        options,
+        workers=least,
+        most_workers=workload.most_workers,
+        cpus=workload.cpus,
+        gpus=workload.gpus,
+        autoscales=_autoscales(workload, run),
+    )
+
+
+def _budget(component: str, name: str, node_type: str, run: RunOptions) -> Manifest:
+    """At least one pod stays: a head is never evicted, and one replica of endpoints remains."""
+    labels = {
+        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/instance": name,
+        "ray.io/node-type": node_type,
+    }
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _meta(f"{name}-{node_type}", run),
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": labels}},
     }
 
 
-def _ray_pod(instance: str, container: str, image: str, resources: Manifest) -> Manifest:
-    """A pod of the training cluster, with the platform's environment and any requested GPUs."""
-    pod = _pod("train", instance, container, image, resources)
-    pod["spec"]["containers"][0]["envFrom"] = [
-        {"configMapRef": {"name": "hourglass"}},
-        {"secretRef": {"name": "hourglass-s3"}},
-    ]
-    if GPU in resources["limits"]:
-        pod["spec"]["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
-    return pod
+def _meta(name: str, run: RunOptions) -> Manifest:
+    return {"name": name} | ({"namespace": run.namespace} if run.namespace else {})
 
 
-def _make_head(pod: Manifest, name: str) -> None:
-    """Name the head's ports and mount the job file, since Ray runs entrypoints on the head."""
-    container = pod["spec"]["containers"][0]
-    # The head's Service exposes only named ports, so no Ray Client.
-    container["ports"] = [
-        {"name": "gcs-server", "containerPort": 6379},
-        {"name": "dashboard", "containerPort": 8265},
-    ]
-    mount = {"name": "job", "mountPath": JOB_FOLDER, "readOnly": True}
-    container["volumeMounts"].append(mount)
-    pod["spec"]["volumes"].append({"name": "job", "configMap": {"name": f"{name}-job"}})
-
-
-def _resources(cpus: int, memory_gib: int, gpus: int = 0) -> Manifest:
-    """Resources with requests equal to limits, since Ray schedules by the limits."""
-    amount: Manifest = {"cpu": str(cpus), "memory": f"{memory_gib}Gi"}
-    if gpus:
-        amount[GPU] = gpus
-    return {"requests": amount, "limits": amount}
+def _queue_labels(run: RunOptions) -> Manifest:
+    if not run.queue:
+        return {}
+    labels = {"kueue.x-k8s.io/queue-name": run.queue}
+    if run.priority_class:
+        labels["kueue.x-k8s.io/priority-class"] = run.priority_class
+    return {"labels": labels}
 
 
 class _Dumper(yaml.SafeDumper):
