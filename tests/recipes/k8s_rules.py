@@ -4,9 +4,11 @@ Each rule reads all objects of one deployment and yields a message for each thin
 `broken` puts the rule's name in front.
 """
 
+import ipaddress
 import json
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,17 @@ Object = dict[str, Any]
 
 KUBERNETES = "1.34"
 OPERATOR = "kuberay-operator"
+DNS_SERVERS: dict[str, tuple[Any, int]] = {
+    "kube-dns": (("kube-system", {"k8s-app": "kube-dns"}), 53),
+    "NodeLocal DNSCache as a pod": (("kube-system", {"k8s-app": "node-local-dns"}), 53),
+    "NodeLocal DNSCache's own address": ("169.254.20.10", 53),
+    "the address of the DNS Service": ("10.96.0.10", 53),
+    "OpenShift's DNS": (
+        ("openshift-dns", {"dns.operator.openshift.io/daemonset-dns": "default"}),
+        5353,
+    ),
+}
+"""Who answers DNS: an address, or a namespace and labels; and the port."""
 CUSTOM_GROUPS = {"ray.io", "kueue.x-k8s.io", "monitoring.coreos.com"}
 RAY_CONTROL_PORTS = {6379, 8265, 10001}
 SMALL_VOLUMES = {"configMap", "secret", "projected", "downwardAPI", "persistentVolumeClaim"}
@@ -214,7 +227,8 @@ def disruption_is_bounded(objects: list[Object]) -> Iterator[str]:
         chosen = [budget for budget in budgets if _selects(budget, labels)]
         if len(chosen) > 1:
             yield f"{where}: {len(chosen)} budgets choose this pod, so no eviction works"
-        replaceable = labels.get("ray.io/node-type") == "worker" or where.endswith("submitter")
+        replaceable = labels.get("ray.io/node-type") == "worker" or "submitter" in where
+        replaceable = replaceable or where.startswith("CronJob")
         if not chosen and not replaceable:
             yield f"{where}: no PodDisruptionBudget"
         for budget in chosen:
@@ -289,6 +303,99 @@ def endpoints_are_ours(objects: list[Object]) -> Iterator[str]:
                 yield f"{where}: no HOURGLASS_SERVE_TOKEN from a Secret"
 
 
+def dns_is_reachable(objects: list[Object]) -> Iterator[str]:
+    """Every pod reaches the DNS servers of kubeadm, of NodeLocal DNSCache and of OpenShift."""
+    for server, (peer, ports) in DNS_SERVERS.items():
+        for protocol in ("UDP", "TCP"):
+            if not any(
+                _admits(rule, peer, protocol, ports)
+                for policy in objects
+                if policy["kind"] == "NetworkPolicy" and policy["spec"]["podSelector"] == {}
+                for rule in policy["spec"].get("egress") or []
+            ):
+                yield f"no NetworkPolicy lets all pods reach {server} by {protocol}"
+
+
+def _admits(rule: Object, target: Any, protocol: str, port: int) -> bool:
+    """Whether an egress rule allows a port of a server: an address, or a namespace and labels."""
+    if {"protocol": protocol, "port": port} not in rule["ports"]:
+        return False
+    for peer in rule["to"]:
+        if isinstance(target, str):
+            block = peer.get("ipBlock", {}).get("cidr")
+            if block and ipaddress.ip_address(target) in ipaddress.ip_network(block):
+                return True
+        elif "namespaceSelector" in peer:
+            namespace, labels = target
+            chosen = peer["namespaceSelector"] == {
+                "matchLabels": {"kubernetes.io/metadata.name": namespace}
+            }
+            if chosen and _selects({"spec": peer}, labels):
+                return True
+    return False
+
+
+def endpoints_are_spread(objects: list[Object]) -> Iterator[str]:
+    """Replicas of endpoints are on different nodes, also in an upgrade."""
+    for item in objects:
+        if item["kind"] != "RayService":
+            continue
+        for group in item["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+            pod = _as_ray_node(group["template"], "worker")
+            if not any(
+                part["topologyKey"] == "kubernetes.io/hostname"
+                and part["whenUnsatisfiable"] == "DoNotSchedule"
+                and part.get("matchLabelKeys") == ["ray.io/cluster"]
+                and _selects(
+                    {"spec": {"selector": part["labelSelector"]}}, pod["metadata"]["labels"]
+                )
+                for part in pod["spec"].get("topologySpreadConstraints", [])
+            ):
+                yield f"{_name(item)} {group['groupName']}: pods may share a node"
+
+
+def autoscalers_are_v2(objects: list[Object]) -> Iterator[str]:
+    """Version 1 of Ray's autoscaler gets no new features."""
+    for where, cluster in _clusters(objects):
+        version = cluster.get("autoscalerOptions", {}).get("version")
+        if cluster.get("enableInTreeAutoscaling") and version != "v2":
+            yield f"{where}: autoscaler {version}; set autoscalerOptions.version to v2"
+
+
+def quota_is_enough(objects: list[Object]) -> Iterator[str]:
+    """What is deployed fits the quota at its largest size, with twice the endpoints in an upgrade."""
+    quotas = [item for item in objects if item["kind"] == "ResourceQuota"]
+    if not quotas:
+        yield "no ResourceQuota"
+    needed = dict.fromkeys(("cpu", "memory", "nvidia.com/gpu"), Decimal(0))
+    for where, pod, count in _at_most(objects):
+        for container in pod["spec"]["containers"]:
+            requests = container.get("resources", {}).get("requests", {})
+            for name in needed:
+                times = count * (2 if where.startswith("RayService") else 1)
+                needed[name] += times * _quantity(requests.get(name, 0))
+    for quota in quotas:
+        for name, amount in needed.items():
+            hard = _quantity(quota["spec"]["hard"].get(f"requests.{name}", 0))
+            if amount > hard:
+                yield f"{_name(quota)}: requests.{name} is {hard}, the objects need {amount}"
+
+
+def _at_most(objects: list[Object]) -> Iterator[tuple[str, Object, int]]:
+    """Each pod template with its largest number of pods; a Deployment has one more in an upgrade."""
+    counts = {
+        f"{where} {group['groupName']}": group["maxReplicas"]
+        for where, cluster in _clusters(objects)
+        for group in cluster.get("workerGroupSpecs", [])
+    } | {
+        _name(item): item["spec"]["replicas"] + (item["kind"] == "Deployment")
+        for item in objects
+        if item["kind"] in ("Deployment", "StatefulSet")
+    }
+    for where, pod in _pods(objects):
+        yield where, pod, counts.get(where, 1)
+
+
 RULES = (
     restricted_pods,
     limits_are_set,
@@ -302,6 +409,10 @@ RULES = (
     mlflow_is_guarded,
     references_resolve,
     endpoints_are_ours,
+    dns_is_reachable,
+    endpoints_are_spread,
+    autoscalers_are_v2,
+    quota_is_enough,
 )
 
 
@@ -342,6 +453,8 @@ def _pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
     for item in objects:
         if item["kind"] in ("Deployment", "StatefulSet", "DaemonSet", "Job"):
             yield _name(item), item["spec"]["template"]
+        if item["kind"] == "CronJob":
+            yield _name(item), item["spec"]["jobTemplate"]["spec"]["template"]
         for part in walk(item):
             if "submitterPodTemplate" in part:
                 yield f"{_name(item)} submitter", part["submitterPodTemplate"]
@@ -376,6 +489,13 @@ def _environment(objects: list[Object]) -> Iterator[tuple[str, str, str | None]]
         if item["kind"] == "ConfigMap":
             for name, value in item["data"].items():
                 yield _name(item), name, value
+
+
+def _quantity(text: Any) -> Decimal:
+    """A quantity of Kubernetes as a number."""
+    number, suffix = re.fullmatch(r"([0-9.]+)(m|[KMGT]i)?", str(text)).groups()
+    powers = {"m": Decimal("0.001"), "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    return Decimal(number) * powers.get(suffix, 1)
 
 
 def _selects(item: Object, labels: dict[str, str]) -> bool:

@@ -160,7 +160,8 @@ def test_production_pins_every_image_by_digest_and_has_gpus() -> None:
 
 def test_local_asks_for_no_gpu_and_one_worker() -> None:
     objects = build("overlays/local")
-    assert "nvidia.com/gpu" not in yaml.safe_dump(objects)
+    quota = find(objects, "ResourceQuota")
+    assert "nvidia.com/gpu" not in yaml.safe_dump([o for o in objects if o != quota])
     groups = [part for o in objects for part in k8s_rules.walk(o) if "groupName" in part]
     assert [group["replicas"] for group in groups] == [1, 1]
 
@@ -185,6 +186,14 @@ def _pod(objects: list[Object], kind: str) -> Object:
     template: Object = spec["headGroupSpec"]["template"] if "Ray" in kind else spec["template"]
     pod: Object = template["spec"]
     return pod
+
+
+def _workers(objects: list[Object], kind: str) -> Object:
+    """The pod template of a Ray kind's first workers."""
+    spec = find(objects, kind)["spec"]
+    spec = spec.get("rayClusterSpec", spec.get("rayClusterConfig", spec))
+    template: Object = spec["workerGroupSpecs"][0]["template"]
+    return template
 
 
 def _container(objects: list[Object], kind: str) -> Object:
@@ -387,6 +396,43 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Object]], object]]] = {
     "endpoints without a token": (
         "endpoints_are_ours",
         lambda o: _container(o, "RayService").pop("env"),
+    ),
+    "DNS on the node": (
+        "dns_is_reachable",
+        lambda o: find(o, "NetworkPolicy", "dns")["spec"]["egress"][0]["to"].pop(1),
+    ),
+    "DNS of OpenShift": (
+        "dns_is_reachable",
+        lambda o: find(o, "NetworkPolicy", "dns")["spec"]["egress"].pop(1),
+    ),
+    "DNS by UDP only": (
+        "dns_is_reachable",
+        lambda o: find(o, "NetworkPolicy", "dns")["spec"]["egress"][0]["ports"].pop(1),
+    ),
+    "replicas on one node": (
+        "endpoints_are_spread",
+        lambda o: _workers(o, "RayService")["spec"].pop("topologySpreadConstraints"),
+    ),
+    "a spread that counts other pods": (
+        "endpoints_are_spread",
+        lambda o: _workers(o, "RayService")["metadata"]["labels"].update(
+            {"app.kubernetes.io/instance": "other"}
+        ),
+    ),
+    "autoscaler v1": (
+        "autoscalers_are_v2",
+        lambda o: find(o, "RayCluster")["spec"].update(enableInTreeAutoscaling=True),
+    ),
+    "no quota": ("quota_is_enough", lambda o: o.remove(find(o, "ResourceQuota"))),
+    "more workers than the quota": (
+        "quota_is_enough",
+        lambda o: find(o, "RayCluster")["spec"]["workerGroupSpecs"][0].update(maxReplicas=20),
+    ),
+    "a backup as root": (
+        "restricted_pods",
+        lambda o: find(o, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"][
+            "initContainers"
+        ][0]["securityContext"].update(runAsUser=0),
     ),
     "misspelt field": ("schema", lambda o: find(o, "Deployment")["spec"].update(replica=2)),
     "wrong type": ("schema", lambda o: find(o, "StatefulSet")["spec"].update(replicas="one")),

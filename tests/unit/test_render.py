@@ -276,6 +276,14 @@ def test_endpoints_are_a_service_on_different_nodes() -> None:
     (spread,) = pod["topologySpreadConstraints"]
     assert spread["topologyKey"] == "kubernetes.io/hostname"
     assert spread["whenUnsatisfiable"] == "DoNotSchedule"
+    zones = worker_of(rendered(load, {"topology_key": "topology.kubernetes.io/zone"}))
+    assert [
+        (part["topologyKey"], part["whenUnsatisfiable"])
+        for part in zones["topologySpreadConstraints"]
+    ] == [
+        ("topology.kubernetes.io/zone", "ScheduleAnyway"),
+        ("kubernetes.io/hostname", "DoNotSchedule"),
+    ]
     assert "hourglass-s3" not in to_yaml([service])
     assert worker_budget["spec"]["selector"]["matchLabels"]["ray.io/node-type"] == "worker"
     assert head_budget["spec"]["minAvailable"] == 1

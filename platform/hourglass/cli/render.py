@@ -47,8 +47,7 @@ def render(
         str | None,
         typer.Option(
             metavar="KEY",
-            help="Node label to spread workers over; default: endpoints over "
-            "kubernetes.io/hostname, jobs not.",
+            help="Node label to spread workers over; endpoints are always spread over nodes.",
         ),
     ] = None,
     pull_secret: Annotated[

@@ -57,7 +57,7 @@ class PodOptions:
     pull_secrets: tuple[str, ...] = ()
     volumes: tuple[Volume, ...] = ()
     topology_key: str | None = None
-    """Node label over which workers are spread."""
+    """Node label over which workers are spread; endpoints are also spread over nodes."""
 
 
 def ray_cluster(
@@ -197,21 +197,24 @@ def _place(spec: Manifest, component: str, instance: str, options: PodOptions, g
         spec["tolerations"] = tolerations
     if options.node_selector:
         spec["nodeSelector"] = dict(options.node_selector)
-    key = options.topology_key
-    if key is None and component != "serve":
-        return
+    # Endpoints must survive a node; a job had rather start than be spread.
+    spread = {options.topology_key: "ScheduleAnyway"} if options.topology_key else {}
+    if component == "serve":
+        spread["kubernetes.io/hostname"] = "DoNotSchedule"
     labels = {"app.kubernetes.io/instance": instance, "ray.io/node-type": "worker"}
-    spec["topologySpreadConstraints"] = [
+    constraints = [
         {
             "maxSkew": 1,
-            "topologyKey": key or "kubernetes.io/hostname",
-            # Endpoints must survive a node; a job had rather start than be spread.
-            "whenUnsatisfiable": "DoNotSchedule" if component == "serve" else "ScheduleAnyway",
+            "topologyKey": key,
+            "whenUnsatisfiable": otherwise,
             "labelSelector": {"matchLabels": labels},
-            # In an upgrade, the pods of the old cluster do not count.
+            # In an upgrade, the pods of the other cluster do not count.
             "matchLabelKeys": ["ray.io/cluster"],
         }
+        for key, otherwise in spread.items()
     ]
+    if constraints:
+        spec["topologySpreadConstraints"] = constraints
 
 
 def _autoscaler(head: Manifest) -> Manifest:
