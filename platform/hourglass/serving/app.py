@@ -25,6 +25,7 @@ from hourglass.serving import middleware
 from hourglass.serving.answers import ModelRequest, answer_all
 from hourglass.serving.http import create_app
 from hourglass.serving.limits import RETRY_AFTER_S, RequestError
+from hourglass.serving.metrics import ModelMetrics
 from hourglass.settings import Settings
 
 CONSTRUCTOR_TRIES = 2
@@ -175,9 +176,14 @@ class Handles:
     ) -> None:
         self.handles = handles
         self.models = models
+        self._metrics = ModelMetrics()
 
     async def answer(self, name: str, request: ModelRequest) -> Arrays:
         """The answer of model `name`. Raises RequestError: Overloaded, or Unavailable."""
+        with self._metrics.measured(name, len(request.rows)):
+            return await self._answer(name, request)
+
+    async def _answer(self, name: str, request: ModelRequest) -> Arrays:
         retry = {"retry-after": str(RETRY_AFTER_S)}
         try:
             answer: Arrays = await self.handles[name].answer.remote(request)

@@ -47,6 +47,7 @@ from hourglass.training.events import (
     Subscription,
     error_of,
 )
+from hourglass.training.metrics import Measured
 from hourglass.training.prepare import TrainingData, prepare
 
 STARTS_OVER = "nothing was committed yet; the same command starts over"
@@ -128,13 +129,15 @@ def distribute(
     Raises: the error that ended the run, as in one process.
     """
     groups: list[str] = []
+    measured = Measured(run.job, listener)
 
     def keep(group: str) -> None:
         groups.append(group)
+        measured.started()
         if reserved:
             reserved(group)
 
-    subscription = Subscription(listener, keep)
+    subscription = Subscription(measured, keep)
     with _freed(groups), subscription as publisher:
         task = Task(run, data, resources, publisher)
         for number in range(1, run.job.train.seeds + 1):
