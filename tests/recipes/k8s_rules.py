@@ -1,4 +1,4 @@
-"""What every manifest we ship or render must keep, beyond its schema (SUP-06).
+"""What every manifest we ship or render must keep for security, beyond its schema (SUP-06).
 
 Each rule reads all objects of one deployment and yields a message for each thing it finds wrong;
 `broken` puts the rule's name in front.
@@ -7,19 +7,26 @@ Each rule reads all objects of one deployment and yields a message for each thin
 import ipaddress
 import json
 import re
+import sys
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import yaml
-from pydantic import ValidationError
 
-from hourglass.config.serve import SERVE
-
-Object = dict[str, Any]
+sys.path.insert(0, str(Path(__file__).parent))
+import k8s_operations
+from k8s_objects import (
+    Object,
+    clusters,
+    containers,
+    environment,
+    name_of,
+    pods,
+    selects,
+    walk,
+)
 
 KUBERNETES = "1.34"
 OPERATOR = "kuberay-operator"
@@ -59,18 +66,18 @@ def schema_errors(objects: list[Object], schemas: Path) -> list[str]:
             if not schemas.exists():
                 continue
             checker = jsonschema.Draft7Validator(json.loads(file.read_text()))
-            errors += [f"{_name(item)}: {error.message}" for error in checker.iter_errors(item)]
+            errors += [f"{name_of(item)}: {error.message}" for error in checker.iter_errors(item)]
         else:
             try:
                 kubernetes_validate.validate(item, KUBERNETES, strict=True)
             except kubernetes_validate.ValidationError as error:
-                errors.append(f"{_name(item)}: {error.message}")
+                errors.append(f"{name_of(item)}: {error.message}")
     return errors
 
 
 def restricted_pods(objects: list[Object]) -> Iterator[str]:
     """The `restricted` Pod Security Standard, and a root file system nobody writes to."""
-    for where, pod in _pods(objects):
+    for where, pod in pods(objects):
         spec, context = pod["spec"], pod["spec"].get("securityContext", {})
         if context.get("runAsNonRoot") is not True or context.get("runAsUser") in (None, 0):
             yield f"{where}: runs as root; set runAsNonRoot and a runAsUser"
@@ -85,7 +92,7 @@ def restricted_pods(objects: list[Object]) -> Iterator[str]:
                     yield f"{where}: emptyDir {volume['name']} has no sizeLimit"
             elif not SMALL_VOLUMES & volume.keys():
                 yield f"{where}: volume {volume['name']} is of a kind `restricted` refuses"
-    for where, container in _containers(objects):
+    for where, container in containers(objects):
         context = container.get("securityContext", {})
         if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
             yield f"{where}: may gain privileges"
@@ -99,7 +106,7 @@ def restricted_pods(objects: list[Object]) -> Iterator[str]:
 
 def limits_are_set(objects: list[Object]) -> Iterator[str]:
     """CPU and memory are requested and bounded."""
-    for where, container in _containers(objects):
+    for where, container in containers(objects):
         for side in ("requests", "limits"):
             missing = {"cpu", "memory"} - container.get("resources", {}).get(side, {}).keys()
             if missing:
@@ -108,7 +115,7 @@ def limits_are_set(objects: list[Object]) -> Iterator[str]:
 
 def images_are_pinned(objects: list[Object]) -> Iterator[str]:
     """A tag that moves is not a version."""
-    for where, container in _containers(objects):
+    for where, container in containers(objects):
         image = container.get("image")
         if image is None:  # the autoscaler takes the head's
             continue
@@ -119,7 +126,7 @@ def images_are_pinned(objects: list[Object]) -> Iterator[str]:
 
 def no_api_token(objects: list[Object]) -> Iterator[str]:
     """Only the autoscaler speaks to the API server, from a container that runs no user code."""
-    for where, pod in _pods(objects):
+    for where, pod in pods(objects):
         spec = pod["spec"]
         if spec.get("automountServiceAccountToken") is not False:
             yield f"{where}: mounts a service account token"
@@ -138,13 +145,13 @@ def no_api_token(objects: list[Object]) -> Iterator[str]:
 
 def token_auth(objects: list[Object]) -> Iterator[str]:
     """Every Ray cluster asks for its token."""
-    for where, cluster in _clusters(objects):
+    for where, cluster in clusters(objects):
         if cluster.get("authOptions", {}).get("mode") != "token":
             yield f"{where}: Ray runs open; set authOptions.mode to token"
         version = [int(part) for part in cluster.get("rayVersion", "0").split(".")]
         if version < [2, 60]:
             yield f"{where}: rayVersion is below 2.60"
-    for where, name, value in _environment(objects):
+    for where, name, value in environment(objects):
         if name == "RAY_AUTH_MODE" and value != "token":
             yield f"{where}: RAY_AUTH_MODE is {value}"
 
@@ -153,10 +160,10 @@ def no_secret_values(objects: list[Object]) -> Iterator[str]:
     """Secrets are named here and made elsewhere."""
     for item in objects:
         if item["kind"] == "Secret":
-            yield f"{_name(item)}: a Secret is shipped"
+            yield f"{name_of(item)}: a Secret is shipped"
         if URL_PASSWORD.search(json.dumps(item)):
-            yield f"{_name(item)}: a URL holds a password"
-    for where, name, value in _environment(objects):
+            yield f"{name_of(item)}: a URL holds a password"
+    for where, name, value in environment(objects):
         if SECRET_NAME.search(name) and value is not None:
             yield f"{where}: {name} has its value written down"
 
@@ -165,15 +172,15 @@ def nothing_is_published(objects: list[Object]) -> Iterator[str]:
     """No door to the outside is shipped; least of all to the dashboard."""
     for item in objects:
         if item["kind"] in ("Ingress", "Gateway", "HTTPRoute", "TCPRoute"):
-            yield f"{_name(item)}: publishes a service"
+            yield f"{name_of(item)}: publishes a service"
         for part in walk(item):
             kind = part.get("serviceType") or (part.get("type") if "ports" in part else None)
             if kind in ("LoadBalancer", "NodePort") or part.get("externalIPs"):
-                yield f"{_name(item)}: a Service of type {kind} is open to the outside"
+                yield f"{name_of(item)}: a Service of type {kind} is open to the outside"
             if part.get("enableIngress"):
-                yield f"{_name(item)}: enableIngress publishes the dashboard"
+                yield f"{name_of(item)}: enableIngress publishes the dashboard"
             if "hostPort" in part:
-                yield f"{_name(item)}: hostPort {part['hostPort']} opens the node"
+                yield f"{name_of(item)}: hostPort {part['hostPort']} opens the node"
 
 
 def network_is_closed(objects: list[Object]) -> Iterator[str]:
@@ -192,22 +199,22 @@ def network_is_closed(objects: list[Object]) -> Iterator[str]:
         for side, peers in (("ingress", "from"), ("egress", "to")):
             for rule in policy["spec"].get(side) or []:
                 if not rule.get("ports"):
-                    yield f"{_name(policy)}: an {side} rule lists no ports"
+                    yield f"{name_of(policy)}: an {side} rule lists no ports"
                 if not rule.get(peers):
-                    yield f"{_name(policy)}: an {side} rule is open to everybody"
+                    yield f"{name_of(policy)}: an {side} rule is open to everybody"
                 for peer in rule.get(peers) or []:
                     if side == "ingress":
                         yield from _intruder(policy, peer, rule.get("ports") or [])
-    for where, pod in _pods(objects):
+    for where, pod in pods(objects):
         labels = pod.get("metadata", {}).get("labels", {})
-        chosen = [p for p in policies if p["spec"]["podSelector"] and _selects(p, labels)]
+        chosen = [p for p in policies if p["spec"]["podSelector"] and selects(p, labels)]
         if not chosen:
             yield f"{where}: no NetworkPolicy lets this pod do anything"
 
 
 def _intruder(policy: Object, peer: Object, ports: list[Object]) -> Iterator[str]:
     if "ipBlock" in peer:
-        yield f"{_name(policy)}: lets addresses in, not pods"
+        yield f"{name_of(policy)}: lets addresses in, not pods"
     open_ports = {
         number
         for port in ports
@@ -216,91 +223,7 @@ def _intruder(policy: Object, peer: Object, ports: list[Object]) -> Iterator[str
     }
     operator = peer.get("podSelector", {}).get("matchLabels", {}).get("app.kubernetes.io/name")
     if "namespaceSelector" in peer and open_ports and operator != OPERATOR:
-        yield f"{_name(policy)}: opens Ray's port {min(open_ports)} to other namespaces"
-
-
-def disruption_is_bounded(objects: list[Object]) -> Iterator[str]:
-    """Each server and each Ray head has exactly one budget, of a form its owner supports."""
-    budgets = [item for item in objects if item["kind"] == "PodDisruptionBudget"]
-    for where, pod in _pods(objects):
-        labels = pod["metadata"]["labels"]
-        chosen = [budget for budget in budgets if _selects(budget, labels)]
-        if len(chosen) > 1:
-            yield f"{where}: {len(chosen)} budgets choose this pod, so no eviction works"
-        replaceable = labels.get("ray.io/node-type") == "worker" or "submitter" in where
-        replaceable = replaceable or where.startswith("CronJob")
-        if not chosen and not replaceable:
-            yield f"{where}: no PodDisruptionBudget"
-        for budget in chosen:
-            if "ray.io/node-type" in labels and not isinstance(
-                budget["spec"].get("minAvailable"), int
-            ):
-                yield f"{_name(budget)}: Ray pods only support a whole minAvailable"
-
-
-def mlflow_is_guarded(objects: list[Object]) -> Iterator[str]:
-    """The tracking server answers to its own names, and nobody unpickles."""
-    services = {item["metadata"]["name"] for item in objects if item["kind"] == "Service"}
-    for where, container in _containers(objects):
-        words = container.get("command", []) + container.get("args", [])
-        if words[:2] != ["mlflow", "server"]:
-            continue
-        hosts = [
-            host
-            for word in words
-            if word.startswith("--allowed-hosts=")
-            for host in word.partition("=")[2].split(",")
-        ]
-        if any("*" in host for host in hosts):
-            yield f"{where}: --allowed-hosts lets any host in"
-        if not {host.partition(":")[0] for host in hosts} & services:
-            yield f"{where}: --allowed-hosts lacks the name of its Service"
-    switch = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-    values = [(where, value) for where, name, value in _environment(objects) if name == switch]
-    if not values:
-        yield f"{switch} is not set"
-    for where, value in values:
-        if value != "false":
-            yield f"{where}: {switch} is {value}"
-
-
-def references_resolve(objects: list[Object]) -> Iterator[str]:
-    """What a pod names is there: ConfigMaps, volumes, claims."""
-    maps = {item["metadata"]["name"] for item in objects if item["kind"] == "ConfigMap"}
-    claims = {
-        item["metadata"]["name"] for item in objects if item["kind"] == "PersistentVolumeClaim"
-    }
-    for where, pod in _pods(objects):
-        spec = pod["spec"]
-        # "data" is the claim of the StatefulSet, which stands beside its pod template.
-        volumes = {volume["name"] for volume in spec.get("volumes", [])} | {"data"}
-        for container in spec["containers"] + spec.get("initContainers", []):
-            for mount in container.get("volumeMounts", []):
-                if mount["name"] not in volumes:
-                    yield f"{where}: no volume {mount['name']}"
-        for part in walk(spec):
-            if part.get("claimName", "") not in claims | {""}:
-                yield f"{where}: no PersistentVolumeClaim {part['claimName']}"
-            for key in ("configMapRef", "configMapKeyRef", "configMap"):
-                if key in part and part[key]["name"] not in maps | {"kube-root-ca.crt"}:
-                    yield f"{where}: no ConfigMap {part[key]['name']}"
-
-
-def endpoints_are_ours(objects: list[Object]) -> Iterator[str]:
-    """A RayService runs our application builder, behind its own token."""
-    for item in objects:
-        if item["kind"] != "RayService":
-            continue
-        try:
-            SERVE.validate_python(yaml.safe_load(item["spec"]["serveConfigV2"]))
-        except ValidationError as error:
-            for one in error.errors():
-                place = ".".join(map(str, one["loc"]))
-                yield f"{_name(item)}: serveConfigV2 {place}: {one['msg']}"
-        for where, pod in _pods([item]):
-            env = pod["spec"]["containers"][0].get("env", [])
-            if not any("secretKeyRef" in v.get("valueFrom", {}) for v in env):
-                yield f"{where}: no HOURGLASS_SERVE_TOKEN from a Secret"
+        yield f"{name_of(policy)}: opens Ray's port {min(open_ports)} to other namespaces"
 
 
 def dns_is_reachable(objects: list[Object]) -> Iterator[str]:
@@ -330,70 +253,27 @@ def _admits(rule: Object, target: Any, protocol: str, port: int) -> bool:
             chosen = peer["namespaceSelector"] == {
                 "matchLabels": {"kubernetes.io/metadata.name": namespace}
             }
-            if chosen and _selects({"spec": peer}, labels):
+            if chosen and selects({"spec": peer}, labels):
                 return True
     return False
 
 
-def endpoints_are_spread(objects: list[Object]) -> Iterator[str]:
-    """Replicas of endpoints are on different nodes, also in an upgrade."""
-    for item in objects:
-        if item["kind"] != "RayService":
-            continue
-        for group in item["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
-            pod = _as_ray_node(group["template"], "worker")
-            if not any(
-                part["topologyKey"] == "kubernetes.io/hostname"
-                and part["whenUnsatisfiable"] == "DoNotSchedule"
-                and part.get("matchLabelKeys") == ["ray.io/cluster"]
-                and _selects(
-                    {"spec": {"selector": part["labelSelector"]}}, pod["metadata"]["labels"]
-                )
-                for part in pod["spec"].get("topologySpreadConstraints", [])
-            ):
-                yield f"{_name(item)} {group['groupName']}: pods may share a node"
-
-
-def autoscalers_are_v2(objects: list[Object]) -> Iterator[str]:
-    """Version 1 of Ray's autoscaler gets no new features."""
-    for where, cluster in _clusters(objects):
-        version = cluster.get("autoscalerOptions", {}).get("version")
-        if cluster.get("enableInTreeAutoscaling") and version != "v2":
-            yield f"{where}: autoscaler {version}; set autoscalerOptions.version to v2"
-
-
-def quota_is_enough(objects: list[Object]) -> Iterator[str]:
-    """What is deployed fits the quota at its largest size, with twice the endpoints in an upgrade."""
-    quotas = [item for item in objects if item["kind"] == "ResourceQuota"]
-    if not quotas:
-        yield "no ResourceQuota"
-    needed = dict.fromkeys(("cpu", "memory", "nvidia.com/gpu"), Decimal(0))
-    for where, pod, count in _at_most(objects):
-        for container in pod["spec"]["containers"]:
-            requests = container.get("resources", {}).get("requests", {})
-            for name in needed:
-                times = count * (2 if where.startswith("RayService") else 1)
-                needed[name] += times * _quantity(requests.get(name, 0))
-    for quota in quotas:
-        for name, amount in needed.items():
-            hard = _quantity(quota["spec"]["hard"].get(f"requests.{name}", 0))
-            if amount > hard:
-                yield f"{_name(quota)}: requests.{name} is {hard}, the objects need {amount}"
-
-
-def _at_most(objects: list[Object]) -> Iterator[tuple[str, Object, int]]:
-    """Each pod template with its largest number of pods; a Deployment has one more in an upgrade."""
-    counts = {
-        f"{where} {group['groupName']}": group["maxReplicas"]
-        for where, cluster in _clusters(objects)
-        for group in cluster.get("workerGroupSpecs", [])
-    } | {
-        _name(item): item["spec"]["replicas"] + (item["kind"] == "Deployment")
-        for item in objects
-        if item["kind"] in ("Deployment", "StatefulSet")
-    }
-    for where, pod in _pods(objects):
-        yield where, pod, counts.get(where, 1)
+def only_data_pods_reach_the_bucket(objects: list[Object]) -> Iterator[str]:
+    """Pods have both a role and optional keys for the bucket, or, as endpoints, neither."""
+    for where, pod in pods(objects):
+        keys = [
+            part["secretRef"]
+            for part in walk(pod["spec"])
+            if part.get("secretRef", {}).get("name") == "hourglass-s3"
+        ]
+        account = pod["spec"].get("serviceAccountName")
+        if pod["metadata"]["labels"].get("app.kubernetes.io/component") == "serve":
+            if keys or account:
+                yield f"{where}: endpoints need no access to the bucket"
+        elif any(not key.get("optional") for key in keys):
+            yield f"{where}: Secret hourglass-s3 is required, so a role cannot replace it"
+        elif bool(keys) != (account == "hourglass-data"):
+            yield f"{where}: has keys without the service account, or the reverse"
 
 
 RULES = (
@@ -405,104 +285,7 @@ RULES = (
     no_secret_values,
     nothing_is_published,
     network_is_closed,
-    disruption_is_bounded,
-    mlflow_is_guarded,
-    references_resolve,
-    endpoints_are_ours,
     dns_is_reachable,
-    endpoints_are_spread,
-    autoscalers_are_v2,
-    quota_is_enough,
+    only_data_pods_reach_the_bucket,
+    *k8s_operations.RULES,
 )
-
-
-def secrets_named(objects: list[Object]) -> set[str]:
-    """The Secrets these objects refer to, which somebody must create."""
-    return {
-        part[key]["name"]
-        for item in objects
-        for part in walk(item)
-        for key in ("secretRef", "secretKeyRef")
-        if key in part
-    }
-
-
-def _name(item: Object) -> str:
-    return f"{item['kind']}/{item['metadata']['name']}"
-
-
-def walk(part: Any) -> Iterator[Object]:
-    """Every mapping inside, the outermost first."""
-    if isinstance(part, dict):
-        yield part
-        part = list(part.values())
-    if isinstance(part, list):
-        for inner in part:
-            yield from walk(inner)
-
-
-def _clusters(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    for item in objects:
-        for part in walk(item):
-            if "headGroupSpec" in part:
-                yield _name(item), part
-
-
-def _pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Every pod template with the labels it will run with, KubeRay's included."""
-    for item in objects:
-        if item["kind"] in ("Deployment", "StatefulSet", "DaemonSet", "Job"):
-            yield _name(item), item["spec"]["template"]
-        if item["kind"] == "CronJob":
-            yield _name(item), item["spec"]["jobTemplate"]["spec"]["template"]
-        for part in walk(item):
-            if "submitterPodTemplate" in part:
-                yield f"{_name(item)} submitter", part["submitterPodTemplate"]
-    for where, cluster in _clusters(objects):
-        yield f"{where} head", _as_ray_node(cluster["headGroupSpec"]["template"], "head")
-        for group in cluster.get("workerGroupSpecs", []):
-            yield f"{where} {group['groupName']}", _as_ray_node(group["template"], "worker")
-
-
-def _as_ray_node(template: Object, node_type: str) -> Object:
-    labels = template.get("metadata", {}).get("labels", {})
-    added = {"ray.io/is-ray-node": "yes", "ray.io/node-type": node_type}
-    return {"metadata": {"labels": labels | added}, "spec": template["spec"]}
-
-
-def _containers(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Every container, the autoscaler that KubeRay adds beside a head included."""
-    for where, pod in _pods(objects):
-        for container in pod["spec"]["containers"] + pod["spec"].get("initContainers", []):
-            yield f"{where}/{container['name']}", container
-    for where, cluster in _clusters(objects):
-        if cluster.get("enableInTreeAutoscaling"):
-            yield f"{where} head/autoscaler", cluster.get("autoscalerOptions", {})
-
-
-def _environment(objects: list[Object]) -> Iterator[tuple[str, str, str | None]]:
-    """(where, name, value) of every variable; the value is None when it comes from elsewhere."""
-    for where, container in _containers(objects):
-        for variable in container.get("env", []):
-            yield where, variable["name"], variable.get("value")
-    for item in objects:
-        if item["kind"] == "ConfigMap":
-            for name, value in item["data"].items():
-                yield _name(item), name, value
-
-
-def _quantity(text: Any) -> Decimal:
-    """A quantity of Kubernetes as a number."""
-    number, suffix = re.fullmatch(r"([0-9.]+)(m|[KMGT]i)?", str(text)).groups()
-    powers = {"m": Decimal("0.001"), "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-    return Decimal(number) * powers.get(suffix, 1)
-
-
-def _selects(item: Object, labels: dict[str, str]) -> bool:
-    """Whether a policy's or a budget's selector chooses pods with these labels."""
-    selector = item["spec"].get("podSelector", item["spec"].get("selector", {}))
-    by_label = all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items())
-    return by_label and all(
-        labels.get(wanted["key"]) in wanted["values"]
-        for wanted in selector.get("matchExpressions", [])
-    )

@@ -178,7 +178,8 @@ def _ray_pod(
         ]
         volumes = options.volumes
     else:
-        main["envFrom"].append({"secretRef": {"name": "hourglass-s3"}})
+        pod["spec"]["serviceAccountName"] = "hourglass-data"  # whose role can replace the keys
+        main["envFrom"].append({"secretRef": {"name": "hourglass-s3", "optional": True}})
         volumes = (HOME, *options.volumes)
     for number, volume in enumerate(volumes):
         name = "home" if volume is HOME else f"claim-{number}"
