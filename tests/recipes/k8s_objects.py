@@ -7,6 +7,13 @@ from typing import Any
 
 Object = dict[str, Any]
 
+SUFFIXES = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
+
 
 def secrets_named(objects: list[Object]) -> set[str]:
     """The Secrets these objects refer to, which somebody must create."""
@@ -20,7 +27,8 @@ def secrets_named(objects: list[Object]) -> set[str]:
 
 
 def name_of(item: Object) -> str:
-    return f"{item['kind']}/{item['metadata']['name']}"
+    meta = item["metadata"]
+    return f"{item['kind']}/{meta.get('name') or meta.get('generateName')}"
 
 
 def walk(part: Any) -> Iterator[Object]:
@@ -49,7 +57,7 @@ def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
             yield name_of(item), item["spec"]["jobTemplate"]["spec"]["template"]
         for part in walk(item):
             if "submitterPodTemplate" in part:
-                yield f"{name_of(item)} submitter", part["submitterPodTemplate"]
+                yield f"{name_of(item)} submitter", {"metadata": {}, **part["submitterPodTemplate"]}
     for where, cluster in clusters(objects):
         yield f"{where} head", as_ray_node(cluster["headGroupSpec"]["template"], "head")
         for group in cluster.get("workerGroupSpecs", []):
@@ -85,9 +93,9 @@ def environment(objects: list[Object]) -> Iterator[tuple[str, str, str | None]]:
 
 def quantity(text: Any) -> Decimal:
     """A quantity of Kubernetes as a number."""
-    number, suffix = re.fullmatch(r"([0-9.]+)(m|[KMGT]i)?", str(text)).groups()
-    powers = {"m": Decimal("0.001"), "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-    return Decimal(number) * powers.get(suffix, 1)
+    found = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text))
+    assert found, text
+    return Decimal(found[1]) * SUFFIXES[found[2]]
 
 
 def selects(item: Object, labels: dict[str, str]) -> bool:

@@ -48,7 +48,7 @@ def disruption_is_bounded(objects: list[Object]) -> Iterator[str]:
     """Each server and each Ray head has exactly one budget, of a form its owner supports."""
     budgets = [item for item in objects if item["kind"] == "PodDisruptionBudget"]
     for where, pod in pods(objects):
-        labels = pod["metadata"]["labels"]
+        labels = pod["metadata"].get("labels", {})
         chosen = [budget for budget in budgets if selects(budget, labels)]
         if len(chosen) > 1:
             yield f"{where}: {len(chosen)} budgets choose this pod, so no eviction works"
@@ -177,7 +177,7 @@ def quota_is_enough(objects: list[Object]) -> Iterator[str]:
 def _at_most(objects: list[Object]) -> Iterator[tuple[str, Object, int]]:
     """Each pod template with its largest number of pods; a Deployment has one more in an upgrade."""
     counts = {
-        f"{where} {group['groupName']}": group["maxReplicas"]
+        f"{where} {group['groupName']}": group.get("maxReplicas", group.get("replicas", 1))
         for where, cluster in clusters(objects)
         for group in cluster.get("workerGroupSpecs", [])
     } | {

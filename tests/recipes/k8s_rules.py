@@ -164,7 +164,7 @@ def no_secret_values(objects: list[Object]) -> Iterator[str]:
         if URL_PASSWORD.search(json.dumps(item)):
             yield f"{name_of(item)}: a URL holds a password"
     for where, name, value in environment(objects):
-        if SECRET_NAME.search(name) and value is not None:
+        if SECRET_NAME.search(name) and value not in (None, "true", "false"):
             yield f"{where}: {name} has its value written down"
 
 
@@ -267,7 +267,7 @@ def only_data_pods_reach_the_bucket(objects: list[Object]) -> Iterator[str]:
             if part.get("secretRef", {}).get("name") == "hourglass-s3"
         ]
         account = pod["spec"].get("serviceAccountName")
-        if pod["metadata"]["labels"].get("app.kubernetes.io/component") == "serve":
+        if pod["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "serve":
             if keys or account:
                 yield f"{where}: endpoints need no access to the bucket"
         elif any(not key.get("optional") for key in keys):

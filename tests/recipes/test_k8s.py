@@ -25,7 +25,7 @@ from hourglass.settings import Settings
 sys.path.insert(0, str(Path(__file__).parent))
 import k8s_rules
 from k8s_mistakes import MISTAKES, find
-from k8s_objects import Object, secrets_named, walk
+from k8s_objects import Object, quantity, secrets_named, walk
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT.parent / "shared" / "k8s-schemas"
@@ -250,3 +250,39 @@ def test_a_planted_mistake_is_caught(mistake: str) -> None:
 
 def test_every_rule_has_a_planted_mistake() -> None:
     assert {rule.__name__ for rule in k8s_rules.RULES} <= {rule for rule, _ in MISTAKES.values()}
+
+
+def test_rules_describe_a_sample_that_leaves_out_what_is_optional() -> None:
+    """As KubeRay's own samples do; docs/kubernetes.md explains what the rules find in them."""
+    containers = [{"name": "ray", "image": "rayproject/ray:2.46.0"}]
+    sample: Object = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {"generateName": "sample-"},
+        "spec": {
+            "rayVersion": "2.46.0",
+            "headGroupSpec": {
+                "rayStartParams": {},
+                "template": {"spec": {"containers": containers}},
+            },
+        },
+    }
+    found = k8s_rules.broken([*build("base"), sample])
+    assert {message.partition(":")[0] for message in found} == {
+        "restricted_pods",
+        "limits_are_set",
+        "no_api_token",
+        "token_auth",
+        "disruption_is_bounded",
+    }
+    assert all("RayCluster/sample-" in message for message in found)
+
+
+def test_quantities_of_kubernetes_are_numbers() -> None:
+    assert [float(quantity(text)) for text in ("500m", "2", "1.5Gi", "2G", 3)] == [
+        0.5,
+        2,
+        1.5 * 2**30,
+        2e9,
+        3,
+    ]
