@@ -226,6 +226,15 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Object]], object]]] = {
         "endpoints_are_ours",
         lambda o: _reconfigure_endpoints(o, "ingress_replicas", "ingress_copies"),
     ),
+    "a proxy without its middleware": (
+        "endpoints_are_ours",
+        lambda o: _reconfigure_endpoints(
+            o,
+            "controller_options:\n  runtime_env:\n    env_vars: "
+            '{RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH: "hourglass.serving.proxy:middlewares"}\n',
+            "",
+        ),
+    ),
     "endpoints without a token": (
         "endpoints_are_ours",
         lambda o: _container(o, "RayService").pop("env"),

@@ -116,8 +116,11 @@ def endpoints_are_ours(objects: list[Object]) -> Iterator[str]:
     for item in objects:
         if item["kind"] != "RayService":
             continue
+        served = yaml.safe_load(item["spec"]["serveConfigV2"])
+        if "controller_options" not in served:  # our default, which Ray does not know
+            yield f"{name_of(item)}: serveConfigV2 lacks controller_options, which guard the proxy"
         try:
-            SERVE.validate_python(yaml.safe_load(item["spec"]["serveConfigV2"]))
+            SERVE.validate_python(served)
         except ValidationError as error:
             for one in error.errors():
                 place = ".".join(map(str, one["loc"]))
