@@ -294,6 +294,27 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Object]], object]]] = {
         "only_data_pods_reach_the_bucket",
         lambda o: _pod(o, "Deployment").pop("serviceAccountName"),
     ),
+    "an outbox that is lost with its pod": (
+        "home_is_shared",
+        lambda o: _container(o, "RayJob")["volumeMounts"].pop(1),
+    ),
+    "another home": (
+        "home_is_shared",
+        lambda o: find(o, "ConfigMap")["data"].update(HOURGLASS_HOME="/tmp/hourglass"),
+    ),
+    "a schema that nobody upgrades": (
+        "database_is_kept",
+        lambda o: _pod(o, "Deployment").pop("initContainers"),
+    ),
+    "a schema of another version": (
+        "database_is_kept",
+        lambda o: _pod(o, "Deployment")["initContainers"][0].update(image="hourglass:0.0.9"),
+    ),
+    "no backup": ("database_is_kept", lambda o: o.remove(find(o, "CronJob"))),
+    "backups at the same time": (
+        "database_is_kept",
+        lambda o: find(o, "CronJob")["spec"].pop("concurrencyPolicy"),
+    ),
     "no such queue": (
         "queues_cover_jobs",
         lambda o: find(o, "LocalQueue")["metadata"].update(name="other"),

@@ -214,6 +214,42 @@ def queues_cover_jobs(objects: list[Object]) -> Iterator[str]:
                 yield f"{name_of(item)}: no quota for {', '.join(sorted(missing))}"
 
 
+def home_is_shared(objects: list[Object]) -> Iterator[str]:
+    """The outbox of a driver outlives its pod: HOURGLASS_HOME is in a claim that many pods mount."""
+    homes = {value for _, name, value in environment(objects) if name == "HOURGLASS_HOME"}
+    for where, pod in pods(objects):
+        labels = pod["metadata"].get("labels", {})
+        if labels.get("app.kubernetes.io/component") not in ("cluster", "train"):
+            continue
+        if "ray.io/is-ray-node" not in labels:
+            continue
+        claims = {v["name"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
+        mounts = pod["spec"]["containers"][0]["volumeMounts"]
+        if not homes & {mount["mountPath"] for mount in mounts if mount["name"] in claims}:
+            yield f"{where}: HOURGLASS_HOME is not in a claim"
+
+
+def database_is_kept(objects: list[Object]) -> Iterator[str]:
+    """MLflow's schema is upgraded by its own image, and its database is dumped every day."""
+    dumps = []
+    for where, pod in pods(objects):
+        first = [c for c in pod["spec"].get("initContainers", []) if "command" in c]
+        main = pod["spec"]["containers"][0]
+        if main.get("command", [])[:2] == ["mlflow", "server"] and not any(
+            c["command"][:3] == ["mlflow", "db", "upgrade"] and c["image"] == main["image"]
+            for c in first
+        ):
+            yield f"{where}: nothing upgrades the database before this server starts"
+        dumps += [where for c in first if any("pg_dump" in word for word in c["command"])]
+    for item in objects:
+        if name_of(item) in dumps and item["spec"].get("concurrencyPolicy") != "Forbid":
+            yield f"{name_of(item)}: two backups may run at a time"
+    if any(item["kind"] == "StatefulSet" for item in objects) and not any(
+        where.startswith("CronJob") for where in dumps
+    ):
+        yield "no CronJob dumps the database"
+
+
 def metrics_exist(objects: list[Object]) -> Iterator[str]:
     """Alerts and dashboards name metrics that we, Ray's own dashboards or kube-state-metrics have."""
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
@@ -266,6 +302,8 @@ RULES = (
     autoscalers_are_v2,
     quota_is_enough,
     queues_cover_jobs,
+    home_is_shared,
+    database_is_kept,
     metrics_exist,
     metrics_are_scraped,
 )

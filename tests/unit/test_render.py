@@ -102,7 +102,8 @@ def test_the_head_reads_the_resolved_job_file() -> None:
 
 @pytest.mark.parametrize("tree", [TRAIN, SCORE, TUNE], ids=lambda tree: tree["kind"])
 def test_the_kind_of_a_job_is_the_command(tree: dict[str, Any]) -> None:
-    *_, ray_job = rendered(job(tree))
+    config, *_, ray_job = rendered(job(tree))
+    assert files.parse(yaml.safe_load(config["data"][f"{tree['name']}.yaml"])).kind == tree["kind"]
     assert ray_job["kind"] == "RayJob"
     command = f"hourglass {tree['kind']} /etc/hourglass/{tree['name']}.yaml"
     assert ray_job["spec"]["entrypoint"] == command
