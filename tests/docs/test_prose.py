@@ -34,7 +34,6 @@ REPLACED = {
     "feed": "data loader",
     "census": "dataset statistics",
     "knobs?": "hyperparameter",
-    "certificates?": "sensitivity check",
     "golden": "reference outputs",
     "referees?": "baseline",
     "verdicts?": "comparison, decision",

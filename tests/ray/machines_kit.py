@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ class Machine:
                 process.kill()
 
     def start(self, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-        """Start any command here."""
+        """Start any command here, with its output in a pipe."""
         return subprocess.Popen(
             self.command(*arguments),
             env={**self.environment, **variables},
@@ -125,6 +126,24 @@ class Machine:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    @contextlib.contextmanager
+    def serving(self, port: int, *arguments: str, **variables: str) -> Iterator[None]:
+        """A server on this machine, once it listens; its output is dropped, so that no pipe fills."""
+        process = subprocess.Popen(
+            self.command(*arguments),
+            env={**self.environment, **variables},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while f":{port} " not in self.execute("ss", "-Hltn").stdout:
+            assert process.poll() is None
+            time.sleep(0.2)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager

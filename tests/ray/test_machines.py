@@ -1,5 +1,6 @@
 """A cluster of two machines that share nothing but a network: network namespaces on this host."""
 
+import re
 import shutil
 import signal
 import sys
@@ -44,19 +45,14 @@ for path in pathlib.Path({folder!r}).iterdir():
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Machine, Machine]]:
     """A head of two CPUs, and another machine that has not joined; an S3 server on the first."""
-    with machines(2) as (first, second):
-        server = first.start(
-            sys.executable, "-m", "moto.server", "-H", first.ip, "-p", "5000", **S3
-        )
+    moto = (sys.executable, "-m", "moto.server", "-H", "10.77.0.1", "-p", "5000")
+    with machines(2) as (first, second), first.serving(5000, *moto, **S3):
         rows = write_shards(_folder(first.folder / "rows"))
-        assert first.execute("sleep", "3").returncode == 0
         filled = first.execute(sys.executable, "-c", BUCKET.format(folder=str(rows)), **S3)
         assert filled.returncode == 0, filled.stderr
         done = first.run("cluster", "start", "--host", first.ip, "--cpus", "2", **S3)
         assert done.returncode == 0, done.stderr
         yield first, second
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +66,21 @@ def joined(pair: tuple[Machine, Machine]) -> tuple[Machine, Machine]:
     assert done.returncode == 0, done.stderr
     assert f"joined: dashboard http://{head.ip}:8265, head {head.ip}:6379" in done.stdout
     return pair
+
+
+FILES = """
+import json, sys
+from hourglass import storage
+print(json.loads(storage.read(sys.argv[1] + "/manifest.json"))["files"])
+"""
+FIND = "import s3fs; print(*s3fs.S3FileSystem().glob('all/runs/two-*/artifact'))"
+
+
+def _artifact(head: Machine) -> str:
+    """Where the run in S3 is."""
+    found = head.execute(sys.executable, "-c", FIND, **S3)
+    (path,) = found.stdout.split()
+    return f"s3://{path}"
 
 
 def _folder(path: Path) -> Path:
@@ -188,22 +199,18 @@ def test_train_score_and_tune_with_everything_in_s3(joined: tuple[Machine, Machi
         HOURGLASS_RUNS=str(head.folder / "alone"),
     )
     assert again.returncode == 0, again.stdout + again.stderr
-    read = (
-        "import json, sys; from hourglass import storage; "
-        "print(json.loads(storage.read(sys.argv[1] + '/two/artifact/manifest.json'))['files'])"
-    )
-    files = [
-        head.execute(sys.executable, "-c", read, where, **S3).stdout
-        for where in ("s3://all/runs", str(head.folder / "alone"))
-    ]
-    assert "weights" in files[0]
+    files = []
+    for output in (done.stdout, again.stdout):
+        (artifact,) = re.findall(r"^artifact +(\S+)", output, re.MULTILINE)
+        files.append(head.execute(sys.executable, "-c", FILES, artifact, **S3).stdout)
+    assert "model.safetensors" in files[0]
     assert files[0] == files[1]
     assert not (other.home / "runs").exists()
     assert not (head.home / "runs").exists()
 
     score = {
         "kind": "score",
-        "model": "s3://all/runs/two/artifact",
+        "model": _artifact(head),
         "uri": "s3://all/rows",
         "output": "s3://all/scores",
         "workers": 2,
@@ -242,7 +249,7 @@ print(sorted({urllib.request.urlopen(request, timeout=20).read() for _ in range(
 def test_endpoints_with_a_replica_on_each_machine(joined: tuple[Machine, Machine]) -> None:
     """The model comes from S3; both replicas give the same answer."""
     head, _other = joined
-    args = {"models": [{"name": "two", "uri": "s3://all/runs/two/artifact"}], "replicas": 2}
+    args = {"models": [{"name": "two", "uri": _artifact(head)}], "replicas": 2}
     file = head.folder / "serve.yaml"
     application = {"import_path": "hourglass.serving.app:build", "args": args}
     file.write_text(yaml.safe_dump({"http_options": {"port": 8123}, "applications": [application]}))

@@ -115,7 +115,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
     monkeypatch.setattr(launch, "prepare", prepare)
     monkeypatch.setattr(launch, "distribute", distribute)
-    monkeypatch.setattr(launch, "_resources", lambda job: None)
+    monkeypatch.setattr(launch, "_resources", lambda job, listener: None)
     return Home(tmp_path)
 
 
