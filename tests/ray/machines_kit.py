@@ -149,7 +149,20 @@ class Machine:
 @contextlib.contextmanager
 def captured(machine: Machine, file: Path) -> Iterator[None]:
     """Everything that crosses the machine's network in the block, as a capture in `file`."""
-    command = ["ip", "netns", "exec", machine.name, "tcpdump", "-i", "eth0", "-U", "-s", "0", "-w"]
+    command = [
+        "ip",
+        "netns",
+        "exec",
+        machine.name,
+        "tcpdump",
+        "-i",
+        "eth0",
+        "--immediate-mode",
+        "-U",
+        "-s",
+        "0",
+        "-w",
+    ]
     tool = subprocess.Popen([*command, str(file)], stderr=subprocess.PIPE, text=True)
     assert tool.stderr is not None
     for line in tool.stderr:

@@ -157,7 +157,7 @@ def test_why_a_connection_fails_is_told(
         (mixed / "tls" / "127.0.0.1_6379" / "ca.pem").write_bytes(authority)
         as_node_of(mixed)
         found = probe._handshake("127.0.0.1", port)
-        assert found.startswith("the cluster rejected this machine's certificate (")
+        assert found.startswith("the cluster rejected this machine's certificate; make a new one")
     with _server(None) as port:
         as_node_of(root)
         assert "the cluster does not use TLS; remove" in probe._handshake("127.0.0.1", port)

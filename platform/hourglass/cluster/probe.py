@@ -106,8 +106,12 @@ def _handshake(host: str, port: int) -> str:
         context.load_cert_chain(os.environ["RAY_TLS_SERVER_CERT"], os.environ["RAY_TLS_SERVER_KEY"])
     except (OSError, KeyError) as error:
         return f"cannot read this machine's certificate ({error})"
+    rejected = (
+        "the cluster rejected this machine's certificate; make a new one on the head with `hourglass "
+        "cluster certify ADDRESS`"
+    )
     try:
-        _shake_hands(context, host, port)
+        return "" if _shake_hands(context, host, port) else rejected
     except ssl.SSLCertVerificationError as error:
         return (
             f"the cluster's certificate is not accepted ({error.verify_message}); this machine's "
@@ -117,13 +121,9 @@ def _handshake(host: str, port: int) -> str:
         if error.reason == "WRONG_VERSION_NUMBER":
             folder = Path(os.environ["RAY_TLS_CA_CERT"]).parent
             return f"the cluster does not use TLS; remove {folder}, and join without --certificate"
-        return (
-            f"the cluster rejected this machine's certificate ({error.reason or error}); make a new one "
-            "on the head with `hourglass cluster certify ADDRESS`"
-        )
+        return rejected
     except OSError as error:
         return f"the cluster ends a TLS connection ({error.strerror or error}); does it use TLS?"
-    return ""
 
 
 def _offers_tls(host: str, port: int) -> bool:
@@ -139,15 +139,16 @@ def _offers_tls(host: str, port: int) -> bool:
     return True
 
 
-def _shake_hands(context: ssl.SSLContext, host: str, port: int) -> None:
-    """Open and close a TLS connection. Raises OSError, ssl.SSLError."""
+def _shake_hands(context: ssl.SSLContext, host: str, port: int) -> bool:
+    """Open and close a TLS connection; False if the server ends it. Raises OSError, ssl.SSLError."""
     context.set_alpn_protocols(["h2"])  # gRPC's
     with (
         socket.create_connection((host, port), timeout=REACH_S) as plain,
         context.wrap_socket(plain, server_hostname=host) as secured,
     ):
-        # In TLS 1.3 a server reads our certificate after the handshake; HTTP/2's first frame follows.
-        secured.recv(1)
+        # In TLS 1.3 a server looks at our certificate after the handshake. Ray's sends HTTP/2's first
+        # frame if it accepts it, and closes the connection without an alert if not.
+        return bool(secured.recv(1))
 
 
 def _version(url: str, environ: Mapping[str, str]) -> str:

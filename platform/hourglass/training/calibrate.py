@@ -86,8 +86,20 @@ def calibrate(
         quantiles={f"{q:g}": float(np.quantile(every_score, q)) for q in QUANTILES},
         hash_threshold=tuple(float(bit) for bit in bits),
     )
-    kept = [part for worker in group.share(reference) for part in worker]
-    return calibration, torch.cat(kept)[:REFERENCE_ROWS], rank_agreement(every_MB.numpy())
+    return calibration, _first_rows(reference, group), rank_agreement(every_MB.numpy())
+
+
+def _first_rows(reference: list[Tensor], group: ProcessGroup) -> Tensor:
+    """The reference rows on the first worker; the others send it only what it lacks.
+
+    Workers exchange without encryption, also where a cluster has TLS, and rows may be private.
+    """
+    own = torch.cat(reference)[:REFERENCE_ROWS] if reference else None
+    counts = group.share(0 if own is None else len(own))
+    lacking = max(0, REFERENCE_ROWS - sum(counts[: max(1, group.rank)]))
+    sent = None if group.rank == 0 or own is None or not lacking else own[:lacking]
+    parts = [rows for rows in (own, *group.share(sent)) if rows is not None]
+    return torch.cat(parts)[:REFERENCE_ROWS] if parts else torch.empty(0)
 
 
 def _set_typical_errors(
