@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint schema docs clean
+.PHONY: demo test nightly check lint schema docs clean
 
 demo: $(STAMP)
 	$(BIN)/hourglass demo
 
 # Many processes import the same modules, so they are compiled once even if bytecode is disabled.
 test: $(STAMP)
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --no-loadscope-reorder -m "not nightly"
+
+nightly: $(STAMP)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -183,6 +183,7 @@ def test_runs_on_the_disk_of_one_machine_are_refused(joined: tuple[Machine, Mach
     assert kept == []
 
 
+@pytest.mark.nightly
 def test_train_score_and_tune_with_everything_in_s3(joined: tuple[Machine, Machine]) -> None:
     """Nothing lies on a disk but caches, and the bits are those of one machine."""
     head, other = joined
@@ -246,6 +247,7 @@ print(sorted({urllib.request.urlopen(request, timeout=20).read() for _ in range(
 """
 
 
+@pytest.mark.nightly
 def test_endpoints_with_a_replica_on_each_machine(joined: tuple[Machine, Machine]) -> None:
     """The model comes from S3; both replicas give the same answer."""
     head, _other = joined

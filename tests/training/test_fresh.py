@@ -115,7 +115,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
     monkeypatch.setattr(launch, "prepare", prepare)
     monkeypatch.setattr(launch, "distribute", distribute)
-    monkeypatch.setattr(launch, "_resources", lambda job, listener: None)
+    monkeypatch.setattr(launch, "worker_resources", lambda scale, note: None)
     return Home(tmp_path)
 
 
@@ -130,7 +130,7 @@ def refusing(kind: type[HourglassError]) -> Callable[..., Any]:
     ("what", "kind"),
     [
         ("open_dataset", DataError),
-        ("_resources", ClusterError),
+        ("worker_resources", ClusterError),
         ("prepare", DataError),
         ("prepare", SpecError),
         ("distribute", TrainingError),

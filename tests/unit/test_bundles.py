@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hourglass import bundles
 from hourglass.config.train import ScaleSpec
 from hourglass.errors import ClusterError
-from hourglass.training import launch
-from hourglass.training.launch import WorkerResources
+from hourglass.training import resources
+from hourglass.training.resources import WorkerResources
 
 
 def test_bundles_fit_node_by_node() -> None:
@@ -32,20 +32,20 @@ def test_bundles_fit_node_by_node() -> None:
 def test_on_one_node_all_but_one_cpu_is_shared(cpus: int, workers: int) -> None:
     share = max(cpus - 1.0, cpus / 2.0) / workers
     each = float(math.floor(share)) if share >= 1 else math.floor(share * 100) / 100
-    found = launch._share(ScaleSpec(workers=workers), [{"CPU": float(cpus)}])
+    found = resources.share(ScaleSpec(workers=workers), [{"CPU": float(cpus)}])
     assert found == WorkerResources(each, 0.0, min(1.0, cpus - each * workers))
 
 
 def test_auto_asks_for_no_more_than_a_node_has() -> None:
     """Two nodes of 4 CPUs: seven CPUs for one worker exist, and not in one place."""
     nodes = [{"CPU": 4.0}, {"CPU": 4.0}]
-    assert launch._share(ScaleSpec(workers=1), nodes) == WorkerResources(4.0, 0.0, 1.0)
-    assert launch._share(ScaleSpec(workers=2), nodes) == WorkerResources(3.0, 0.0, 1.0)
-    assert launch._share(ScaleSpec(workers=1, cpus_per_worker=7), nodes) is None
-    assert launch._share(ScaleSpec(workers=1), []) is None
+    assert resources.share(ScaleSpec(workers=1), nodes) == WorkerResources(4.0, 0.0, 1.0)
+    assert resources.share(ScaleSpec(workers=2), nodes) == WorkerResources(3.0, 0.0, 1.0)
+    assert resources.share(ScaleSpec(workers=1, cpus_per_worker=7), nodes) is None
+    assert resources.share(ScaleSpec(workers=1), []) is None
     one = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
-    assert launch._share(ScaleSpec(workers=1), one) == WorkerResources(4.0, 1.0, 1.0)
-    assert launch._share(ScaleSpec(workers=2, accelerator="gpu"), one) is None
+    assert resources.share(ScaleSpec(workers=1), one) == WorkerResources(4.0, 1.0, 1.0)
+    assert resources.share(ScaleSpec(workers=2, accelerator="gpu"), one) is None
 
 
 def _placements(nodes: list[float], each: float, workers: int) -> list[list[float]]:
@@ -68,7 +68,7 @@ def test_a_read_task_fits_wherever_workers_are_placed(
 ) -> None:
     """Otherwise the run would wait forever, with workers that own every CPU."""
     scale = ScaleSpec(workers=workers, cpus_per_worker=cpus)
-    found = launch._share(scale, [{"CPU": each} for each in nodes])
+    found = resources.share(scale, [{"CPU": each} for each in nodes])
     if found is None:
         return
     ways = _placements(nodes, found.cpus, workers)
@@ -80,7 +80,7 @@ def test_a_read_task_fits_wherever_workers_are_placed(
 def test_what_all_nodes_have_together_is_no_measure() -> None:
     """The control: two workers of 1.5 CPUs leave one of four CPUs, in two halves."""
     nodes = [2.0, 2.0]
-    found = launch._share(ScaleSpec(workers=2, cpus_per_worker=1.5), [{"CPU": c} for c in nodes])
+    found = resources.share(ScaleSpec(workers=2, cpus_per_worker=1.5), [{"CPU": c} for c in nodes])
     assert found == WorkerResources(1.5, 0.0, 0.5)
     assert all(max(left) < sum(nodes) - 3.0 for left in _placements(nodes, 1.5, 2))
 

@@ -2,7 +2,7 @@
 
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +16,12 @@ import torch
 from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from hourglass import artifact, bundles, ray_internals, storage
-from hourglass.bundles import Bundle
-from hourglass.config.train import ScaleSpec, TrainJob
+from hourglass import artifact, ray_internals, storage
+from hourglass.config.train import TrainJob
 from hourglass.data.dataset import open_dataset
 from hourglass.data.loader import Loader, MemoryLoader, StreamLoader
 from hourglass.data.reading import configure, fetch, stream_features
-from hourglass.errors import ClusterError, DataError, HourglassError, TrainingError, last_line
+from hourglass.errors import DataError, HourglassError, TrainingError, last_line
 from hourglass.settings import Settings
 from hourglass.training.calibrate import other_quantile
 from hourglass.training.collective import (
@@ -49,10 +48,9 @@ from hourglass.training.events import (
 )
 from hourglass.training.metrics import Measured
 from hourglass.training.prepare import TrainingData, prepare
+from hourglass.training.resources import WorkerResources, worker_resources
 
 STARTS_OVER = "nothing was committed yet; the same command starts over"
-MIN_READ_CPUS = 0.5
-"""What workers must leave free: a read task is CPU-bound, so it asks for a whole CPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +61,6 @@ class Outcome:
     manifest: artifact.Manifest
     digest: str
     already: bool
-
-
-@dataclass(frozen=True)
-class WorkerResources:
-    """What each worker of a run owns, and the CPUs of each read task."""
-
-    cpus: float
-    gpus: float
-    read_cpus: float
-
-    @property
-    def threads(self) -> int:
-        """Threads of PyTorch: the CPUs owned."""
-        return max(1, int(self.cpus))
 
 
 def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = False) -> Outcome:
@@ -96,7 +80,7 @@ def train(job: TrainJob, settings: Settings, listener: Listener, fresh: bool = F
         if FRESH in outcome.manifest.provenance:
             remove_checkpoints(uri)
         return outcome
-    resources = _resources(job, listener)
+    resources = worker_resources(job.scale, listener.note)
     data = prepare(job, dataset)
     if fresh:
         fresh_checkpoints(uri).remove()
@@ -228,74 +212,6 @@ def _finished(job: TrainJob, uri: str, data: str) -> Outcome:
     if other:
         warnings.warn(other, stacklevel=2)
     return Outcome(uri, loaded.manifest, loaded.digest, already=True)
-
-
-def _resources(job: TrainJob, listener: Listener) -> WorkerResources:
-    """The cluster's share for each worker, once it is free. Raises ClusterError if it never is.
-
-    Workers never take every CPU: Ray Data would wait forever for one to read with.
-    """
-    scale, nodes = job.scale, bundles.nodes()
-    found = _share(scale, nodes)
-    if not bundles.can_grow():
-        if found is None:
-            raise ClusterError(_too_many(scale, nodes))
-        return found
-    fixed = 1.0 if scale.cpus_per_worker == "auto" else scale.cpus_per_worker
-    asked = found or WorkerResources(fixed, float(scale.accelerator == "gpu"), 1.0)
-    bundles.wait(
-        [{"CPU": asked.cpus, "GPU": asked.gpus}] * scale.workers + [{"CPU": asked.read_cpus}],
-        scale.wait_s,
-        listener.note,
-        "use fewer workers or scale.cpus_per_worker, or raise scale.wait_s",
-    )
-    return _share(scale, bundles.nodes()) or asked
-
-
-def _share(scale: ScaleSpec, nodes: Sequence[Bundle]) -> WorkerResources | None:
-    """What each worker owns of nodes that nobody else uses; None if the workers do not fit."""
-    if not nodes:
-        return None
-    workers, cpus = scale.workers, bundles.total(nodes, "CPU")
-    enough = bundles.total(nodes, "GPU") >= workers
-    gpus = float(scale.accelerator == "gpu" or (scale.accelerator == "auto" and enough))
-    most = max((int(node.get("CPU", 0)) for node in nodes), default=0)
-    shares = (
-        [*range(most, 0, -1), *(hundredths / 100 for hundredths in range(99, 0, -1))]
-        if scale.cpus_per_worker == "auto"
-        else [scale.cpus_per_worker]
-    )
-    for each in shares:
-        read = _left(nodes, each, workers)
-        # Half of what is there, up to a CPU, reads; unless the job says otherwise.
-        need = min(1.0, cpus / 2 / len(nodes)) if len(shares) > 1 else MIN_READ_CPUS
-        if read >= need and bundles.fitting(nodes, {"CPU": each, "GPU": gpus}) >= workers:
-            return WorkerResources(float(each), gpus, read)
-    return None
-
-
-def _left(nodes: Sequence[Bundle], each: float, workers: int) -> float:
-    """The CPUs, at most 1, that some node has left wherever Ray places the workers."""
-    left = bundles.total(nodes, "CPU") - each * workers
-    whole = all(float(cpus).is_integer() for cpus in (each, *(n.get("CPU", 0.0) for n in nodes)))
-    return min(1.0, left if whole or len(nodes) == 1 else left / len(nodes))
-
-
-def _too_many(scale: ScaleSpec, nodes: Sequence[Bundle]) -> str:
-    """Why the workers do not fit this machine."""
-    cpus, gpus = bundles.total(nodes, "CPU"), bundles.total(nodes, "GPU")
-    if scale.accelerator == "gpu" and gpus < scale.workers:
-        return (
-            f"scale.accelerator: gpu needs one for each of {scale.workers} workers, this machine has "
-            f"{gpus:g}; use fewer workers, or accelerator: cpu"
-        )
-    each = scale.cpus_per_worker
-    taken = "" if each == "auto" else f" of {each:g} CPUs"
-    spare = max(cpus - 1.0, cpus / 2.0) / scale.workers
-    return (
-        f"{scale.workers} workers{taken} leave none of this machine's {cpus:g} CPUs to read; use fewer "
-        f"workers, or scale.cpus_per_worker up to {spare:.2g}"
-    )
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from hourglass.data.loader import MemoryLoader
 from hourglass.errors import ClusterError, HourglassError
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.complete import Run, complete, complete_packed
-from hourglass.training.launch import WorkerResources, distribute
+from hourglass.training.launch import distribute
 from hourglass.training.members import Send
+from hourglass.training.resources import WorkerResources
 from hourglass.training.state import Record
 from hourglass.tuning.space import Point, one_line
 from hourglass.tuning.store import LoadedRows, checkpoints_uri, trial_uri
