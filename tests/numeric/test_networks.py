@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from hourglass.model.noise import Noise
 from hourglass.model.spec import Network
 
 NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
@@ -110,7 +111,7 @@ def test_dropout_is_on_with_a_generator_only_and_seeded() -> None:
     x = rows(9, 6)
 
     def hidden(seed: int | None) -> Tensor:
-        rng = None if seed is None else torch.Generator().manual_seed(seed)
+        rng = None if seed is None else Noise().seed(seed)
         return net.encoded(x, rng)[0]
 
     assert torch.equal(hidden(None), hidden(None))

@@ -27,6 +27,7 @@ from hourglass.model.corruption import (
 )
 from hourglass.model.dense import Dense
 from hourglass.model.losses import Bce, Correntropy, Huber, Loss, Mae, Mse
+from hourglass.model.noise import Noise
 from hourglass.model.part import ForwardOutput, PenaltyContext
 from hourglass.model.penalties import (
     AuxK,
@@ -52,6 +53,10 @@ def mean(x: Tensor) -> Tensor:
 
 def seeded(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def noise(seed: int = 1) -> Noise:
+    return Noise().seed(seed)
 
 
 # Losses: part, output, pre-activation, clean row, value of each row.
@@ -123,7 +128,7 @@ def context_of(
     result = ForwardOutput(clean, pre, code, clean, clean)
     coder = coder or Encoder(WEIGHTS)
     return PenaltyContext(
-        result, coder, low, step, torch.tensor(idle), seeded(), lambda values: values.mean(), mean
+        result, coder, low, step, torch.tensor(idle), noise(), lambda values: values.mean(), mean
     )
 
 
@@ -376,16 +381,16 @@ def test_corruption_share_values_seed_and_gradient(
 ) -> None:
     clean = torch.rand((200, 500), generator=seeded(9)) + 1.0  # never LOW, HIGH or 0
     bounds = torch.full((500,), LOW), torch.full((500,), HIGH)
-    corrupted = part.corrupt(clean, *bounds, seeded())
+    corrupted = part.corrupt(clean, *bounds, noise())
     changed = (corrupted != clean).numpy()
     assert changed.mean() == pytest.approx(share, abs=0.006)  # 4 standard deviations
     check(clean.numpy()[changed], corrupted.numpy()[changed])
-    assert torch.equal(corrupted, part.corrupt(clean, *bounds, seeded()))
-    assert torch.equal(corrupted, part.corrupt(clean, *bounds, seeded(2))) == (share == 0.0)
+    assert torch.equal(corrupted, part.corrupt(clean, *bounds, noise()))
+    assert torch.equal(corrupted, part.corrupt(clean, *bounds, noise(2))) == (share == 0.0)
     small = clean[:3, :4].double().requires_grad_()
     few = bounds[0][:4], bounds[1][:4]
-    assert part.corrupt(small, *few, seeded()).dtype == torch.float64
-    assert torch.autograd.gradcheck(lambda x: part.corrupt(x, *few, seeded()), [small])
+    assert part.corrupt(small, *few, noise()).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda x: part.corrupt(x, *few, noise()), [small])
 
 
 @pytest.mark.parametrize(
@@ -404,7 +409,7 @@ def test_the_number_of_a_corruption_has_its_effect(weak: Any, strong: Any, ratio
     clean = torch.full((200, 500), 1.0)
     bounds = torch.full((500,), LOW), torch.full((500,), HIGH)
     energy = [
-        float((part.corrupt(clean, *bounds, seeded()) - clean).square().mean())
+        float((part.corrupt(clean, *bounds, noise()) - clean).square().mean())
         for part in (weak, strong)
     ]
     assert energy[1] / energy[0] == pytest.approx(ratio, rel=0.05)
@@ -418,28 +423,28 @@ def test_code_value_noise_and_gradient(part: Any, sd: float) -> None:
         pre[:, 400:] = 2 * math.log(sd)
     quiet = part.code(pre, torch.sigmoid, None)
     np.testing.assert_allclose(quiet, 1 / (1 + np.exp(-pre[:, :400].numpy())), rtol=1e-12)
-    noisy = part.code(pre, torch.sigmoid, seeded())
-    noise = np.log(noisy / (1 - noisy)) - pre[:, :400]  # the logistic undone
+    noisy = part.code(pre, torch.sigmoid, noise())
+    added = np.log(noisy / (1 - noisy)) - pre[:, :400]  # the logistic undone
     if sd:
-        normal(noise.numpy(), sd)
+        normal(added.numpy(), sd)
     else:
-        np.testing.assert_allclose(noise, 0.0, atol=1e-9)
-    assert torch.equal(noisy, part.code(pre, torch.sigmoid, seeded()))
-    assert torch.equal(noisy, part.code(pre, torch.sigmoid, seeded(2))) == (sd == 0.0)
+        np.testing.assert_allclose(added, 0.0, atol=1e-9)
+    assert torch.equal(noisy, part.code(pre, torch.sigmoid, noise()))
+    assert torch.equal(noisy, part.code(pre, torch.sigmoid, noise(2))) == (sd == 0.0)
     small = type(part).model_validate(
         part.model_dump() | ({"k": 2} if "k" in type(part).model_fields else {})
     )
     few = pre[:3, : part.pre_units(4)].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: small.code(x, torch.tanh, seeded()), [few])
+    assert torch.autograd.gradcheck(lambda x: small.code(x, torch.tanh, noise()), [few])
 
 
 @pytest.mark.parametrize(("part", "units"), named(PRIORS))
 def test_prior_moments_distribution_and_seed(part: Any, units: list) -> None:
     rows = 20_000
-    drawn = part.draw(rows, len(units), seeded())
+    drawn = part.draw(rows, len(units), noise())
     assert drawn.dtype == torch.float32
-    assert torch.equal(drawn, part.draw(rows, len(units), seeded()))
-    assert not torch.equal(drawn, part.draw(rows, len(units), seeded(2)))
+    assert torch.equal(drawn, part.draw(rows, len(units), noise()))
+    assert not torch.equal(drawn, part.draw(rows, len(units), noise(2)))
     low, high = part.bounds
     assert low <= float(drawn.min()) < float(drawn.max()) <= high
     found = drawn.double().numpy()
@@ -450,7 +455,7 @@ def test_prior_moments_distribution_and_seed(part: Any, units: list) -> None:
         assert gap < 1.63 / math.sqrt(rows)  # Kolmogorov and Smirnov, 1 %
     apart = np.corrcoef(found.T) if len(units) > 1 else np.eye(1)
     np.testing.assert_allclose(apart, np.eye(len(units)), atol=4 / math.sqrt(rows))
-    assert part.draw(0, len(units), seeded()).shape == (0, len(units))
+    assert part.draw(0, len(units), noise()).shape == (0, len(units))
 
 
 def test_centres_of_a_mixture_are_on_a_circle_or_a_line() -> None:
@@ -510,7 +515,7 @@ def test_batch_top_k_keeps_the_largest_of_the_batch_then_those_above_a_threshold
                     "code": {"kind": "batch_top_k", "k": 2}})  # fmt: skip
     rows = torch.randn((50, 8), generator=seeded(3))
     every = torch.relu(module.network.encode(rows)).detach()
-    code = module(rows, seeded()).code_BK.detach()
+    code = module(rows, noise()).code_BK.detach()
     cut = every.flatten().sort(descending=True).values[99]
     torch.testing.assert_close(code, torch.where(every >= cut, every, 0.0), rtol=0, atol=0)
     assert int((code != 0).sum()) == 100
@@ -518,7 +523,7 @@ def test_batch_top_k_keeps_the_largest_of_the_batch_then_those_above_a_threshold
     assert module.batch_threshold is not None
     assert module.batch_threshold.threshold == cut
     torch.testing.assert_close(module.encode(rows), torch.where(every > cut, every, 0.0))
-    module(2 * rows, seeded())
+    module(2 * rows, noise())
     twice = torch.relu(module.network.encode(2 * rows)).flatten().sort(descending=True).values[99]
     expected = cut + 0.01 * (twice.detach() - cut)
     torch.testing.assert_close(module.batch_threshold.threshold, expected)
@@ -583,11 +588,11 @@ def test_noise_is_on_with_a_generator_only_and_the_clean_row_stays_clean(
 ) -> None:
     module = whole(model)
     rows = torch.randn((50, 8), generator=seeded(3))
-    quiet, noisy = module(rows), module(rows, seeded())
+    quiet, noisy = module(rows), module(rows, noise())
     assert torch.equal(quiet.code_BK, module(rows).code_BK)
     assert torch.equal(quiet.code_BK, module.encode(rows))
-    assert torch.equal(noisy.code_BK, module(rows, seeded()).code_BK)
-    assert not torch.equal(noisy.code_BK, module(rows, seeded(2)).code_BK)
+    assert torch.equal(noisy.code_BK, module(rows, noise()).code_BK)
+    assert not torch.equal(noisy.code_BK, module(rows, noise(2)).code_BK)
     assert not torch.equal(quiet.code_BK, noisy.code_BK)
     assert torch.equal(noisy.clean_BF, rows)
     torch.testing.assert_close(module.row_losses(noisy), (noisy.output_BF - rows).square().mean(1))
@@ -629,7 +634,7 @@ def test_penalties_are_named_and_see_the_means_they_are_given() -> None:
         result,
         0,
         torch.zeros(4),
-        seeded(),
+        noise(),
         lambda _: torch.tensor(0.5),
         lambda _: torch.full((4,), -0.5),
     )

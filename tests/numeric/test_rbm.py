@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hourglass.model.noise import Noise
 from hourglass.model.rbm import (
     Machine,
     Units,
@@ -103,7 +104,7 @@ def test_gaussian_hidden_units_are_integrated_out() -> None:
 @pytest.mark.parametrize("units", ["logistic", "gaussian"])
 def test_draws_have_their_mean_and_variance(units: Units) -> None:
     mean = torch.tensor([[0.2, 0.9]], dtype=torch.float64).expand(ROWS, 2)
-    found = drawn(units, mean, torch.Generator().manual_seed(1))
+    found = drawn(units, mean, Noise().seed(1))
     close(found.mean(dim=0), mean[0], 2 * CLOSE)
     variance = mean[0] * (1 - mean[0]) if units == "logistic" else torch.ones_like(mean[0])
     close(found.var(dim=0), variance, 4 * CLOSE)
@@ -135,7 +136,7 @@ def test_the_rows_part_is_exact() -> None:
     """With the chain's end known (huge biases: every draw is 1), rows minus chain leaves the rows."""
     shapes = ((0.0, (H, V)), (0.3, (H,)), (100.0, (V,)))
     made = Machine(*(torch.full(shape, value, dtype=torch.float64) for value, shape in shapes))
-    found = contrastive_divergence(made, DATA, 1, torch.Generator().manual_seed(0))
+    found = contrastive_divergence(made, DATA, 1, Noise().seed(0))
     p, n = 1.0 / (1.0 + math.exp(-0.3)), len(DATA)
     close(found.weight_HV, (p * (DATA.sum(dim=0) - n)).expand(H, V))
     close(found.hidden_H, torch.zeros(H, dtype=torch.float64))
@@ -149,15 +150,14 @@ def test_the_rows_part_is_that_of_probabilities() -> None:
     # Nothing of the chain depends on the rows when no hidden unit sees them.
     blind = made._replace(weight_HV=torch.zeros_like(made.weight_HV))
     one, other = (
-        contrastive_divergence(blind, rows, 3, torch.Generator().manual_seed(4))
-        for rows in (first, second)
+        contrastive_divergence(blind, rows, 3, Noise().seed(4)) for rows in (first, second)
     )
     expected = hidden_mean(blind, first).t() @ first - hidden_mean(blind, second).t() @ second
     close(one.weight_HV - other.weight_HV, expected)
 
 
 def cd_mean(rows: Tensor, k: int) -> list[Tensor]:
-    found = contrastive_divergence(machine(), rows, k, torch.Generator().manual_seed(6))
+    found = contrastive_divergence(machine(), rows, k, Noise().seed(6))
     return [part / len(rows) for part in found[:3]]
 
 
@@ -185,7 +185,7 @@ def test_at_the_machines_own_distribution_nothing_moves(k: int) -> None:
 
 def test_training_raises_the_likelihood() -> None:
     """Exact log-likelihood of six rows, from that of fair coins to near its bound."""
-    rng = torch.Generator().manual_seed(0)
+    rng = Noise().seed(0)
     made = Machine(*(0.01 * part for part in machine()[:3]))
     curve = [float(log_likelihood(made, DATA))]
     for _ in range(20):

@@ -9,7 +9,6 @@ import multiprocessing
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hourglass.data.loader import Batch, MemoryLoader
-from hourglass.model import adversary, code, dense
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.noise import Noise
 from hourglass.training import loop, state, step
 from hourglass.training.checkpoint import Checkpoints
 from hourglass.training.collective import (
@@ -122,24 +121,10 @@ class LocalMean(DistributedProcessGroup):
         return [value] * self.size
 
 
-def no_noise(like: Tensor, rng: torch.Generator) -> Tensor:
-    """In place of draws, which are each worker's own."""
-    return torch.zeros_like(like)
-
-
-def same_draw(prior: adversary.Uniform, rows: int, units: int, rng: torch.Generator) -> Tensor:
-    """In place of draws of the prior, which are each worker's own as well."""
-    return torch.linspace(prior.low, prior.high, units).expand(rows, units)
-
-
-def same_units(network: dense.DenseNetwork, x: Tensor, rng: torch.Generator | None) -> Tensor:
-    """In place of dropout's draws: every second unit."""
-    off = rng is None or network.dropout == 0.0
-    return x if off else x * (torch.arange(x.shape[1]) % 2) / (1.0 - network.dropout)
-
-
-def gradient(name: str, rows: np.ndarray, total: int, group: ProcessGroup) -> dict[str, np.ndarray]:
-    """The gradient in float64 of a step of `total` rows, of which this worker has `rows`.
+def gradient(
+    name: str, rows: np.ndarray, total: int, group: ProcessGroup, start: int = 0
+) -> dict[str, np.ndarray]:
+    """The gradient in float64 of a step of `total` rows, of which this worker has `rows` from `start` on.
 
     A discriminator's own is with it, under `discriminator.`.
     """
@@ -150,23 +135,18 @@ def gradient(name: str, rows: np.ndarray, total: int, group: ProcessGroup) -> di
         if isinstance(group, SingleProcessGroup)
         else parallel(module, DistributedProcessGroup())
     )
-    batch, rng = Batch(rows, total), torch.Generator()
+    batch, rng = Batch(rows, total, start), Noise().seed(7, start, total)
     rival = discriminator(module, seed=5)
     idle_K = 1000.0 * (
         torch.arange(module.spec.network.code_width) % 2
     )  # every second unit is dead
     weights = dict(module.named_parameters())
-    with (
-        patch.object(code, "_normal", no_noise),
-        patch.object(adversary.Uniform, "draw", same_draw),
-        patch.object(dense.DenseNetwork, "_dropped", same_units),
-    ):
-        terms, result = step.loss_terms(model, module, batch, 0, rng, group, idle_K, rival)
-        torch.stack(list(terms.values())).sum().backward()
-        if rival is not None:
-            rival.learn(result.code_BK, total, rng, group)
-            named = rival.network.named_parameters()
-            weights |= {f"discriminator.{key}": p for key, p in named}
+    terms, result = step.loss_terms(model, module, batch, 0, rng, group, idle_K, rival)
+    torch.stack(list(terms.values())).sum().backward()
+    if rival is not None:
+        rival.learn(result.code_BK, total, rng, group)
+        named = rival.network.named_parameters()
+        weights |= {f"discriminator.{key}": p for key, p in named}
     return {key: p.grad.numpy().copy() for key, p in weights.items()}
 
 
@@ -189,7 +169,9 @@ def gradients(rank: int, size: int) -> dict[str, np.ndarray]:
                 if way != "right" and (name not in CONTROLS[way] or split != "uneven"):
                     continue
                 mine = ROWS[cuts[rank] : cuts[rank + 1]]
-                for key, value in gradient(name, mine, int(cuts[-1]), group).items():
+                for key, value in gradient(
+                    name, mine, int(cuts[-1]), group, int(cuts[rank])
+                ).items():
                     found[f"{name}/{split}/{way}/{key}"] = value
     return found
 

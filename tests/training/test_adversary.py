@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hourglass.errors import TrainingError
+from hourglass.model.noise import Noise
 from hourglass.training.collective import SingleProcessGroup
 from hourglass.training.sensitivity import check_sensitivity
 from hourglass.training.state import Discriminator, State, discriminator
@@ -48,8 +49,8 @@ def values(module: torch.nn.Module) -> list[Tensor]:
     return [weight.detach().clone() for weight in module.parameters()]
 
 
-def rng(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng(seed: int = 3) -> Noise:
+    return Noise().seed(seed)
 
 
 def test_the_term_reaches_the_encoder_and_not_the_discriminator() -> None:
@@ -129,7 +130,7 @@ def test_figures_are_numpys() -> None:
     train = ROWS[~held_out(len(ROWS))]
     code = logits(made.state.module.encode(torch.from_numpy(train)).detach().double().numpy())
     drawn = [
-        logits(torch.randn((len(batch), 3), generator=rng(noise_seed(5, i, 0))).double().numpy())
+        logits(rng(noise_seed(5, i)).normal(len(batch), 3).double().numpy())
         for i, batch in enumerate(batches(still, len(train), 0))
     ]
     prior, near = np.concatenate(drawn), {"rel": 1e-5}

@@ -15,6 +15,7 @@ from hourglass.data import stats
 from hourglass.data.loader import Batch
 from hourglass.data.reading import _merged
 from hourglass.errors import DataError, TrainingError
+from hourglass.model.noise import Noise
 from hourglass.training import step
 from hourglass.training.build import build
 from hourglass.training.calibrate import calibrate
@@ -299,7 +300,7 @@ def loss_of(model: dict, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of one step over `rows`, and the losses of each of them."""
     state = fresh(job(model), ROWS)
     batch, module = Batch(rows, len(rows)), state.module
-    terms, result = loss_terms(module, module, batch, 0, torch.Generator(), SingleProcessGroup())
+    terms, result = loss_terms(module, module, batch, 0, Noise(), SingleProcessGroup())
     (loss,) = terms.values()
     return loss, module.row_losses(result)
 
@@ -323,9 +324,7 @@ def test_a_row_that_trim_leaves_out_teaches_nothing() -> None:
     for name, rows, trim in (("far", far, 0.05), ("none", others, 0.0), ("plain", far, 0.0)):
         state = fresh(job({"trim": trim} if trim else None), ROWS)
         batch = Batch(rows, len(rows))
-        terms, _ = loss_terms(
-            state.module, state.module, batch, 0, torch.Generator(), SingleProcessGroup()
-        )
+        terms, _ = loss_terms(state.module, state.module, batch, 0, Noise(), SingleProcessGroup())
         terms["mse"].backward()
         gradients[name] = torch.cat([w.grad.flatten() for w in state.module.parameters()])
     assert (gradients["far"] - gradients["none"]).norm() <= 1e-6 * gradients["none"].norm()
@@ -338,7 +337,7 @@ def test_trim_hides_no_row_that_is_not_a_number() -> None:
     state = fresh(job({"trim": 0.5}), ROWS)
     state.module.preprocessing.scale_F.fill_(1e-3)
     state.module.preprocessing.derive()
-    rng = torch.Generator().manual_seed(0)
+    rng = Noise().seed(0)
     with pytest.raises(TrainingError, match="rows in model space is NaN or infinite"):
         train_step(state.module, state, Batch(rows, len(rows)), rng, SingleProcessGroup(), None)
 

@@ -63,11 +63,11 @@ class Swap(CorruptionPart):
     kind: Literal["swap"] = "swap"
     p: Probability = Field(description="Share of features swapped.")
 
-    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: Noise) -> Tensor:
         """x where a uniform draw is >= p, else that of the row before."""
         if len(x_BF) < 2:
             return x_BF
-        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device)
+        draw_BF = rng.uniform(*x_BF.shape)
         return torch.where(draw_BF < self.p, x_BF.roll(1, dims=0), x_BF)
 
 
@@ -80,7 +80,7 @@ class Rounded(CodePart):
     unpackable: ClassVar[str] = ""
     levels: PositiveInt = Field(description="Steps in a unit's range of 1.")
 
-    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+    def code(self, pre_BP: Tensor, activation: Function, rng: Noise | None) -> Tensor:
         """round(levels * activation(pre)) / levels."""
         exact_BK = activation(pre_BP)
         return exact_BK + ((exact_BK * self.levels).round() / self.levels - exact_BK).detach()
@@ -95,6 +95,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hourglass.model.noise import Noise
 from hourglass.model.activations import Activation
 from hourglass.model.network import Layer, Link, NetworkModule, NetworkPart, Units, count
 
@@ -127,11 +128,11 @@ class GatedNetwork(NetworkModule):
         self.up = nn.Linear(code, features)
         self.gate = nn.Linear(code, features)
 
-    def encode(self, x_BF: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def encode(self, x_BF: Tensor, rng: Noise | None = None) -> Tensor:
         """Features (B, F) to the code's pre-activation (B, P)."""
         return self.down(x_BF)
 
-    def decode(self, code_BK: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def decode(self, code_BK: Tensor, rng: Noise | None = None) -> Tensor:
         """Codes (B, K) to the output's pre-activation (B, F)."""
         return self.up(code_BK) * torch.sigmoid(self.gate(code_BK))
 

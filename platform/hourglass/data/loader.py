@@ -21,10 +21,12 @@ STREAM_SLICES = 512
 
 
 class Batch(NamedTuple):
-    """This worker's rows (B, C) of one step, and the rows of that step on all workers together."""
+    """This worker's rows (B, C) of one step, the rows of that step on all workers, and where among
+    those the worker's begin."""
 
     rows: Features
     total: int
+    start: int = 0
 
 
 class Loader(Protocol):
@@ -82,8 +84,9 @@ class MemoryLoader:
         """Batches of `epoch` from `first_step` on."""
         batches = order.memory_batches(len(self._rows), self._batch_size, self._seed, epoch)
         for batch in batches[first_step:]:
-            mine = order.share_of(batch, self._worker, self._workers)
-            yield Batch(self._rows[mine], len(batch))
+            cuts = order.bounds(len(batch), self._workers)
+            start, stop = cuts[self._worker], cuts[self._worker + 1]
+            yield Batch(self._rows[batch[start:stop]], len(batch), start)
 
     def holdout(self) -> Iterator[Features]:
         """This worker's share of the held-out rows."""
@@ -140,7 +143,7 @@ class StreamLoader:
         stream = _Buffer(self._shuffled(epoch, window), self._columns)
         stream.take(taken - window * self._window)
         for step in self._step_rows[first_step:]:
-            yield Batch(stream.take(step[self._worker]), sum(step))
+            yield Batch(stream.take(step[self._worker]), sum(step), sum(step[: self._worker]))
 
     def holdout(self) -> Iterator[Features]:
         """This worker's share of the held-out rows; cached when they fit in `keep_bytes`.

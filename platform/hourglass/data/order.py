@@ -75,12 +75,6 @@ def memory_batches(rows: int, batch_size: int, seed: int, epoch: int) -> list[In
     return [order[start : start + batch_size] for start in range(0, rows, batch_size)]
 
 
-def share_of(batch: Indices, worker: int, workers: int) -> Indices:
-    """The part of a global batch that `worker` computes."""
-    cuts = bounds(len(batch), workers)
-    return batch[cuts[worker] : cuts[worker + 1]]
-
-
 def stream_cuts(rows: int, batch_size: int, workers: int) -> list[int]:
     """Cut a stream of `rows` rows into one part for each worker: workers + 1 bounds.
 

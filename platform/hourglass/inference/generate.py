@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hourglass.data.arrays import unmasked
 from hourglass.errors import DataError
 from hourglass.inference.predictor import Array, Predictor
+from hourglass.model.noise import Noise
 
 Codes = NDArray[np.float32]
 
@@ -32,7 +33,7 @@ def prior_codes(predictor: Predictor, count: int, seed: int) -> Codes:
     """
     adversary, code = predictor.module.spec.adversary, predictor.module.spec.code
     if adversary is not None:
-        draws = torch.Generator().manual_seed(seed)
+        draws = Noise().seed(seed)
         return np.asarray(adversary.prior.draw(count, predictor.code_width, draws))
     if not code.posterior:
         raise DataError(
@@ -92,7 +93,7 @@ def denoise(predictor: Predictor, rows: Array, seed: int) -> tuple[Array, Array]
     spec, preprocessing = predictor.module.spec, predictor.module.preprocessing
     clean_BF = torch.from_numpy(predictor.map_tiles(rows, lambda tile: [preprocessing(tile)])[0])
     low_F, high_F = preprocessing.low_F.cpu(), preprocessing.high_F.cpu()
-    rng = torch.Generator().manual_seed(seed)
+    rng = Noise().seed(seed)
     seen_BF = spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
     noisy = predictor.raw(seen_BF.to(predictor.device)).cpu().numpy()
     return noisy, predictor.reconstruct(noisy)

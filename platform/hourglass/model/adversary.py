@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hourglass.model.network import Units
+from hourglass.model.noise import Noise
 from hourglass.strict import Strict, kind_unless_named
 
 
@@ -29,9 +30,9 @@ class Gaussian(Strict):
         """Lowest and highest value of a unit."""
         return -math.inf, math.inf
 
-    def draw(self, rows: int, units: int, rng: torch.Generator) -> Tensor:
+    def draw(self, rows: int, units: int, rng: Noise) -> Tensor:
         """Codes (B, K)."""
-        return self.sd * _normal(rows, units, rng)
+        return self.sd * rng.normal(rows, units)
 
 
 class Mixture(Strict):
@@ -57,10 +58,10 @@ class Mixture(Strict):
         circle_M2 = self.radius * torch.stack([angle_M.cos(), angle_M.sin()], dim=1)
         return functional.pad(circle_M2, (0, units - 2))
 
-    def draw(self, rows: int, units: int, rng: torch.Generator) -> Tensor:
+    def draw(self, rows: int, units: int, rng: Noise) -> Tensor:
         """Codes (B, K)."""
-        chosen_B = torch.randint(self.components, (rows,), generator=rng, device=rng.device)
-        return self.centres(units).to(rng.device)[chosen_B] + self.sd * _normal(rows, units, rng)
+        chosen_B = rng.integers(self.components, rows)
+        return self.centres(units).to(rng.device)[chosen_B] + self.sd * rng.normal(rows, units)
 
 
 class Uniform(Strict):
@@ -75,9 +76,9 @@ class Uniform(Strict):
         """Lowest and highest value of a unit."""
         return self.low, self.high
 
-    def draw(self, rows: int, units: int, rng: torch.Generator) -> Tensor:
+    def draw(self, rows: int, units: int, rng: Noise) -> Tensor:
         """Codes (B, K)."""
-        share_BK = torch.rand((rows, units), generator=rng, device=rng.device)
+        share_BK = rng.uniform(rows, units)
         return self.low + (self.high - self.low) * share_BK
 
     @model_validator(mode="after")
@@ -85,10 +86,6 @@ class Uniform(Strict):
         if not self.low < self.high:
             raise ValueError(f"low must be below high, found {self.low:g} and {self.high:g}")
         return self
-
-
-def _normal(rows: int, units: int, rng: torch.Generator) -> Tensor:
-    return torch.randn((rows, units), generator=rng, device=rng.device)
 
 
 Prior = Annotated[

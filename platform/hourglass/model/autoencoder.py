@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hourglass.model.activations import CODE_LOW, FUNCTIONS
 from hourglass.model.code import prefix
 from hourglass.model.network import NetworkModule
+from hourglass.model.noise import Noise
 from hourglass.model.part import BatchMean, ForwardOutput, PenaltyContext, RowMean
 from hourglass.model.preprocessing import Preprocessing
 from hourglass.model.spec import ModelSpec
@@ -45,20 +46,18 @@ class AutoencoderModule(nn.Module):
         self._code_activation = FUNCTIONS[spec.code_activation]
         self._output_activation = FUNCTIONS[spec.output_activation(unit_data)]
 
-    def forward(self, rows_BC: Tensor, rng: torch.Generator | None = None) -> ForwardOutput:
+    def forward(self, rows_BC: Tensor, rng: Noise | None = None) -> ForwardOutput:
         """One pass over raw rows (B, C); with `rng` the training noise is on, without it is off."""
         clean_BF = self.preprocessing(rows_BC)
         seen_BF = clean_BF if rng is None else self.corrupted(clean_BF, rng)
         return self.passed(clean_BF, seen_BF, rng)
 
-    def corrupted(self, clean_BF: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupted(self, clean_BF: Tensor, rng: Noise) -> Tensor:
         """What the encoder sees of clean rows (B, F) in training."""
         low_F, high_F = self.preprocessing.low_F, self.preprocessing.high_F
         return self.spec.corruption.corrupt(clean_BF, low_F, high_F, rng)
 
-    def passed(
-        self, clean_BF: Tensor, seen_BF: Tensor, rng: torch.Generator | None = None
-    ) -> ForwardOutput:
+    def passed(self, clean_BF: Tensor, seen_BF: Tensor, rng: Noise | None = None) -> ForwardOutput:
         """The pass of rows in model space of which the encoder sees `seen_BF`; `rng` as in forward."""
         pre_BP = self.network.encode(seen_BF, rng)
         code_BK = self._code(pre_BP, rng)
@@ -81,7 +80,7 @@ class AutoencoderModule(nn.Module):
         """Codes (B, K), without noise."""
         return self._code(pre_BP, None)
 
-    def _code(self, pre_BP: Tensor, rng: torch.Generator | None) -> Tensor:
+    def _code(self, pre_BP: Tensor, rng: Noise | None) -> Tensor:
         part = self.spec.code
         code_BK = part.code(pre_BP, self._code_activation, rng)
         if self.batch_threshold is None:
@@ -123,7 +122,7 @@ class AutoencoderModule(nn.Module):
         result: ForwardOutput,
         step: int,
         idle_K: Tensor,
-        rng: torch.Generator,
+        rng: Noise,
         row_mean: RowMean,
         batch_mean: BatchMean,
     ) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from hourglass.model.activations import Activation
+from hourglass.model.noise import Noise
 from hourglass.model.part import CodePart, CodeState, Function
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Plain(CodePart):
     kind: Literal["plain"] = "plain"
     unpackable: ClassVar[str] = ""
 
-    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+    def code(self, pre_BP: Tensor, activation: Function, rng: Noise | None) -> Tensor:
         """activation(pre)."""
         return activation(pre_BP)
 
@@ -45,7 +46,7 @@ class TopK(CodePart):
     hash_at_middle: ClassVar[bool] = True
     k: PositiveInt = Field(description="Units of the code that stay.")
 
-    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+    def code(self, pre_BP: Tensor, activation: Function, rng: Noise | None) -> Tensor:
         """activation(pre) where it is among the row's k largest, else 0."""
         code_BK = activation(pre_BP)
         kept = torch.topk(code_BK, self.k, dim=1, sorted=False)
@@ -73,7 +74,7 @@ class BatchTopK(CodePart):
         """The threshold, 0 before training."""
         return BatchThreshold()
 
-    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+    def code(self, pre_BP: Tensor, activation: Function, rng: Noise | None) -> Tensor:
         """activation(pre); `BatchThreshold` chooses among the units of all rows."""
         return activation(pre_BP)
 
@@ -121,10 +122,10 @@ class NoisyCode(CodePart):
     hash_at_middle: ClassVar[bool] = True
     sd: float = Field(gt=0.0, description="Standard deviation of the noise before the logistic.")
 
-    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+    def code(self, pre_BP: Tensor, activation: Function, rng: Noise | None) -> Tensor:
         """activation(pre + sd * N(0, 1)) in training (rng given), activation(pre) otherwise."""
         if rng is not None:
-            pre_BP = pre_BP + self.sd * _normal(pre_BP, rng)
+            pre_BP = pre_BP + self.sd * rng.normal(*pre_BP.shape, dtype=pre_BP.dtype)
         return activation(pre_BP)
 
 
@@ -147,11 +148,13 @@ class GaussianPosterior(CodePart):
         """P = 2 K."""
         return 2 * units
 
-    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+    def code(self, pre_BP: Tensor, activation: Function, rng: Noise | None) -> Tensor:
         """mean + exp(log variance / 2) * N(0, 1) in training (rng given), the mean otherwise."""
         mean_BK, log_var_BK = posterior(pre_BP)
         if rng is not None:
-            mean_BK = mean_BK + (0.5 * log_var_BK).exp() * _normal(mean_BK, rng)
+            mean_BK = mean_BK + (0.5 * log_var_BK).exp() * rng.normal(
+                *mean_BK.shape, dtype=mean_BK.dtype
+            )
         return activation(mean_BK)
 
     def contradictions(self, model: "ModelSpec") -> Iterator[str]:
@@ -178,10 +181,6 @@ def prefix(code_BK: Tensor, width: int) -> Tensor:
     """The code with all but its first `width` units set to 0."""
     kept_K = torch.arange(code_BK.shape[1], device=code_BK.device) < width
     return code_BK * kept_K
-
-
-def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=rng, device=like.device, dtype=like.dtype)
 
 
 Code = Annotated[

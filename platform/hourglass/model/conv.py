@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from hourglass.model.activations import FUNCTIONS, Activation
 from hourglass.model.network import Layer, Layout, Link, NetworkModule, NetworkPart, Units, count
+from hourglass.model.noise import Noise
 from hourglass.strict import Strict
 
 Size = Annotated[int, Field(gt=0, le=2**16)]
@@ -159,11 +160,11 @@ class ConvNetwork(NetworkModule):
         self.to_code = nn.Linear(flat, pre_units) if spec.code else None
         self.from_code = nn.Linear(spec.code, flat) if spec.code else None
 
-    def encode(self, x_BF: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def encode(self, x_BF: Tensor, rng: Noise | None = None) -> Tensor:
         """Features (B, F) to the code's pre-activation (B, P)."""
         return self.encoded(x_BF, rng)[-1]
 
-    def encoded(self, x_BF: Tensor, rng: torch.Generator | None = None) -> list[Tensor]:
+    def encoded(self, x_BF: Tensor, rng: Noise | None = None) -> list[Tensor]:
         """The output of each hidden layer, flattened, then the code's pre-activation."""
         spec, outputs = self._spec, []
         x = x_BF.reshape(-1, *spec.shape)
@@ -176,7 +177,7 @@ class ConvNetwork(NetworkModule):
         flat = x.flatten(1)
         return [*outputs, flat if self.to_code is None else self.to_code(flat)]
 
-    def decode(self, code_BK: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def decode(self, code_BK: Tensor, rng: Noise | None = None) -> Tensor:
         """Codes (B, K) to the output's pre-activation (B, F)."""
         spec = self._spec
         flat = code_BK

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hourglass.model.noise import Noise
 from hourglass.model.part import CorruptionPart
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -21,7 +22,7 @@ class NoCorruption(CorruptionPart):
     kind: Literal["none"] = "none"
     removes_noise: ClassVar[bool] = False
 
-    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: Noise) -> Tensor:
         """The row itself."""
         return x_BF
 
@@ -32,9 +33,9 @@ class GaussianNoise(CorruptionPart):
     kind: Literal["gaussian"] = "gaussian"
     sd: float = Field(gt=0.0, description="Standard deviation of the noise, in model space.")
 
-    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: Noise) -> Tensor:
         """x + sd * N(0, 1)."""
-        noise_BF = torch.randn(x_BF.shape, generator=rng, device=x_BF.device, dtype=x_BF.dtype)
+        noise_BF = rng.normal(*x_BF.shape, dtype=x_BF.dtype)
         return x_BF + self.sd * noise_BF
 
 
@@ -44,9 +45,9 @@ class Zeros(CorruptionPart):
     kind: Literal["zeros"] = "zeros"
     p: Probability = Field(description="Share of features masked.")
 
-    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: Noise) -> Tensor:
         """x where a uniform draw is >= p, else 0."""
-        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device)
+        draw_BF = rng.uniform(*x_BF.shape)
         return torch.where(draw_BF < self.p, torch.zeros_like(x_BF), x_BF)
 
 
@@ -56,9 +57,9 @@ class Ones(CorruptionPart):
     kind: Literal["ones"] = "ones"
     p: Probability = Field(description="Share of features replaced.")
 
-    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: Noise) -> Tensor:
         """x where a uniform draw is >= p, else high."""
-        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device)
+        draw_BF = rng.uniform(*x_BF.shape)
         return torch.where(draw_BF < self.p, high_F.to(x_BF.dtype), x_BF)
 
 
@@ -68,9 +69,9 @@ class SaltPepper(CorruptionPart):
     kind: Literal["salt_pepper"] = "salt_pepper"
     p: Probability = Field(description="Share of features replaced.")
 
-    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: Noise) -> Tensor:
         """low where a uniform draw is < p/2, high where it is < p, else x."""
-        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device)
+        draw_BF = rng.uniform(*x_BF.shape)
         salted_BF = torch.where(draw_BF < self.p, high_F.to(x_BF.dtype), x_BF)
         return torch.where(draw_BF < self.p / 2, low_F.to(x_BF.dtype), salted_BF)
 
@@ -81,10 +82,10 @@ class CauchyNoise(CorruptionPart):
     kind: Literal["cauchy"] = "cauchy"
     scale: float = Field(gt=0.0, description="Half the width at half the height, in model space.")
 
-    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: Noise) -> Tensor:
         """x + scale * tan(pi (u - 1/2)), u uniform: the quantile function of the distribution."""
         # In float64 and away from 0 and 1, where the tangent is infinite.
-        draw_BF = torch.rand(x_BF.shape, generator=rng, device=x_BF.device, dtype=torch.float64)
+        draw_BF = rng.uniform(*x_BF.shape, dtype=torch.float64)
         noise_BF = torch.tan(torch.pi * (draw_BF.clamp(1e-9, 1.0 - 1e-9) - 0.5))
         return x_BF + (self.scale * noise_BF).to(x_BF.dtype)
 

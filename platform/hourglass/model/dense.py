@@ -22,6 +22,7 @@ from hourglass.model.network import (
     Units,
     count,
 )
+from hourglass.model.noise import Noise
 
 Norm = Literal["none", "layer", "batch"]
 
@@ -186,11 +187,11 @@ class DenseNetwork(NetworkModule):
         self._spec = spec
         self._activations = spec.activations
 
-    def encode(self, x_BF: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def encode(self, x_BF: Tensor, rng: Noise | None = None) -> Tensor:
         """Features (B, F) to the code's pre-activation (B, P); with `rng`, dropout is on."""
         return self.encoded(x_BF, rng)[-1]
 
-    def encoded(self, x_BF: Tensor, rng: torch.Generator | None = None) -> list[Tensor]:
+    def encoded(self, x_BF: Tensor, rng: Noise | None = None) -> list[Tensor]:
         """The output of each hidden layer of the encoder, then the code's pre-activation."""
         outputs, x = [], x_BF
         hidden = zip(self.encoder[:-1], self.encoder_norms, self._activations[0], strict=True)
@@ -199,7 +200,7 @@ class DenseNetwork(NetworkModule):
             outputs.append(x)
         return [*outputs, self.encoder[-1](x)]
 
-    def decode(self, code_BK: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def decode(self, code_BK: Tensor, rng: Noise | None = None) -> Tensor:
         """Codes (B, K) to the output's pre-activation (B, F)."""
         x = code_BK
         mirrored = list(reversed(self.encoder))
@@ -216,11 +217,11 @@ class DenseNetwork(NetworkModule):
             return functional.linear(x, encoder.weight.t(), layer.bias)
         return torch.as_tensor(layer(x))
 
-    def _dropped(self, x: Tensor, rng: torch.Generator | None) -> Tensor:
+    def _dropped(self, x: Tensor, rng: Noise | None) -> Tensor:
         """Inverted dropout from the step's own generator: a resumed run draws the same."""
         if rng is None or self.dropout == 0.0:
             return x
-        kept = torch.rand(x.shape, generator=rng, device=x.device) >= self.dropout
+        kept = rng.uniform(*x.shape) >= self.dropout
         return x * kept / (1.0 - self.dropout)
 
     def layers(self) -> list[Layer]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hourglass.model.activations import Activation
 from hourglass.model.network import Layer, Link, NetworkModule, NetworkPart, Units, count
+from hourglass.model.noise import Noise
 
 Size = Annotated[int, Field(gt=0, le=2**16)]
 
@@ -84,18 +85,18 @@ class LstmNetwork(NetworkModule):
         self.backwards = _Decoder(spec)
         self.forwards = _Decoder(spec) if spec.predict else None
 
-    def encode(self, x_BF: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def encode(self, x_BF: Tensor, rng: Noise | None = None) -> Tensor:
         """Features (B, F) to the code's pre-activation (B, P)."""
         return self.encoded(x_BF, rng)[-1]
 
-    def encoded(self, x_BF: Tensor, rng: torch.Generator | None = None) -> list[Tensor]:
+    def encoded(self, x_BF: Tensor, rng: Noise | None = None) -> list[Tensor]:
         """The last state of the encoder's last layer, then the code's pre-activation."""
         x_BTD = x_BF.reshape(-1, self._steps, self._values)
         states, _ = self.encoder(x_BTD[:, : self._steps - self._ahead])
         last = states[:, -1]
         return [last, self.to_code(last)]
 
-    def decode(self, code_BK: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def decode(self, code_BK: Tensor, rng: Noise | None = None) -> Tensor:
         """Codes (B, K) to the output's pre-activation (B, F)."""
         read_BTD: Tensor = self.backwards(code_BK, self._steps - self._ahead).flip(1)
         if self.forwards is None:

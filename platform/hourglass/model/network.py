@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hourglass.model.activations import Activation
+from hourglass.model.noise import Noise
 from hourglass.model.part import Part
 
 Units = Annotated[int, Field(gt=0, le=2**30)]
@@ -140,11 +141,11 @@ class Layer:
 class NetworkModule(nn.Module):
     """What a network's module does; both halves end before their last activation."""
 
-    def encode(self, x_BF: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def encode(self, x_BF: Tensor, rng: Noise | None = None) -> Tensor:
         """Features (B, F) to the code's pre-activation (B, P); with `rng`, training noise is on."""
         raise NotImplementedError
 
-    def decode(self, code_BK: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def decode(self, code_BK: Tensor, rng: Noise | None = None) -> Tensor:
         """Codes (B, K) to the output's pre-activation (B, F)."""
         raise NotImplementedError
 
@@ -155,7 +156,7 @@ class NetworkModule(nn.Module):
         """
         raise NotImplementedError
 
-    def encoded(self, x_BF: Tensor, rng: torch.Generator | None = None) -> list[Tensor]:
+    def encoded(self, x_BF: Tensor, rng: Noise | None = None) -> list[Tensor]:
         """The output of each hidden layer of the encoder, then the code's pre-activation."""
         return [self.encode(x_BF, rng)]
 

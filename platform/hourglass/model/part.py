@@ -10,10 +10,10 @@ Shapes: B rows, F features in model space, K code units, P units before the code
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from hourglass.model.activations import Activation
+from hourglass.model.noise import Noise
 from hourglass.strict import Strict
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class PenaltyContext(NamedTuple):
     code_low: float
     step: int
     idle_K: Tensor
-    rng: torch.Generator
+    rng: Noise
     row_mean: RowMean
     batch_mean: BatchMean
 
@@ -117,7 +117,7 @@ class CorruptionPart(Part):
     removes_noise: ClassVar[bool] = True
     """True where the model learns to undo something, so that `denoise` has a meaning."""
 
-    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: torch.Generator) -> Tensor:
+    def corrupt(self, x_BF: Tensor, low_F: Tensor, high_F: Tensor, rng: Noise) -> Tensor:
         """Rows (B, F) as the encoder sees them; `low_F` and `high_F` bound each feature."""
         raise NotImplementedError
 
@@ -160,7 +160,7 @@ class CodePart(Part):
         """A fresh state, where one is kept."""
         return None
 
-    def code(self, pre_BP: Tensor, activation: Function, rng: torch.Generator | None) -> Tensor:
+    def code(self, pre_BP: Tensor, activation: Function, rng: Noise | None) -> Tensor:
         """The code (B, K); `rng` is given in training, where the part may draw noise."""
         raise NotImplementedError
 

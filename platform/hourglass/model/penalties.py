@@ -147,11 +147,7 @@ class Contractive(PenaltyPart):
         if self.probes is None:
             units = torch.eye(code_BK.shape[1], dtype=code_BK.dtype, device=code_BK.device)
             return [unit_K.expand_as(code_BK) for unit_K in units]
-        shape, device = code_BK.shape, code_BK.device
-        draws = [
-            torch.randint(0, 2, shape, generator=context.rng, device=device)
-            for _ in range(self.probes)
-        ]
+        draws = [context.rng.integers(2, *code_BK.shape) for _ in range(self.probes)]
         return [(2 * draw - 1).to(code_BK.dtype) for draw in draws]
 
     def contradictions(self, model: "ModelSpec") -> Iterator[str]:

@@ -7,12 +7,13 @@ Shapes: B rows, V visible units, H hidden units.
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from hourglass.model.noise import Noise
 
 Units = Literal["logistic", "gaussian"]
 
@@ -70,9 +71,7 @@ def visible_mean(machine: Machine, hidden_BH: Tensor) -> Tensor:
     return _mean(machine.visible, field_BV)
 
 
-def contrastive_divergence(
-    machine: Machine, visible_BV: Tensor, k: int, rng: torch.Generator
-) -> Statistics:
+def contrastive_divergence(machine: Machine, visible_BV: Tensor, k: int, rng: Noise) -> Statistics:
     """CD-k: the rows' statistics minus those after `k` steps of a Gibbs chain that starts there.
 
     Means stand for hidden states on both sides, which has the same expectation and less noise; the
@@ -96,15 +95,11 @@ def contrastive_divergence(
     )
 
 
-def drawn(units: Units, mean: Tensor, rng: torch.Generator) -> Tensor:
+def drawn(units: Units, mean: Tensor, rng: Noise) -> Tensor:
     """States of units with these means: 0 or 1, or the mean with noise of variance 1."""
     if units == "logistic":  # not torch.bernoulli, which throws at a NaN on one worker alone
-        return (_draw(torch.rand, mean, rng) < mean).to(mean.dtype)
-    return mean + _draw(torch.randn, mean, rng)
-
-
-def _draw(what: Callable[..., Tensor], like: Tensor, rng: torch.Generator) -> Tensor:
-    return what(like.shape, generator=rng, device=like.device, dtype=like.dtype)
+        return (rng.uniform(*mean.shape, dtype=mean.dtype) < mean).to(mean.dtype)
+    return mean + rng.normal(*mean.shape, dtype=mean.dtype)
 
 
 def _own(units: Units, states: Tensor, bias: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hourglass.config.train import TrainSpec
 from hourglass.data.loader import Loader
 from hourglass.errors import TrainingError
+from hourglass.model.noise import Noise
 from hourglass.training.collective import ProcessGroup
 from hourglass.training.state import Record, State
 from hourglass.training.step import Sums, evaluate_batch, noise_seed, train_step
@@ -44,13 +45,13 @@ def fit(
     Raises: TrainingError on every worker when a value is not finite, naming step, worker, tensor.
     """
     steps = loader.steps * spec.epochs
-    rng = torch.Generator(device=device)
+    rng = Noise(device)
     last = spec.epochs if until is None else until
     while state.epoch < last and not state.stopped:
         started, rows = time.perf_counter(), 0
         state.module.train()
         for batch in loader.train(state.epoch, state.epoch_step):
-            rng.manual_seed(noise_seed(spec.seed, state.step, group.rank))
+            rng.seed(noise_seed(spec.seed, state.step), batch.start, batch.total)
             set_rate(state, spec, steps)
             try:
                 sums = train_step(model, state, batch, rng, group, spec.clip_norm)

@@ -27,6 +27,7 @@ from hourglass.data.loader import Batch, Loader
 from hourglass.data.stats import Stats
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.noise import Noise
 from hourglass.strict import Strict
 from hourglass.training import loop, state
 from hourglass.training.build import build
@@ -111,7 +112,7 @@ class Pack:
         self._loader, self._device = loader, device
         self._loaders = {t.job.train.seed: loader.seeded(t.job.train.seed) for t in trials}
         self._step, self._epoch = trials[0].state.step, trials[0].state.epoch
-        self._rng = torch.Generator(device=device)
+        self._rng = Noise(device)
         models = [_Inside(trial.state.module) for trial in self._trials]
         self._inside = copy.deepcopy(models[0]).train()
         self._weights: dict[str, Tensor] = stack_module_state(models)[0]
@@ -192,7 +193,7 @@ class Pack:
         for trial in self._trials:
             seed = trial.job.train.seed
             if (seed, trial.job.model.corruption) not in seen:
-                self._rng.manual_seed(noise_seed(seed, self._step, SINGLE.rank))
+                self._rng.seed(noise_seed(seed, self._step))
                 corrupted = trial.state.module.corrupted(clean[seed], self._rng)
                 seen[seed, trial.job.model.corruption] = corrupted
         return (

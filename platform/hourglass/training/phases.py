@@ -22,6 +22,7 @@ from hourglass.errors import TrainingError
 from hourglass.model import rbm
 from hourglass.model.activations import FUNCTIONS
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.noise import Noise
 from hourglass.training.collective import ProcessGroup, means
 from hourglass.training.step import noise_seed
 
@@ -74,18 +75,18 @@ def pretrain(
 
     Raises: TrainingError on every worker when an error of reconstruction is not finite.
     """
-    epochs, steps, rng = count(FIRST), count(FIRST), torch.Generator(device=device)
+    epochs, steps, rng = count(FIRST), count(FIRST), Noise(device)
 
     def batches(below: Sequence[Layer]) -> Iterator[tuple[Tensor, int]]:
         for batch in loader.train(next(epochs)):
-            rng.manual_seed(noise_seed(spec.seed, next(steps), group.rank))
+            rng.seed(noise_seed(spec.seed, next(steps)), batch.start, batch.total)
             yield _inside(module, below, torch.from_numpy(batch.rows).to(device)), batch.total
 
     for number, phase in enumerate(spec.phases, 1):
         layers = _layers(module)
         for index, layer in enumerate(layers):
-            # Every worker draws the same initial weights, and then its own noise.
-            rng.manual_seed(noise_seed(spec.seed, next(steps), 0))
+            # Every worker draws the same initial weights.
+            rng.seed(noise_seed(spec.seed, next(steps)))
             learn = _learner(phase, module, layer, index, len(layers), group, rng)
             for epoch in range(phase.epochs):
                 error = _one_epoch(learn, batches(layers[:index]), epoch, group, device)
@@ -147,7 +148,7 @@ def _learner(
     index: int,
     layers: int,
     group: ProcessGroup,
-    rng: torch.Generator,
+    rng: Noise,
 ) -> Learn:
     if phase.kind == "greedy":
         return _greedy(phase, layer, group)
@@ -177,15 +178,13 @@ def _greedy(phase: Greedy, layer: Layer, group: ProcessGroup) -> Learn:
     return learn
 
 
-def _rbm(
-    phase: Rbm, layer: Layer, machine: rbm.Machine, group: ProcessGroup, rng: torch.Generator
-) -> Learn:
+def _rbm(phase: Rbm, layer: Layer, machine: rbm.Machine, group: ProcessGroup, rng: Noise) -> Learn:
     """Contrastive divergence with momentum and weight decay, the mirror's weights kept transposed.
 
     Source: Hinton 2010, sections 8 to 10.
     """
     values = machine.weight_HV, machine.hidden_H, machine.visible_V
-    values[0].normal_(0.0, FIRST_SD, generator=rng)
+    values[0].copy_(FIRST_SD * rng.normal(*values[0].shape, dtype=values[0].dtype))
     values[1].zero_()
     values[2].zero_()
     speeds = [torch.zeros_like(value) for value in values]

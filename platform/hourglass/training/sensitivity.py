@@ -18,6 +18,7 @@ from torch import Tensor
 from hourglass.data.loader import Batch, Loader
 from hourglass.errors import SpecError, TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.noise import Noise
 from hourglass.model.part import numbers
 from hourglass.model.spec import ModelSpec
 from hourglass.training.collective import SingleProcessGroup
@@ -118,7 +119,7 @@ def _response(
     parts: list[Tensor] = []
     rival = discriminator(twin, 0)
     for step, batch in enumerate(batches):
-        rng = torch.Generator(device=idle_K.device).manual_seed(step)
+        rng = Noise(idle_K.device).seed(step)
         alone = Batch(batch.rows, len(batch.rows))
         terms, result = loss_terms(
             twin, twin, alone, step, rng, SingleProcessGroup(), idle_K, rival
@@ -131,7 +132,7 @@ def _response(
     return torch.cat([part.double() for part in parts])
 
 
-def _adversarial(rival: Discriminator, code_BK: Tensor, rng: torch.Generator) -> Tensor:
+def _adversarial(rival: Discriminator, code_BK: Tensor, rng: Noise) -> Tensor:
     """Loss and accuracy of a discriminator that learns from these codes, and its term after that."""
     try:
         sums = rival.learn(code_BK, len(code_BK), rng, SingleProcessGroup())

@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from hourglass.config.train import TrainSpec
 from hourglass.model.adversary import Adversary, fooling, telling
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.noise import Noise
 from hourglass.model.part import RowMean
 from hourglass.training.collective import ProcessGroup, find_nonfinite, means
 
@@ -43,7 +44,7 @@ class Discriminator:
         return self.spec.weight * row_mean(fooling(logits_B))
 
     def learn(
-        self, code_BK: Tensor, total: int, rng: torch.Generator, group: ProcessGroup
+        self, code_BK: Tensor, total: int, rng: Noise, group: ProcessGroup
     ) -> dict[str, Tensor]:
         """One step on these codes, of `total` rows on all workers; returns sums over this worker's rows.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hourglass.data.loader import Batch
 from hourglass.errors import TrainingError
 from hourglass.model.autoencoder import AutoencoderModule
+from hourglass.model.noise import Noise
 from hourglass.model.part import ForwardOutput
 from hourglass.training.collective import ProcessGroup, find_nonfinite
 from hourglass.training.state import Discriminator, State
@@ -27,9 +28,9 @@ ULPS = 4
 """Rounding error of two numbers that should be equal, in units in the last place."""
 
 
-def noise_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of the training noise of one step on one worker."""
-    return (seed * 1_000_003 + step) * 4096 + rank
+def noise_seed(seed: int, step: int) -> int:
+    """Seed of the training noise of one step."""
+    return (seed * 1_000_003 + step) * 4096
 
 
 def autocast(device: torch.device) -> "torch.autocast | nullcontext[None]":
@@ -42,7 +43,7 @@ def loss_terms(
     module: AutoencoderModule,
     batch: Batch,
     step: int,
-    rng: torch.Generator,
+    rng: Noise,
     group: ProcessGroup,
     idle_K: Tensor | None = None,
     discriminator: Discriminator | None = None,
@@ -95,7 +96,7 @@ def train_step(
     model: nn.Module,
     state: State,
     batch: Batch,
-    rng: torch.Generator,
+    rng: Noise,
     group: ProcessGroup,
     clip_norm: float | None,
 ) -> Sums:
@@ -152,15 +153,13 @@ def step_sums(
     return sums
 
 
-def nonfinite_error(
-    state: State, batch: Batch, rng: torch.Generator, group: ProcessGroup
-) -> TrainingError:
+def nonfinite_error(state: State, batch: Batch, rng: Noise, group: ProcessGroup) -> TrainingError:
     """The error of the first tensor that is not finite, with its worker; the same on every worker.
 
     DDP has averaged the gradients, so they are non-finite on every worker in the same step. Each worker
     repeats the step here, with the same noise, for its own gradients.
     """
-    rng.manual_seed(rng.initial_seed())
+    rng.again()
     module = state.module
     rival = state.discriminator
     terms, result = loss_terms(module, module, batch, state.step, rng, group, state.idle_K, rival)
