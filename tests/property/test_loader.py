@@ -48,13 +48,16 @@ class Dataset:
         *,
         window: int,
         chunk: int,
+        streams: int | None = None,
     ) -> Loader:
         common = {"batch_size": batch, "seed": seed, "worker": worker, "workers": workers}
         if kind == "memory":
             features = np.concatenate([*self.train, *self.held])
             return MemoryLoader(features, features[:, 0] >= 10_000, **common)
         read = partial(self.read, chunk)
-        return StreamLoader(self.counts, read, columns=COLUMNS, window_rows=window, **common)
+        return StreamLoader(
+            self.counts, read, columns=COLUMNS, window_rows=window, streams=streams, **common
+        )
 
     @property
     def rows(self) -> int:
@@ -189,3 +192,55 @@ def test_a_stream_that_ends_early_is_an_error() -> None:
         DataError, match="^the shards changed while they were read: 5 rows are missing$"
     ):
         list(loader.train(0))
+
+
+@given(
+    KINDS, GROUPS, st.integers(1, 8), st.integers(0, 40), st.integers(1, 30), st.integers(1, 9),
+    st.integers(0, 99), st.data(),
+)  # fmt: skip
+def test_a_step_has_the_same_rows_for_any_number_of_workers(
+    kind: str,
+    sizes: list[tuple[int, int]],
+    most: int,
+    more: int,
+    window: int,
+    chunk: int,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    """In the same order, each worker's from its `start` on; also from a step within an epoch."""
+    dataset, batch = Dataset(sizes), most + more
+    options = {"window": window, "chunk": chunk, "streams": most}
+    alone = dataset.loader(kind, batch, seed, 0, 1, **options)
+    first = data.draw(st.integers(0, alone.steps))
+    workers = data.draw(st.integers(1, most))
+    several = [
+        dataset.loader(kind, batch, seed, worker, workers, **options).train(1, first)
+        for worker in range(workers)
+    ]
+    for whole in alone.train(1, first):
+        parts = [next(steps) for steps in several]
+        assert np.concatenate([part.rows for part in parts]).tolist() == whole.rows.tolist()
+        assert {part.total for part in parts} == {len(whole.rows)}
+        starts = np.cumsum([0, *(len(part.rows) for part in parts[:-1])])
+        assert [part.start for part in parts if len(part.rows)] == [
+            start for start, part in zip(starts, parts, strict=True) if len(part.rows)
+        ]
+    assert [next(steps, None) for steps in several] == [None] * workers
+
+
+def test_without_streams_the_rows_of_a_step_depend_on_the_number_of_workers() -> None:
+    """The negative control: one stream for each worker."""
+    dataset = Dataset([(20, 0), (20, 0)])
+    firsts = [
+        {
+            float(row)
+            for worker in range(workers)
+            for row in next(
+                dataset.loader("stream", 8, 3, worker, workers, window=10, chunk=5).train(0)
+            ).rows[:, 0]
+        }
+        for workers in (1, 2)
+    ]
+    assert len(firsts[0]) == len(firsts[1]) == 8
+    assert firsts[0] != firsts[1]

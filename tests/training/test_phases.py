@@ -285,7 +285,7 @@ def test_a_streaming_loader_opens_nothing_ahead() -> None:
 
     pretrained(made, loader=loader)
     made_loader, *events = opened
-    assert made_loader._open is None
+    assert made_loader._streams[0]._open is None
     assert events.count("open") == 3 * 4
     rows = np.concatenate([batch.rows for batch in made_loader.train(phases.FIRST + 7)])
     assert sorted(rows.sum(1)) == pytest.approx(sorted(ROWS[~held_out(len(ROWS))].sum(1)))

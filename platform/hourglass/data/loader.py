@@ -102,9 +102,11 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    """Row groups are permuted and split among workers, and rows shuffled exactly within windows.
+    """Row groups are permuted and split among streams, and rows shuffled exactly within windows.
 
-    `read` streams the features of slices in order, as `reading.stream_features` does.
+    `read` streams the features of slices in order, as `reading.stream_features` does. A step has the same
+    rows for any number of workers, each of which reads its share of the `streams`; a run whose number of
+    workers does not change has one stream for each.
     """
 
     def __init__(
@@ -120,16 +122,19 @@ class StreamLoader:
         keep_bytes: int = 0,
         worker: int = 0,
         workers: int = 1,
+        streams: int | None = None,
     ) -> None:
         self._counts, self._read = counts, read
-        self._epochs, self._keep_bytes = epochs, keep_bytes
+        self._keep_bytes = keep_bytes
         self._kept: list[Features] | None = None
-        self._open: tuple[range, _Buffer] | None = None
-        self._columns, self._seed, self._window = columns, seed, window_rows
         self._worker, self._workers = worker, workers
-        self._batch_size = batch_size
+        streams = streams or workers
+        cuts = order.bounds(streams, workers)
+        plan = _Plan(counts, read, columns, batch_size, seed, window_rows, epochs, streams)
+        self._mine = range(cuts[worker], cuts[worker + 1])
+        self._streams = [_Stream(plan, index) for index in self._mine]
         rows = sum(count.train for count in counts)
-        self._step_rows = order.stream_step_rows(rows, batch_size, workers)
+        self._step_rows = order.stream_step_rows(rows, batch_size, streams)
 
     @property
     def steps(self) -> int:
@@ -138,12 +143,18 @@ class StreamLoader:
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of `epoch` from `first_step` on; windows before it are not read again."""
-        taken = sum(step[self._worker] for step in self._step_rows[:first_step])
-        window = taken // self._window
-        stream = _Buffer(self._shuffled(epoch, window), self._columns)
-        stream.take(taken - window * self._window)
+        before = self._step_rows[:first_step]
+        opened = [
+            stream.after(epoch, sum(step[stream.index] for step in before))
+            for stream in self._streams
+        ]
         for step in self._step_rows[first_step:]:
-            yield Batch(stream.take(step[self._worker]), sum(step), sum(step[: self._worker]))
+            parts = [
+                buffer.take(step[stream.index])
+                for stream, buffer in zip(self._streams, opened, strict=True)
+            ]
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            yield Batch(rows, sum(step), sum(step[: self._mine.start]))
 
     def holdout(self) -> Iterator[Features]:
         """This worker's share of the held-out rows; cached when they fit in `keep_bytes`.
@@ -165,8 +176,9 @@ class StreamLoader:
     def seeded(self, seed: int) -> Self:
         """The same rows in the orders of another seed, with the held-out rows cached so far."""
         other = copy.copy(self)
-        other._seed = seed
-        other._open = None
+        other._streams = [
+            _Stream(stream.plan._replace(seed=seed), stream.index) for stream in self._streams
+        ]
         return other
 
     def _read_holdout(self) -> Iterator[Features]:
@@ -177,19 +189,49 @@ class StreamLoader:
                 # Arrays in Ray's object store are read-only, and PyTorch warns of views of those.
                 yield features[start : start + HOLDOUT_ROWS].copy()
 
-    def _mine(self, epoch: int) -> list[Slice]:
-        dealt = order.epoch_slices(self._counts, self._seed, epoch, self._batch_size, self._workers)
-        return dealt[self._worker]
+
+class _Plan(NamedTuple):
+    """What all streams of a run have in common."""
+
+    counts: Sequence[GroupCount]
+    read: Callable[[Sequence[Slice]], Iterator[Features]]
+    columns: int
+    batch_size: int
+    seed: int
+    window: int
+    epochs: int
+    streams: int
+
+
+class _Stream:
+    """One part of each epoch's row groups, read in order and shuffled within windows."""
+
+    def __init__(self, plan: _Plan, index: int) -> None:
+        self.plan, self.index = plan, index
+        self._open: tuple[range, _Buffer] | None = None
+
+    def after(self, epoch: int, rows: int) -> "_Buffer":
+        """The rows of `epoch` after the first `rows`."""
+        window = rows // self.plan.window
+        buffer = _Buffer(self._shuffled(epoch, window), self.plan.columns)
+        buffer.take(rows - window * self.plan.window)
+        return buffer
+
+    def _slices(self, epoch: int) -> list[Slice]:
+        plan = self.plan
+        dealt = order.epoch_slices(plan.counts, plan.seed, epoch, plan.batch_size, plan.streams)
+        return dealt[self.index]
 
     def _shuffled(self, epoch: int, window: int) -> Iterator[Features]:
+        plan = self.plan
         ahead, stream = self._opened(epoch, window)
-        left = sum(part.stop - part.start for part in self._mine(epoch)) - window * self._window
+        left = sum(part.stop - part.start for part in self._slices(epoch)) - window * plan.window
         while left > 0:
-            rows = stream.take(min(self._window, left))
+            rows = stream.take(min(plan.window, left))
             left -= len(rows)
             if not left and ahead:
                 self._open = (ahead, stream)
-            yield rows[order.permutation(len(rows), self._seed, epoch, self._worker, window)]
+            yield rows[order.permutation(len(rows), plan.seed, epoch, self.index, window)]
             window += 1
 
     def _opened(self, epoch: int, window: int) -> "tuple[range, _Buffer]":
@@ -200,12 +242,12 @@ class StreamLoader:
         left, self._open = self._open, None
         if left is not None and window == 0 and left[0][0] == epoch:
             return left[0][1:], left[1]
-        slices = order.skip_rows(self._mine(epoch), window * self._window)
+        slices = order.skip_rows(self._slices(epoch), window * self.plan.window)
         ahead = epoch + 1
-        while ahead < self._epochs and len(slices) < STREAM_SLICES:
-            slices += self._mine(ahead)
+        while ahead < self.plan.epochs and len(slices) < STREAM_SLICES:
+            slices += self._slices(ahead)
             ahead += 1
-        return range(epoch + 1, ahead), _Buffer(self._read(slices), self._columns)
+        return range(epoch + 1, ahead), _Buffer(self.plan.read(slices), self.plan.columns)
 
 
 class _Buffer:

@@ -1,7 +1,8 @@
 """The order of rows, computed in advance and independent of timing.
 
-Which rows make up step t of epoch e on worker w is a pure function of (manifest, seed, epoch,
-workers). Every permutation comes from sorting raw PCG64 output, a stream that NumPy keeps fixed.
+Which rows make up step t of epoch e is a pure function of (manifest, seed, epoch), and of the number of
+streams where rows are streamed. Every permutation comes from sorting raw PCG64 output, which NumPy keeps
+fixed.
 """
 
 import hashlib
@@ -64,9 +65,9 @@ def permutation(rows: int, *key: int) -> Indices:
     return np.argsort(np.random.PCG64(seed).random_raw(rows), kind="stable")
 
 
-def bounds(rows: int, workers: int) -> list[int]:
-    """Cut `rows` into `workers` contiguous, near-equal parts: workers + 1 bounds."""
-    return [rows * worker // workers for worker in range(workers + 1)]
+def bounds(rows: int, parts: int) -> list[int]:
+    """Cut `rows` into contiguous, near-equal parts: parts + 1 bounds."""
+    return [rows * part // parts for part in range(parts + 1)]
 
 
 def memory_batches(rows: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
@@ -75,55 +76,55 @@ def memory_batches(rows: int, batch_size: int, seed: int, epoch: int) -> list[In
     return [order[start : start + batch_size] for start in range(0, rows, batch_size)]
 
 
-def stream_cuts(rows: int, batch_size: int, workers: int) -> list[int]:
-    """Cut a stream of `rows` rows into one part for each worker: workers + 1 bounds.
+def stream_cuts(rows: int, batch_size: int, streams: int) -> list[int]:
+    """Cut `rows` rows into one part for each stream: streams + 1 bounds.
 
-    The parts are as large as the workers' shares of a batch, so all of them end in the same step.
+    The parts are as large as the streams' shares of a batch, so all of them end in the same step.
     """
-    return [rows * cut // batch_size for cut in bounds(batch_size, workers)]
+    return [rows * cut // batch_size for cut in bounds(batch_size, streams)]
 
 
 def stream_slices(
     counts: Sequence[GroupCount], split: Split, cuts: Sequence[int], order: Indices | None = None
 ) -> list[list[Slice]]:
-    """Row groups in `order`, split among workers as contiguous runs of rows that end at `cuts`."""
+    """Row groups in `order`, split among streams as contiguous runs of rows that end at `cuts`."""
     dealt: list[list[Slice]] = [[] for _ in cuts[1:]]
-    offset = worker = 0
+    offset = stream = 0
     for group in counts if order is None else [counts[i] for i in order]:
         end = offset + group.of(split)
         low = offset
         while low < end:
-            high = min(end, cuts[worker + 1])
+            high = min(end, cuts[stream + 1])
             if low < high:
                 part = Slice(group.shard, group.group, split, low - offset, high - offset)
-                dealt[worker].append(part)
+                dealt[stream].append(part)
             low = high
             if low < end:
-                worker += 1
+                stream += 1
         offset = end
     return dealt
 
 
 def epoch_slices(
-    counts: Sequence[GroupCount], seed: int, epoch: int, batch_size: int, workers: int
+    counts: Sequence[GroupCount], seed: int, epoch: int, batch_size: int, streams: int
 ) -> list[list[Slice]]:
-    """What each worker streams in an epoch: the training rows, row groups permuted."""
-    cuts = stream_cuts(sum(count.train for count in counts), batch_size, workers)
+    """What each stream has in an epoch: the training rows, row groups permuted."""
+    cuts = stream_cuts(sum(count.train for count in counts), batch_size, streams)
     return stream_slices(counts, "train", cuts, permutation(len(counts), seed, epoch))
 
 
-def stream_step_rows(rows: int, batch_size: int, workers: int) -> list[list[int]]:
-    """Rows of each worker in each step of a streamed epoch: [step][worker].
+def stream_step_rows(rows: int, batch_size: int, streams: int) -> list[list[int]]:
+    """Rows of each stream in each step of a streamed epoch: [step][stream].
 
-    Every step but the last has `batch_size` rows, and each worker reads its own part in order.
+    Every step but the last has `batch_size` rows, and each stream is read in order.
     """
     full, rest = divmod(rows, batch_size)
     sizes = [batch_size] * full + [rest] * (rest > 0)
-    return [np.diff(stream_cuts(size, batch_size, workers)).tolist() for size in sizes]
+    return [np.diff(stream_cuts(size, batch_size, streams)).tolist() for size in sizes]
 
 
 def skip_rows(slices: Sequence[Slice], rows: int) -> list[Slice]:
-    """The rest of a worker's stream after its first `rows` rows."""
+    """The rest of a stream after its first `rows` rows."""
     left = []
     for part in slices:
         length = part.stop - part.start

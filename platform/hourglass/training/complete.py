@@ -152,7 +152,8 @@ def complete(
         trained = members.train(job, stats, loader, group, device, send, run.checkpoints, run.until)
     if run.until is not None:
         return trained.history[-1]
-    so_far = {"sensitivity": sensitivity, "seconds": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
+    so_far = {"sensitivity": sensitivity, "seconds": seconds, "workers": trained.sizes}
     return _finish(run, trained, loader, group, device, so_far)
 
 

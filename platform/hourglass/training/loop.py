@@ -47,6 +47,8 @@ def fit(
     steps = loader.steps * spec.epochs
     rng = Noise(device)
     last = spec.epochs if until is None else until
+    if not state.sizes or state.sizes[-1][1] != group.size:
+        state.sizes = [*state.sizes, [state.step, group.size]]
     while state.epoch < last and not state.stopped:
         started, rows = time.perf_counter(), 0
         state.module.train()

@@ -6,7 +6,7 @@ and does not train finished ones again.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,11 +31,15 @@ Send = Callable[[str, Any], None]
 
 @dataclass(frozen=True)
 class Member:
-    """A trained member: `module` has its best weights, `best` is the record of their epoch."""
+    """A trained member: `module` has its best weights, `best` is the record of their epoch.
+
+    `sizes` has a step and the number of workers from it on, for each change.
+    """
 
     module: AutoencoderModule
     history: list[Record]
     best: Record
+    sizes: list[list[int]] = field(default_factory=list)
     interrupted: bool = False
 
     @property
@@ -61,6 +65,11 @@ class Trained:
     def best(self) -> Record:
         """The best record of the primary member."""
         return self.members[self.primary - 1].best
+
+    @property
+    def sizes(self) -> list[list[int]]:
+        """A step of the primary member and the number of workers from it on, for each change."""
+        return self.members[self.primary - 1].sizes
 
     @property
     def modules(self) -> list[AutoencoderModule]:
@@ -157,9 +166,10 @@ def _train(
         if saved or not latest.history:
             raise
         now.module.load_state_dict(latest.weights)
-        return Member(now.module, latest.history, latest.history[latest.best], interrupted=True)
+        best = latest.history[latest.best]
+        return Member(now.module, latest.history, best, now.sizes, interrupted=True)
     best = now.history[now.best_epoch if now.best_weights else -1]
-    return Member(now.module, now.history, best)
+    return Member(now.module, now.history, best, now.sizes)
 
 
 class _Latest:
@@ -200,7 +210,7 @@ def begin(
     if source is not None:
         checkpoints, name = source
         tensors, position = checkpoints.load(name)
-        now.restore(tensors, position, rank=group.rank)
+        now.restore(tensors, position, rank=group.rank, size=group.size)
         done = now.stopped or now.epoch == spec.epochs
         reached = {"step": now.step, "epoch": now.epoch, "done": done}
         send("resumed", {**reached, "history": now.history})

@@ -6,6 +6,7 @@ Shapes: B rows of this worker, K code units.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +79,8 @@ class State:
 
     `sums` belong to this worker; everything else is the same on every worker. `idle_K` counts the steps
     since each unit of a k-sparse code was last active; other codes have none. The discriminator of an
-    adversary is trained with the model and not part of it.
+    adversary is trained with the model and not part of it. `sizes` has a step and the number of workers
+    from it on, for each change.
     """
 
     module: AutoencoderModule
@@ -94,6 +96,7 @@ class State:
     discriminator: Discriminator | None = None
     stopped: bool = False
     history: list[Record] = field(default_factory=list)
+    sizes: list[list[int]] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, best weights and the optimizers' slots under flat names, on the CPU."""
@@ -118,10 +121,16 @@ class State:
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,
             "history": self.history,
+            "sizes": self.sizes,
         }
 
-    def restore(self, tensors: dict[str, Tensor], position: dict[str, Any], rank: int = 0) -> None:
-        """Restore the state that `tensors()` and `position()` describe, on the worker `rank`."""
+    def restore(
+        self, tensors: dict[str, Tensor], position: dict[str, Any], rank: int = 0, size: int = 1
+    ) -> None:
+        """Restore the state that `tensors()` and `position()` describe, on one of `size` workers.
+
+        If there were more or fewer, the first takes the sums of all.
+        """
         parts: dict[str, dict[str, Tensor]] = {
             "weights": {},
             "best": {},
@@ -146,8 +155,17 @@ class State:
         self.idle_K = None if idle_K is None else idle_K.to(device)
         self.sums = {
             name: torch.tensor(value, dtype=torch.float64, device=device)
-            for name, value in position["sums"][rank].items()
+            for name, value in _sums_of(position["sums"], rank, size).items()
         }
+
+
+def _sums_of(every: Sequence[dict[str, float]], rank: int, size: int) -> dict[str, float]:
+    """The sums of a worker among `size`, from those of the workers that committed."""
+    if len(every) == size:
+        return every[rank]
+    names = dict.fromkeys(name for sums in every for name in sums)
+    share = 0.0 if rank else 1.0
+    return {name: share * sum(sums[name] for sums in every if name in sums) for name in names}
 
 
 def _slots(part: str, optimizer: Optimizer) -> dict[str, Tensor]:
