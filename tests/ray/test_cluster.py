@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from hourglass import ray_internals
 from hourglass.cluster import nodes, submit
 from hourglass.errors import ClusterError
 from hourglass.process import free_port
@@ -256,6 +257,19 @@ def test_list_logs_and_stop(client: Any, project: Project) -> None:
     done = project.run("jobs", "stop", "sleepz")
     assert done.returncode == 2
     assert "job sleepz: not on this cluster, did you mean 'sleeps'?" in done.stderr
+
+
+def test_jobs_queue_for_the_memory_of_the_head(client: Any, project: Project) -> None:
+    """Two that reserve more than half of it each: the second begins when the first has ended."""
+    (head,) = ray_internals.nodes(project.head.address)
+    share = 0.6 * head.resources["memory"] / 2**30
+    clock = "python -c 'import time; print(time.time())'"
+    for name, command in (("holds", f"sleep 3; {clock}"), ("queues", clock)):
+        submit.send(client, submit.Plan(name, command, memory_gib=share))
+    assert submit.info(client, "queues").status == "PENDING"
+    assert [submit.follow(client, name) for name in ("holds", "queues")] == [0, 0]
+    ended, began = (float(client.get_job_logs(name).split()[-1]) for name in ("holds", "queues"))
+    assert began > ended
 
 
 def test_the_same_name_is_the_same_job(client: Any) -> None:

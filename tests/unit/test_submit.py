@@ -102,3 +102,38 @@ def test_a_job_inherits_what_its_environment_sets_and_nothing_else(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:5000")
     with pytest.raises(ClusterError, match="contains a password"):
         job_environment(Settings())
+
+
+class Queued(Jobs):
+    """A client whose job begins at the third look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks, self.asked = 0, {}
+
+    def submit_job(self, **job: Any) -> None:
+        self.asked = job
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        self.looks += 1
+        return SimpleNamespace(status="PENDING" if self.looks < 3 else "RUNNING")
+
+
+def test_a_job_reserves_on_the_head_and_a_wait_is_explained_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "kind: train\ndata: {uri: x, features: {vector: x}}\nmodel: {preset: anomaly}\n"
+    )
+    client = Queued()
+    made = plan(tmp_path / "mine.yaml", settings=Settings(), job="q", cpus=2.0, memory_gib=1.5)
+    submit.send(client, made)  # type: ignore[arg-type]
+    assert client.asked["entrypoint_num_cpus"] == 2.0
+    assert client.asked["entrypoint_memory"] == 3 * 2**29
+    assert client.asked["entrypoint_resources"] == {"node:__internal_head__": 0.001}
+    monkeypatch.setattr(submit, "_PENDING_S", -1.0)
+    submit._await_start(client, "q")
+    assert client.looks == 3
+    assert capsys.readouterr().err.count("job q waits for the CPUs and memory") == 1
+    submit.send(client, submit.Plan("free", "true"))  # type: ignore[arg-type]
+    assert client.asked["entrypoint_resources"] is None

@@ -167,6 +167,12 @@ def submit(
             "--id", metavar="JOB", help="Name of the job; the same file and name reattach to it."
         ),
     ] = None,
+    entrypoint_cpus: Annotated[
+        float, typer.Option(min=0, help="CPUs that the command itself reserves on the head.")
+    ] = 0.0,
+    entrypoint_memory_gib: Annotated[
+        float, typer.Option(min=0, help="Memory that it reserves there; jobs queue for it.")
+    ] = 1.0,
 ) -> None:
     """Run a job file on a cluster and follow its log.
 
@@ -177,7 +183,14 @@ def submit(
     from hourglass.settings import Settings
 
     settings = Settings()
-    sent = plan.plan(file, overrides or (), settings=settings, job=job)
+    sent = plan.plan(
+        file,
+        overrides or (),
+        settings=settings,
+        job=job,
+        cpus=entrypoint_cpus,
+        memory_gib=entrypoint_memory_gib,
+    )
     client = jobs.open_client(address, settings)
     name = jobs.send(client, sent)
     typer.echo(name)

@@ -26,6 +26,8 @@ def plan(
     *,
     settings: Settings,
     job: str | None = None,
+    cpus: float = 0.0,
+    memory_gib: float = 0.0,
 ) -> Plan:
     """The plan of a job file with overrides, validated. Raises SpecError, ClusterError."""
     loaded = files.load(file, overrides)
@@ -37,7 +39,8 @@ def plan(
         )
     content = yaml.safe_dump(_rooted(files.dump(loaded)), sort_keys=False)
     command, environment = f"hourglass {loaded.kind} job.yaml", job_environment(settings)
-    return Plan(name, command, content, environment, str(file), loaded.name or "")
+    kept = {"file": str(file), "name": loaded.name or ""}
+    return Plan(name, command, content, environment, **kept, cpus=cpus, memory_gib=memory_gib)
 
 
 def _rooted(job: dict[str, Any]) -> dict[str, Any]:

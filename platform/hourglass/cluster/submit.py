@@ -27,13 +27,17 @@ DETACHED = 130
 SHA256, FILE, NAME = "hourglass_sha256", "hourglass_file", "hourglass_name"
 """Keys of the metadata of a job."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_ON_HEAD = {"node:__internal_head__": 0.001}
+"""Ray places a command that reserves anything on any node, and one that does not on the head."""
+_PENDING_S = 5.0
 
 
 @dataclass(frozen=True)
 class Plan:
     """A job to submit: a command, the job.yaml it reads, and environment variables.
 
-    `file` and `name` (of the run) are only for lists.
+    `file` and `name` (of the run) are only for lists. The command reserves `cpus` and `memory_gib` on the
+    head for its own process, and waits until they are free.
     """
 
     job: str
@@ -42,6 +46,8 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
     file: str = ""
     name: str = ""
+    cpus: float = 0.0
+    memory_gib: float = 0.0
 
     @property
     def digest(self) -> str:
@@ -60,6 +66,9 @@ def send(client: Any, plan: Plan) -> str:
                 submission_id=plan.job,
                 runtime_env={"working_dir": folder, "env_vars": plan.environment},
                 metadata={SHA256: plan.digest, FILE: plan.file, NAME: plan.name},
+                entrypoint_num_cpus=plan.cpus,
+                entrypoint_memory=int(plan.memory_gib * 2**30),
+                entrypoint_resources=_ON_HEAD if plan.cpus or plan.memory_gib else None,
             )
             return plan.job
         except RuntimeError as error:
@@ -97,6 +106,7 @@ def open_client(address: str | None, settings: Settings) -> Any:
 def follow(client: Any, job: str) -> int:
     """Print the job's log until it ends; its exit code. Ctrl-C detaches, and the job continues."""
     try:
+        _await_start(client, job)
         asyncio.run(_print_log(client, job))
         details = _await_end(client, job)
     except KeyboardInterrupt:
@@ -188,6 +198,20 @@ async def _print_log(client: Any, job: str) -> None:
                 print(client.get_job_logs(job)[printed:], end="", flush=True)
                 return
             await asyncio.sleep(1.0)
+
+
+def _await_start(client: Any, job: str) -> None:
+    """Wait until the job runs; a long wait is explained."""
+    began, explained = time.monotonic(), False
+    while info(client, job).status == "PENDING":
+        if not explained and time.monotonic() - began > _PENDING_S:
+            explained = True
+            print(
+                f"job {job} waits for the CPUs and memory that it reserves on the head (see "
+                "`hourglass submit --help`), or for its environment",
+                file=sys.stderr,
+            )
+        time.sleep(0.3)
 
 
 def _await_end(client: Any, job: str) -> Any:
