@@ -6,6 +6,8 @@ import os
 import secrets
 import shutil
 import stat
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ import fsspec
 from hourglass.errors import DataError, NotDurableError, ReadError, WriteError, first_line
 from hourglass.settings import Settings
 
+WAIT_S = 10.0
+"""After which a read or write that waits for S3 says so."""
 S3FS_TRIES = 2
 """Of s3fs, around botocore's: the only ones where an answer stops halfway."""
 UNSYNCED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF)
@@ -87,13 +91,40 @@ def trouble(error: BaseException | None) -> str | None:
 
 
 @contextmanager
+def _patient(uri: str) -> Iterator[None]:
+    """A context that says so while S3 keeps it waiting."""
+    if is_local(uri):
+        yield
+        return
+    timer = threading.Timer(WAIT_S, _say_waiting, (uri,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _say_waiting(uri: str) -> None:
+    # What a worker of Ray prints on its standard output reaches the user, its errors do not.
+    where = sys.stdout if "RAY_RAYLET_PID" in os.environ else sys.stderr
+    limit = Settings().s3_total_timeout_s
+    print(
+        f"{uri}: S3 has not answered for {WAIT_S:g} s; still waiting, at most {limit:g} s for a request",
+        file=where,
+        flush=True,
+    )
+
+
+@contextmanager
 def reading(uri: str) -> Iterator[None]:
     """Raise errors of disks and S3 as a ReadError that names `uri`, except for missing files.
 
     Raises: ReadError, FileNotFoundError, NotADirectoryError.
     """
     try:
-        yield
+        with _patient(uri):
+            yield
     except (FileNotFoundError, NotADirectoryError, ReadError):
         raise
     except Exception as error:
@@ -175,7 +206,8 @@ def write(uri: str, content: bytes) -> None:
 def writing(uri: str) -> Iterator[None]:
     """Turn what disks and S3 raise when they refuse to write into a WriteError that names `uri`."""
     try:
-        yield
+        with _patient(uri):
+            yield
     except (ReadError, WriteError):
         raise
     except Exception as error:

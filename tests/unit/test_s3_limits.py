@@ -96,7 +96,7 @@ class Endpoint:
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint]]:
-    """`endpoint(answer)` is where S3 is from now on, for requests that wait 0.3 s and no longer."""
+    """`endpoint(answer)` is where S3 is from now on, for reads that wait 0.3 s and no longer."""
     made: list[Endpoint] = []
 
     def make(answer: Answer, **variables: str) -> Endpoint:
@@ -106,7 +106,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "hidden",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "HOURGLASS_S3_CONNECT_TIMEOUT_S": "0.3",
+            "HOURGLASS_S3_CONNECT_TIMEOUT_S": "5",
             "HOURGLASS_S3_READ_TIMEOUT_S": "0.3",
         }
         for name, value in (usual | variables).items():
@@ -256,3 +256,38 @@ def test_settings_that_are_none_are_told_at_once(monkeypatch: pytest.MonkeyPatch
         "HOURGLASS_S3_ATTEMPTS: found 'no'; input should be a valid integer, unable to parse string "
         "as an integer",
     ]
+
+
+def late(connection: socket.socket, asked: bytes) -> None:
+    """It answers in time, after a while."""
+    time.sleep(0.2)
+    connection.sendall(HEAD if asked.startswith(b"HEAD") else HEAD + b"x" * SIZE)
+
+
+@pytest.mark.parametrize("worker", [False, True])
+def test_a_wait_is_said(
+    endpoint: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, worker: bool
+) -> None:
+    """Once for a read, and where it is seen: a worker's standard output is, its errors are not."""
+    monkeypatch.setattr(storage, "WAIT_S", 0.1)
+    monkeypatch.delenv("RAY_RAYLET_PID", raising=False)
+    if worker:
+        monkeypatch.setenv("RAY_RAYLET_PID", "1")
+    endpoint(late)
+    assert storage.read(URI) == b"x" * SIZE
+    output, errors = capfd.readouterr()
+    said = f"{URI}: S3 has not answered for 0.1 s; still waiting, at most 600 s for a request\n"
+    assert (output, errors) == ((said, "") if worker else ("", said))
+
+
+def test_an_answer_in_time_is_not_remarked_on(
+    endpoint: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The control; and files of this machine start no timer."""
+    endpoint(late)
+    assert storage.read(URI) == b"x" * SIZE
+    (tmp_path / "a").write_bytes(b"x")
+    before = threading.active_count()
+    with storage.reading(str(tmp_path / "a")):
+        assert threading.active_count() == before
+    assert capfd.readouterr() == ("", "")
