@@ -567,6 +567,7 @@ INDIFFERENT = [
     "track.register=digits",
     "quantile=0.9",
     "scale.max_failures=9",
+    "scale.wait_s=5",
     "train.checkpoint_every_steps=10",
     "train.epochs=10",
     "train.seeds=1",

@@ -287,7 +287,8 @@ class TrainJob(Strict):
         decisive = canonical(self)
         for name in ("name", "track", "quantile"):
             decisive.pop(name, None)
-        for part, name in (("train", "checkpoint_every_steps"), ("scale", "max_failures")):
+        apart = ("train", "checkpoint_every_steps"), ("scale", "max_failures"), ("scale", "wait_s")
+        for part, name in apart:
             decisive.setdefault(part, {}).pop(name, None)
         text = json.dumps([IDENTITY, decisive], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
