@@ -95,7 +95,8 @@ def test_make_targets_are_what_they_claim() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert commands()[:2] == ["make demo", "make test"]
     assert re.search(r"^demo: .*\n\t\$\(BIN\)/hourglass demo$", makefile, flags=re.M)
-    assert re.search(r"^test: .*\n\t.*-m pytest -n 3 --no-loadscope-reorder$", makefile, flags=re.M)
+    suite = r"^test: .*\n\t.*-m pytest -n 3 --no-loadscope-reorder -m \"not nightly\"$"
+    assert re.search(suite, makefile, flags=re.M)
 
 
 def test_the_yaml_is_twelve_lines() -> None:

@@ -537,7 +537,8 @@ def test_parse_tells_the_same_mistakes() -> None:
         "job: 2 mistakes\n"
         "  job: output: required field is missing\n"
         "  job: outptu: unknown field, did you mean 'output'? Allowed: accelerator, kind, "
-        "manifest, missing, model, name, output, outputs, passthrough, threshold, uri, workers"
+        "manifest, missing, model, name, output, outputs, passthrough, threshold, uri, wait_s, "
+        "workers"
     )
 
 

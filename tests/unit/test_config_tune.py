@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from hourglass import cli
 from hourglass.cluster.plan import plan
 from hourglass.config import train
 from hourglass.config.files import dump, load, load_kind, parse
@@ -412,9 +410,3 @@ def test_a_sweep_is_submitted_with_its_base_in_it(check: Any, tmp_path: Path) ->
     tree = yaml.safe_load(sent.content)
     assert tree["base"]["data"]["uri"] == str(tmp_path / "rows")
     assert parse(tree) == check(TUNE, f"base.data.uri={tmp_path / 'rows'}")
-
-
-def test_render_names_the_kinds_it_accepts(check: Any) -> None:
-    check(TUNE)
-    done = CliRunner().invoke(cli.app, ["render", "tune.yaml"])
-    assert str(done.exception) == "tune.yaml: found a tune job, render accepts train and score jobs"

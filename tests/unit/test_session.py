@@ -282,7 +282,7 @@ def test_a_sweep_notes_once_that_places_stay_empty(
 ) -> None:
     monkeypatch.setattr(sweep, "open_dataset", lambda *_: SimpleNamespace(record={}))
     monkeypatch.setattr(sweep, "SharedRows", lambda *_: rows())
-    monkeypatch.setattr(sweep, "resources", lambda _: Resources(Share(1.0, 0.0, 1), 8, at_once))
+    monkeypatch.setattr(sweep, "resources", lambda *_: Resources(Share(1.0, 0.0, 1), 8, at_once))
     monkeypatch.setattr(execution, "train", train_none)
     made = asked(
         {"train.seed": {"randint": [0, 1000]}},

@@ -126,7 +126,7 @@ def test_a_fresh_sweep_that_finishes_nothing_keeps_the_leaderboard_of_before(
     monkeypatch.setattr(sweep, "open_dataset", lambda *_: SimpleNamespace(record={}))
     monkeypatch.setattr(sweep, "SharedRows", lambda *_: SimpleNamespace(loaded=True))
     monkeypatch.setattr(sweep, "Session", lambda *_: session)
-    monkeypatch.setattr(sweep, "resources", lambda _: SimpleNamespace(at_once=1))
+    monkeypatch.setattr(sweep, "resources", lambda *_: SimpleNamespace(at_once=1))
     monkeypatch.setattr(sweep.execution, "train", interrupted)
     with pytest.raises(KeyboardInterrupt) as stop:
         sweep.run(made, settings, listener, fresh=True)  # type: ignore[arg-type]
