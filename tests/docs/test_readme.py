@@ -44,7 +44,7 @@ class Shell:
             env=self.env,
             text=True,
             capture_output=True,
-            timeout=280,
+            timeout=560,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr

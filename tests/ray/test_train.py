@@ -479,7 +479,7 @@ def test_an_error_of_the_channel_is_raised_at_the_end(
     Broken.__name__ = "EventChannel"
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Broken)
     monkeypatch.setattr("hourglass.training.events.EventChannel", actor)
-    monkeypatch.setattr("hourglass.training.events.TIMEOUT_S", 1.0)
+    monkeypatch.setattr("hourglass.training.events.TIMEOUT_S", 5.0)
 
     def publish(subscription: Subscription) -> None:
         with subscription as publisher:

@@ -279,7 +279,8 @@ def test_a_streaming_loader_opens_nothing_ahead() -> None:
             yield from read(slices)
             opened.append("end")
 
-        made_loader._read, made_loader._epochs = counted, 4
+        (stream,) = made_loader._streams
+        stream.plan = stream.plan._replace(read=counted, epochs=4)
         opened.append(made_loader)
         return made_loader
 

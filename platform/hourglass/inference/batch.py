@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, groupby, islice
@@ -138,10 +138,17 @@ def _run(
     for tally in done.values():
         listener.scored(tally)
     if todo:
-        with closing(_pool(job, folder, options, work, todo, loaded, listener)) as results:
-            for name, tally in results:
-                done[name] = tally
-                listener.scored(tally)
+        try:
+            with closing(_pool(job, folder, options, work, todo, loaded, listener)) as results:
+                for name, tally in results:
+                    done[name] = tally
+                    listener.scored(tally)
+        except BaseException:
+            with suppress(
+                OSError
+            ):  # the next command sweeps again; the error of this one is raised
+                output.sweep(folder)  # scorers that were killed as another one failed
+            raise
     total = sum((done[name] for name in names), Tally())
     scored = Scored(
         uri=job.output,
